@@ -1,0 +1,42 @@
+# Everything sets itself up: `make scan` and `make test` need Python >= 3.11 and a package registry.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: scan test check bench model clean
+
+scan: $(VENV)/scan.stamp  ## Forge real photographs, scan them, show what was found.
+	$(BIN)/prompt-iml demo --output demo
+
+test: check  ## Lint, types, every test.
+	$(BIN)/python -m pytest
+
+check: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
+	$(BIN)/python -m tests.bench
+
+model: $(VENV)/test.stamp  ## Export the packaged model anew, behind its parity gate.
+	$(BIN)/python -m engine.export
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "prompt-iml needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/scan.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	touch $@
+
+# torch first and by its exact version: a looser pin takes another build with gigabytes of CUDA.
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[torch,dev]'
+	touch $@ $(VENV)/scan.stamp

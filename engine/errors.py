@@ -1,0 +1,184 @@
+"""Every error the product raises on purpose, each with a stable code.
+
+    PromptImlError
+    ├── UsageError             usage               exit 2: one line that says how to fix it
+    │   ├── MissingInput       missing_input
+    │   ├── EmptySource        empty_source
+    │   ├── OutputNotWritable  output_not_writable
+    │   ├── CredentialsFailed  credentials_failed
+    │   ├── UnknownModel       unknown_model
+    │   ├── DamagedModel       damaged_model
+    │   ├── RunMismatch        run_mismatch
+    │   └── MissingDependency  missing_dependency
+    └── ImageError                                 becomes one row with status=failed
+        ├── FetchError         fetch_failed        stage "fetch"
+        │   ├── NotFound       not_found
+        │   ├── Denied         denied
+        │   ├── FetchTimeout   timeout
+        │   └── DamagedShard   damaged_shard
+        ├── DecodeError        corrupt             stage "decode"
+        │   ├── Empty          empty
+        │   ├── Truncated      truncated
+        │   ├── Unsupported    unsupported
+        │   ├── NotAnImage     not_an_image        status=skipped, not failed
+        │   └── TooLarge       too_large
+        └── InferError         infer_failed        stage "infer"
+
+Codes and stages are part of the results schema (version 1): they are added to, never renamed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class PromptImlError(Exception):
+    """Root of the tree."""
+
+    code: ClassVar[str] = "error"
+
+
+class UsageError(PromptImlError):
+    """The command cannot run as asked; the message is one line that says how to fix it."""
+
+    code = "usage"
+
+
+class MissingInput(UsageError):
+    """An INPUT names nothing that exists."""
+
+    code = "missing_input"
+
+
+class EmptySource(UsageError):
+    """The inputs exist and hold nothing to scan."""
+
+    code = "empty_source"
+
+
+class OutputNotWritable(UsageError):
+    """The output location refuses a file."""
+
+    code = "output_not_writable"
+
+
+class CredentialsFailed(UsageError):
+    """The object store refused who we are."""
+
+    code = "credentials_failed"
+
+
+class UnknownModel(UsageError):
+    """No model of that name or at that path."""
+
+    code = "unknown_model"
+
+
+class DamagedModel(UsageError):
+    """A model's file cannot be read, or its files do not belong together."""
+
+    code = "damaged_model"
+
+
+class RunMismatch(UsageError):
+    """The run id exists with another configuration."""
+
+    code = "run_mismatch"
+
+
+class MissingDependency(UsageError):
+    """An optional package is needed and not installed."""
+
+    code = "missing_dependency"
+
+
+class ImageError(PromptImlError):
+    """One image cannot be scanned: a row, never the end of the job.
+
+    Args:
+        message: what happened, for a person; rows keep its first 300 characters.
+        facts: result columns known before the failure (say `width`), kept in the row.
+    """
+
+    stage: ClassVar[str]
+    status: ClassVar[str] = "failed"
+
+    def __init__(self, message: str, facts: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.facts: dict[str, Any] = facts or {}
+
+
+class FetchError(ImageError):
+    """The bytes did not arrive."""
+
+    stage = "fetch"
+    code = "fetch_failed"
+
+
+class NotFound(FetchError):
+    """The object is not there (any more)."""
+
+    code = "not_found"
+
+
+class Denied(FetchError):
+    """The store refuses to give the object."""
+
+    code = "denied"
+
+
+class FetchTimeout(FetchError):
+    """The store did not answer in time."""
+
+    code = "timeout"
+
+
+class DamagedShard(FetchError):
+    """A shard breaks off or is corrupt here: what lies behind cannot be read."""
+
+    code = "damaged_shard"
+
+
+class DecodeError(ImageError):
+    """The bytes claim to be an image and do not decode."""
+
+    stage = "decode"
+    code = "corrupt"
+
+
+class Empty(DecodeError):
+    """Zero bytes."""
+
+    code = "empty"
+
+
+class Truncated(DecodeError):
+    """The image breaks off."""
+
+    code = "truncated"
+
+
+class Unsupported(DecodeError):
+    """A format, or a variant of one, outside the allow-list."""
+
+    code = "unsupported"
+
+
+class NotAnImage(DecodeError):
+    """Neither the bytes nor the name are an image's (a README in a bucket)."""
+
+    code = "not_an_image"
+    status = "skipped"
+
+
+class TooLarge(DecodeError):
+    """More bytes or pixels than the limits allow."""
+
+    code = "too_large"
+
+
+class InferError(ImageError):
+    """The engine failed on this image."""
+
+    stage = "infer"
+    code = "infer_failed"
