@@ -1,0 +1,175 @@
+"""Decoded images in, findings out: keeps the engine's batches full across images."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import InferError
+from engine.image import Image
+from engine.policy import Label, Policy
+from engine.postprocess import Region, localize
+from engine.protocol import Batch, Engine
+from engine.views import LogitMap, Shape, Tiling, View, assemble, cut, tile
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known about one image.
+
+    Attributes:
+        mask: (H, W) bool at stored size; None when no pixel is manipulated.
+        manipulated_fraction: of the image's pixels.
+        regions: largest first, at most 16.
+        logits: the map behind the mask, at network resolution: heat maps and
+            `views.probability_map` are made from it.
+        score_raw: the network's score logit, the largest of the image's tiles: one
+            manipulated tile makes a manipulated image.
+        score: calibrated probability that the image was manipulated.
+        label, threshold: by the policy; threshold is None when it claims none.
+        mask_threshold: of the pixel probabilities.
+        preprocess: id of how the image was shown to the network.
+        infer_ms: the image's share of the engine's time, milliseconds.
+    """
+
+    mask: NDArray[np.bool_] | None
+    manipulated_fraction: float
+    regions: tuple[Region, ...]
+    logits: LogitMap
+    score_raw: float
+    score: float
+    label: Label
+    threshold: float | None
+    mask_threshold: float
+    preprocess: str
+    infer_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class _TileOutput:
+    mask_logits: NDArray[np.float32]
+    score_logit: float
+    infer_ms: float
+
+
+@dataclass(slots=True)
+class _Open(Generic[K]):
+    """An image some of whose tiles have not run yet."""
+
+    key: K
+    tiling: Tiling
+    outputs: list[_TileOutput] = field(default_factory=list)
+    failed: bool = False
+
+
+_Slot: TypeAlias = tuple[_Open[K], int]  # an image, and which of its tiles
+_Lane: TypeAlias = deque[tuple[_Open[K], int]]  # waiting tiles of one shape, first come first
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """An engine with the view and the policy of its model.
+
+    Attributes:
+        engine: the runtime.
+        view: how the model wants to see images.
+        policy: calibration and thresholds.
+        batch_size: tiles per engine call. Every call has exactly this many, so an image's
+            finding does not depend on the images around it.
+    """
+
+    engine: Engine
+    view: View
+    policy: Policy
+    batch_size: int = 1
+
+    def detect(self, images: Iterable[tuple[K, Image]]) -> Iterator[tuple[K, Finding | InferError]]:
+        """Findings of a stream of images, each as soon as its last tile has run.
+
+        Tiles of one shape share batches, across images. Images come out in the order in which
+        they complete; with batch_size 1 that is the order in which they came. Fewer than
+        batch_size tiles of each shape wait at any time, so `native` with its four shapes holds
+        at most 4 * (batch_size - 1) images while it asks for the next.
+
+        An image on which the engine fails yields the `InferError`: after a failed batch each
+        of its tiles runs alone, so one image cannot fail its neighbours.
+        """
+        lanes: defaultdict[Shape, _Lane[K]] = defaultdict(deque)
+        for key, image in images:
+            opened = _Open(key, cut(image, self.view))
+            lane = lanes[opened.tiling.tile_shape]
+            lane.extend((opened, index) for index in range(len(opened.tiling)))
+            while len(lane) >= self.batch_size:
+                yield from self._advance(lane)
+        for lane in lanes.values():
+            while lane:
+                yield from self._advance(lane)
+
+    def _advance(self, lane: _Lane[K]) -> Iterator[tuple[K, Finding | InferError]]:
+        """Run the next batch of a lane; yield the images that it completes."""
+        slots = [lane.popleft() for _ in range(min(len(lane), self.batch_size))]
+        slots = [slot for slot in slots if not slot[0].failed]
+        for (opened, _), output in zip(slots, self._infer(slots), strict=True):
+            if opened.failed:
+                continue
+            if isinstance(output, InferError):
+                opened.failed = True
+                yield opened.key, output
+                continue
+            opened.outputs.append(output)
+            if len(opened.outputs) == len(opened.tiling):
+                yield opened.key, self._conclude(opened)
+
+    def _infer(self, slots: Sequence[_Slot[K]]) -> list[_TileOutput | InferError]:
+        """One outcome a slot; after a failed batch each slot runs alone."""
+        if not slots:
+            return []
+        try:
+            return self._run(slots)
+        except InferError as error:
+            if len(slots) == 1:
+                return [error]
+        return [outcome for slot in slots for outcome in self._infer([slot])]
+
+    def _run(self, slots: Sequence[_Slot[K]]) -> list[_TileOutput | InferError]:
+        """One engine call of exactly batch_size tiles: where some lack, the last repeats."""
+        tiles = [tile(opened.tiling, index) for opened, index in slots]
+        tables = [opened.tiling.qtable for opened, _ in slots]
+        lack = self.batch_size - len(slots)
+        batch = Batch(np.stack(tiles + tiles[-1:] * lack), np.stack(tables + tables[-1:] * lack))
+        start = time.perf_counter()
+        detection = self.engine.run(batch)
+        infer_ms = (time.perf_counter() - start) * 1e3 / len(slots)
+        masks, scores = detection.mask_logits, detection.score_logit
+        if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
+            raise InferError(f"{self.engine.name} gave logits that are not finite")
+        # Copies: the runtime may write its next output into the same memory.
+        return [_TileOutput(masks[i].copy(), float(scores[i]), infer_ms) for i in range(len(slots))]
+
+    def _conclude(self, opened: _Open[K]) -> Finding:
+        logits = assemble(opened.tiling, [output.mask_logits for output in opened.outputs])
+        localization = localize(logits, self.policy.mask_threshold)
+        score_raw = max(output.score_logit for output in opened.outputs)
+        score = self.policy.score(score_raw)
+        label, threshold = self.policy.label(score)
+        return Finding(
+            mask=localization.mask,
+            manipulated_fraction=localization.manipulated_fraction,
+            regions=localization.regions,
+            logits=logits,
+            score_raw=score_raw,
+            score=score,
+            label=label,
+            threshold=threshold,
+            mask_threshold=self.policy.mask_threshold,
+            preprocess=opened.tiling.preprocess,
+            infer_ms=sum(output.infer_ms for output in opened.outputs),
+        )

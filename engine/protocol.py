@@ -1,0 +1,55 @@
+"""The one interface between a scan and a runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.prompts import PromptSet
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Network input.
+
+    Attributes:
+        image: (N, H, W, 3) uint8 RGB; H and W as the model's view allows.
+        qtable: (N, 64) float32, JPEG luma quantisation tables in natural order; ones where
+            the file has none.
+    """
+
+    image: NDArray[np.uint8]
+    qtable: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Network output, before calibration and in the frame of the batch.
+
+    Attributes:
+        mask_logits: (N, H/4, W/4) float32; above 0 means manipulated.
+        score_logit: (N,) float32, for the image as a whole.
+    """
+
+    mask_logits: NDArray[np.float32]
+    score_logit: NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A runtime with a model loaded. Not thread-safe: one engine, one thread."""
+
+    @property
+    def name(self) -> str:
+        """Runtime, precision and device, as rows name it: `openvino/f32/cpu`."""
+        ...
+
+    def load_prompts(self, prompts: PromptSet) -> None:
+        """Use another prompt set from the next batch on; no export, no engine build."""
+        ...
+
+    def run(self, batch: Batch) -> Detection:
+        """Detect. Raises `InferError` when the runtime fails."""
+        ...
