@@ -1,0 +1,15 @@
+"""Sources: what the inputs name, as units to scan, and the samples in a unit.
+
+In come paths and URIs of folders, shards, Parquet files and lists; out go `Unit`s (`list_units`,
+on the driver) and, from each unit, exact bytes as `Sample`s (`read_unit`, in a scan actor). Every
+image listed becomes one sample: with its bytes, or with the reason why there are none.
+"""
+
+from __future__ import annotations
+
+from pipeline.sources.names import Format, claims_to_be_image
+from pipeline.sources.packing import list_units
+from pipeline.sources.reading import read_unit
+from pipeline.storage import display_name
+
+__all__ = ["Format", "claims_to_be_image", "display_name", "list_units", "read_unit"]

@@ -1,0 +1,145 @@
+"""What each INPUT is, told from what is there: shards and plain objects, streamed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fsspec.utils import glob_translate
+
+from engine.errors import CredentialsFailed, Denied, FetchError, MissingInput, NotFound, UsageError
+from pipeline import storage
+from pipeline.sniff import HEAD_BYTES, sniff
+from pipeline.sources.listing import list_objects
+from pipeline.sources.names import Format, Kind, claims_to_be_image, is_hidden, kind_of_name
+from pipeline.sources.parquet import column_of_images, open_parquet
+from pipeline.sources.tar import is_tar
+from pipeline.sources.uri_list import PARQUET_MAGIC, is_list, read_list
+from pipeline.units import ObjectRef
+
+_WILDCARD = re.compile(r"[*?[]")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file that an input names.
+
+    Attributes:
+        kind: `objects` for one plain object, which may or may not be an image.
+        ref: the file.
+    """
+
+    kind: Kind
+    ref: ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What one INPUT names.
+
+    Attributes:
+        name: as the user gave it.
+        uri: the file, or the folder to list.
+        file: set when it is a file.
+        starts, pattern: of a glob; which names below the folder to list, and to take.
+    """
+
+    name: str
+    uri: str
+    file: ObjectRef | None = None
+    starts: str = ""
+    pattern: re.Pattern[str] | None = None
+
+
+def resolve(name: str) -> Source:
+    """Find what an INPUT names; a name with wildcards that exists as it stands is no glob.
+
+    Raises:
+        UsageError: as `entries_of`.
+    """
+    uri = storage.canonical(name)
+    with _usage_errors(uri):
+        try:
+            return Source(name, uri, storage.look_up(uri))
+        except NotFound:
+            wildcard = _WILDCARD.search(uri)
+            if wildcard is None:
+                raise
+    return _glob(name, uri, wildcard.start())
+
+
+def entries_of(source: Source, format: Format, image_column: str | None) -> Iterator[Entry]:  # noqa: A002
+    """The files of an input, in the order of `list_objects` or of the list.
+
+    Raises:
+        MissingInput: there is nothing of that name, or nothing that matches.
+        CredentialsFailed: the store refuses to list or read the input.
+        UsageError: anything else that makes the input unreadable as a whole.
+    """
+    with _usage_errors(source.uri):
+        if source.file:
+            kind = _kind_of_content(source.file, image_column) if format == "auto" else format
+            yield from _expand(source.file, kind)
+            return
+        matches = 0
+        for ref in list_objects(source.uri, is_hidden, source.starts):
+            if source.pattern is None or source.pattern.match(ref.uri):
+                matches += 1
+                yield from _expand(ref, kind_of_name(ref.uri) if format == "auto" else format)
+        if source.pattern and not matches:
+            raise NotFound(f"nothing matches {storage.display_name(source.name)}")
+
+
+@contextmanager
+def _usage_errors(uri: str) -> Iterator[None]:
+    """What fails one image fails the command when it is the input itself."""
+    try:
+        yield
+    except NotFound as error:
+        raise MissingInput(f"no such input: {error}") from error
+    except Denied as error:
+        fix = storage.CREDENTIALS_FIX if storage.is_s3(uri) else "check who may read it"
+        raise CredentialsFailed(f"{error}; {fix}") from error
+    except FetchError as error:
+        raise UsageError(f"cannot read {error}") from error
+
+
+def _glob(name: str, uri: str, wildcard: int) -> Source:
+    """What matches, and all that lies in a folder that matches."""
+    folder, _, starts = uri[:wildcard].rpartition("/")
+    try:
+        pattern = re.compile(f"{glob_translate(uri)}|{glob_translate(f'{uri}/**')}")
+    except ValueError as error:
+        raise UsageError(f"{storage.display_name(name)}: {error}") from error
+    return Source(name, folder if folder != "file://" else "file:///", None, starts, pattern)
+
+
+def _expand(ref: ObjectRef, kind: Kind) -> Iterator[Entry]:
+    if kind == "list":
+        for named in read_list(ref.uri):
+            yield Entry(kind_of_name(named.uri), named)
+    else:
+        yield Entry(kind, ref)
+
+
+def _kind_of_content(ref: ObjectRef, image_column: str | None) -> Kind:
+    with storage.open_stream(ref.uri) as stream:
+        head = stream.read(8 * HEAD_BYTES)
+    named = kind_of_name(ref.uri)
+    if named == "parquet" or head.startswith(PARQUET_MAGIC):
+        return _kind_of_parquet(ref.uri, image_column)
+    if named == "tar" or is_tar(head):
+        return "tar"
+    is_text = not (claims_to_be_image(ref.uri) or sniff(head) or _CONTROL.search(head))
+    return "list" if is_text and is_list(ref.uri, head) else "objects"
+
+
+def _kind_of_parquet(uri: str, image_column: str | None) -> Kind:
+    try:
+        with open_parquet(uri) as file:
+            return "parquet" if column_of_images(uri, file.schema_arrow, image_column) else "list"
+    except FetchError:
+        return "parquet"  # reading it tells what is wrong

@@ -1,0 +1,49 @@
+"""What a name alone says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["objects", "tar", "parquet", "list"]
+Format = Literal["auto", "objects", "tar", "parquet", "list"]
+
+_IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
+    *(".jxl", ".jxr", ".ico", ".cur", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".psd"),
+    *(".xcf", ".exr", ".hdr", ".dds", ".qoi", ".svg"),
+    # Raw files of cameras.
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+)
+
+# Written beside data by Spark, Hive and this product; no names that a camera gives.
+_BOOKKEEPING = frozenset(
+    ["_runs", "_SUCCESS", "_metadata", "_common_metadata", "_temporary", "_delta_log"]
+)
+
+
+def claims_to_be_image(name: str) -> bool:
+    """Whether the extension of a name is an image's, be it of a format that we refuse."""
+    return name.lower().endswith(_IMAGE_SUFFIXES)
+
+
+def kind_of_name(name: str) -> Kind:
+    """Tar or Parquet shard by extension; anything else is an object, whatever is in it."""
+    lowered = name.lower()
+    if lowered.endswith((".tar", ".tar.gz", ".tgz")):
+        return "tar"
+    return "parquet" if lowered.endswith(".parquet") else "objects"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name inside a source is passed over.
+
+    Dot names are, and the bookkeeping of data tools. A mere `_` in front, which Spark passes
+    over, is not: cameras name photographs `_DSC0001.JPG`.
+    """
+    return (name.startswith(".") and name not in (".", "..")) or name in _BOOKKEEPING
+
+
+def in_hidden(path: str) -> bool:
+    """Whether any part of a relative path is hidden."""
+    return any(is_hidden(part) for part in path.split("/"))

@@ -1,0 +1,221 @@
+"""Parquet files that carry the bytes of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import DamagedShard, Empty, FetchError, UsageError
+from pipeline import storage
+from pipeline.sources.limits import too_large
+from pipeline.units import ObjectRef, Sample, Unit
+
+BATCH_BYTES = 16 << 20
+MAX_BATCH_ROWS = 1024
+ID_COLUMNS = ("content_id", "id")
+RESULTS_MARK = b"prompt_iml.schema_version"
+
+_USUAL_NAMES = (
+    "image",
+    "image_bytes",
+    "bytes",
+    "data",
+    "content",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "img",
+    "picture",
+    "photo",
+)
+
+
+@contextmanager
+def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    """The file, with its footer read.
+
+    Raises:
+        FetchError: it cannot be read; `DamagedShard` when it is no Parquet file.
+    """
+    with storage.open_stream(uri) as stream:
+        try:
+            # Without pre_buffer a row group is streamed; with it, it would be held whole.
+            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedShard(f"{storage.display_name(uri)}: {_line(error)}") from error
+        yield file
+
+
+def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | None:
+    """The column with the bytes of images; None when no column could hold them.
+
+    A struct with `bytes` (Hugging Face) goes before a binary column of a usual name, and that
+    before the only binary column.
+
+    Raises:
+        UsageError: `wanted` is no such column, or there are several and none of a usual name.
+    """
+    usable: list[str] = [field.name for field in schema if _holds_bytes(field.type)]
+    file = storage.display_name(uri)
+    if wanted in usable:
+        return wanted
+    if wanted:
+        raise UsageError(
+            f"{file}: --image-column {wanted} holds no image bytes; "
+            f"columns that may: {', '.join(usable) or 'none'}; all: {', '.join(schema.names)}"
+        )
+    if not usable:
+        return None
+    structs = [name for name in usable if pa.types.is_struct(schema.field(name).type)]
+    usual = [name for usual in _USUAL_NAMES for name in usable if name.lower() == usual]
+    for candidates in (structs, usual[:1], usable):
+        if len(candidates) == 1:
+            return candidates[0]
+    raise UsageError(
+        f"{file}: which column holds the images? choose with --image-column: {', '.join(usable)}"
+    )
+
+
+def plan_parquet(
+    ref: ObjectRef, *, images_per_unit: int, image_column: str | None, required: bool
+) -> list[Unit] | None:
+    """The file's row groups in units of about `images_per_unit` rows.
+
+    A file that cannot be read is one unit, which tells so when it is read. A part of this
+    product's own results is none. Returns None for a file without image bytes.
+
+    Raises:
+        UsageError: as `column_of_images`; also for no column at all where one is `required`.
+    """
+    whole = Unit("parquet", ref.uri, ref.size_bytes, ref.etag)
+    try:
+        with open_parquet(ref.uri) as file:
+            schema = file.schema_arrow
+            if RESULTS_MARK in (schema.metadata or {}):
+                return []
+            column = column_of_images(ref.uri, schema, image_column)
+            if column:
+                return _row_group_units(
+                    replace(whole, column=column), file.metadata, images_per_unit
+                )
+    except FetchError:
+        return [whole]
+    if required:
+        raise UsageError(
+            f"{storage.display_name(ref.uri)}: no column holds image bytes: "
+            f"{', '.join(schema.names)}"
+        )
+    return None
+
+
+def _row_group_units(whole: Unit, metadata: Any, images_per_unit: int) -> list[Unit]:
+    units = []
+    first = images = size = 0
+    for group in range(metadata.num_row_groups):
+        images += metadata.row_group(group).num_rows
+        size += _column_bytes(metadata.row_group(group), whole.column, "total_compressed_size")
+        is_last = group == metadata.num_row_groups - 1
+        if images >= images_per_unit or (images and is_last):
+            units.append(
+                replace(whole, first=first, last=group + 1, images=images, size_bytes=size)
+            )
+            first, images, size = group + 1, 0, 0
+    return units
+
+
+def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
+    """The images of a unit's row groups, in order; `member` is the row number in the file.
+
+    Where a row group is damaged, one failed sample stands for the rest of its rows.
+    """
+    try:
+        with open_parquet(unit.uri) as file:
+            column = unit.column or column_of_images(unit.uri, file.schema_arrow, None)
+            if column is None:
+                raise DamagedShard(f"{storage.display_name(unit.uri)}: no column of image bytes")
+            counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            row = sum(counts[: unit.first])
+            for group in range(unit.first, unit.last or len(counts)):
+                yield from _read_row_group(unit.uri, file, group, row, column, max_object_bytes)
+                row += counts[group]
+    except FetchError as error:
+        yield Sample(unit.uri, error=error)
+
+
+def _read_row_group(
+    uri: str, file: pq.ParquetFile, group: int, row: int, column: str, max_object_bytes: int
+) -> Iterator[Sample]:
+    metadata = file.metadata.row_group(group)
+    end = row + metadata.num_rows
+    ids = [name for name in ID_COLUMNS if name in file.schema_arrow.names][:1]
+    image_bytes = _column_bytes(metadata, column, "total_uncompressed_size") // (end - row or 1)
+    batches = file.iter_batches(
+        batch_size=max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // (image_bytes or 1))),
+        row_groups=[group],
+        columns=[column, *ids],
+        use_threads=False,
+    )
+    try:
+        for batch in batches:
+            for cells in zip(*(batch.column(name) for name in [column, *ids]), strict=True):
+                yield _sample(uri, row, cells, max_object_bytes)
+                row += 1
+    except (pa.ArrowException, OSError) as error:
+        told = f"rows {row} to {end - 1} (row group {group}): {_line(error)}"
+        yield Sample(uri, str(row), error=DamagedShard(f"{storage.display_name(uri)} {told}"))
+
+
+def _sample(uri: str, row: int, cells: tuple[Any, ...], max_object_bytes: int) -> Sample:
+    data, content_id = _bytes_and_path(cells[0])
+    if len(cells) > 1:
+        content_id = text(cells[1])
+    if data is None:
+        return Sample(uri, str(row), content_id, error=Empty("null in place of image bytes"))
+    if error := too_large(len(data), max_object_bytes):
+        return Sample(uri, str(row), content_id, error=error)
+    return Sample(uri, str(row), content_id, data)
+
+
+def _bytes_and_path(cell: Any) -> tuple[bytes | None, str | None]:
+    if not isinstance(cell, pa.StructScalar):
+        return cell.as_py(), None
+    if not cell.is_valid:
+        return None, None
+    return cell["bytes"].as_py(), text(cell["path"]) if "path" in cell else None
+
+
+def text(cell: Any) -> str | None:
+    """A cell for people to read: text need not be UTF-8; None when null or empty."""
+    if not cell.is_valid:
+        return None
+    if isinstance(cell, pa.BinaryScalar):
+        return bytes(cell.as_buffer()).decode("utf-8", "backslashreplace") or None
+    return str(cell.as_py())
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
+
+
+def _column_bytes(row_group: Any, column: str, measure: str) -> int:
+    chunks = (row_group.column(index) for index in range(row_group.num_columns))
+    return sum(
+        getattr(chunk, measure)
+        for chunk in chunks
+        if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

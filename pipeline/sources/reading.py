@@ -1,0 +1,61 @@
+"""From a unit to its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+
+from engine.errors import ImageError, NotFound, Unsupported, UsageError
+from pipeline import storage
+from pipeline.sources.limits import too_large
+from pipeline.sources.ordered import in_order
+from pipeline.sources.parquet import read_parquet
+from pipeline.sources.tar import read_tar
+from pipeline.units import ObjectRef, Sample, Unit
+
+
+def read_unit(unit: Unit, *, max_object_bytes: int, threads: int) -> Iterator[Sample]:
+    """One sample for every image of a unit, in order: its exact bytes, or why there are none.
+
+    Args:
+        unit: from `list_units`.
+        max_object_bytes: larger images become `TooLarge`, unread.
+        threads: plain objects fetched at once; twice as many are held at most.
+    """
+    if unit.kind == "tar":
+        samples = read_tar(unit.uri, max_object_bytes=max_object_bytes)
+    elif unit.kind == "parquet":
+        samples = read_parquet(unit, max_object_bytes=max_object_bytes)
+    else:
+        samples = _read_objects(unit.objects, max_object_bytes, threads)
+    return samples if unit.limit < 0 else islice(samples, unit.limit)
+
+
+def _read_objects(
+    objects: tuple[ObjectRef, ...], max_object_bytes: int, threads: int
+) -> Iterator[Sample]:
+    fetch = partial(_fetch, max_object_bytes=max_object_bytes)
+    with ThreadPoolExecutor(threads) as pool:
+        yield from in_order(pool, fetch, objects, 2 * threads)
+
+
+def _fetch(ref: ObjectRef, max_object_bytes: int) -> Sample:
+    try:
+        size = ref.size_bytes if ref.size_bytes >= 0 else _size_bytes(ref.uri)
+        error: ImageError | None = too_large(size, max_object_bytes)
+        data = None if error else storage.read_bytes(ref.uri)
+    except ImageError as failure:
+        data, error = None, failure
+    return Sample(ref.uri, content_id=ref.content_id, data=data, error=error)
+
+
+def _size_bytes(uri: str) -> int:
+    try:
+        found = storage.look_up(storage.canonical(uri))
+    except UsageError as error:
+        raise Unsupported(str(error)) from error
+    if found is None:
+        raise NotFound(f"{storage.display_name(uri)}: a folder, not an image")
+    return found.size_bytes

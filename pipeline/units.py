@@ -1,0 +1,87 @@
+"""Plain data between the stages of a scan: what is planned, what is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from engine.errors import ImageError
+
+UnitKind = Literal["objects", "tar", "parquet"]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """One plain object to scan.
+
+    Attributes:
+        uri: `file:///abs/path` or `s3://bucket/key`; a list may name what cannot be read.
+        size_bytes: as listed; -1 when the listing does not say (a list of URIs).
+        etag: version of the object; empty when unknown. Local files: size and mtime in ns.
+        content_id: the caller's own id, when a list carries one.
+    """
+
+    uri: str
+    size_bytes: int = -1
+    etag: str = ""
+    content_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one actor scans at a time and commits as one file.
+
+    Attributes:
+        kind: how to read it.
+        uri: the shard; for `objects` the first object.
+        size_bytes: of what is to be read, for progress; -1 when unknown.
+        etag: version of the shard; empty for `objects`.
+        first, last: Parquet row groups [first, last); 0, 0 otherwise.
+        column: the Parquet column with the image bytes; empty otherwise.
+        objects: the objects of an `objects` unit; empty otherwise.
+        images: number of images when known, else -1 (tar).
+        limit: read at most this many images; -1 for all.
+    """
+
+    kind: UnitKind
+    uri: str
+    size_bytes: int
+    etag: str = ""
+    first: int = 0
+    last: int = 0
+    column: str = ""
+    objects: tuple[ObjectRef, ...] = ()
+    images: int = -1
+    limit: int = -1
+
+
+def unit_to_json(unit: Unit) -> str:
+    """ASCII, so that names which are not UTF-8 travel too."""
+    return json.dumps(asdict(unit))
+
+
+def unit_from_json(text: str) -> Unit:
+    """What `unit_to_json` gave."""
+    fields = json.loads(text)
+    return Unit(**fields | {"objects": tuple(ObjectRef(**ref) for ref in fields["objects"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image as it lies in its source: exact bytes, or why there are none.
+
+    Attributes:
+        uri: the object, or the shard it lies in.
+        member: name inside a tar, row number inside a Parquet file; None for an object.
+        content_id: the caller's own id, when the source carries one.
+        data: the exact bytes; None exactly when `error` is set.
+        error: a `FetchError`, or what the source itself refuses (`TooLarge`, `Unsupported`,
+            `Empty`).
+    """
+
+    uri: str
+    member: str | None = None
+    content_id: str | None = None
+    data: bytes | None = None
+    error: ImageError | None = None
