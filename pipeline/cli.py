@@ -1,0 +1,112 @@
+"""The command line: `prompt-iml COMMAND ...`.
+
+Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that says the fix), 3 done
+with more failures than `--max-failure-rate`, 130 interrupted. The last line on stdout is a JSON
+summary; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from engine.errors import UsageError
+from pipeline.settings import Command, DemoSettings, ReportSettings, ScanSettings
+
+DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def run_scan(settings: ScanSettings) -> int:
+    """`prompt-iml scan`"""
+    from pipeline.scan import scan
+
+    summary = scan(settings)
+    print(json.dumps(summary))
+    return FAILURES if summary["failure_rate"] > settings.max_failure_rate else DONE
+
+
+def run_demo(settings: DemoSettings) -> int:
+    """`prompt-iml demo`"""
+    from pipeline.demo import demo
+
+    print(json.dumps(demo(settings)))
+    return DONE
+
+
+def run_report(settings: ReportSettings) -> int:
+    """`prompt-iml report`"""
+    from pipeline.report import write_report
+
+    path = write_report(
+        settings.output, run_id=settings.run_id, path=settings.path, limit=settings.limit
+    )
+    print(json.dumps({"report": str(path)}))
+    return DONE
+
+
+class Entry(NamedTuple):
+    """A command: its settings and what runs it."""
+
+    settings: type[Command]
+    run: Callable[[Any], int]
+
+
+COMMANDS = {
+    "scan": Entry(ScanSettings, run_scan),
+    "demo": Entry(DemoSettings, run_demo),
+    "report": Entry(ReportSettings, run_report),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if argv in (["--version"], ["-V"]):
+        print(version("prompt-iml"))
+        return DONE
+    if not argv or argv[0] not in COMMANDS:
+        return _no_command(argv)
+    name, entry = argv[0], COMMANDS[argv[0]]
+    try:
+        settings = CliApp.run(entry.settings, cli_args=argv[1:], cli_exit_on_error=False)
+        return entry.run(settings)
+    except (ValidationError, SettingsError) as error:
+        return _refuse(f"{name}: {_first_problem(error)}; see prompt-iml {name} --help")
+    except UsageError as error:
+        return _refuse(f"{name}: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _no_command(argv: list[str]) -> int:
+    lines = [f"  {name:8} {entry.settings.__doc__}" for name, entry in COMMANDS.items()]
+    page = "\n".join(["usage: prompt-iml COMMAND ...  (COMMAND --help tells its flags)", *lines])
+    if argv and argv[0] in ("-h", "--help"):
+        print(page)
+        return DONE
+    print(page, file=sys.stderr)
+    return USAGE if not argv else _refuse(f"no command {argv[0]!r}: one of {', '.join(COMMANDS)}")
+
+
+def _first_problem(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return str(error).splitlines()[0]
+    first = error.errors()[0]
+    field = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+    return f"{field}: {first['msg'].lower()}"
+
+
+def _refuse(line: str) -> int:
+    print(f"prompt-iml {line}", file=sys.stderr)
+    return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

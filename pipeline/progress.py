@@ -1,0 +1,85 @@
+"""Progress on stderr: one line that moves on a terminal, a line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+LINE_SECONDS = 10.0
+TERMINAL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What the actors have told so far.
+
+    Attributes:
+        images: rows made by this launch.
+        size_bytes: of those images.
+        resumed_bytes: of the units that an earlier launch had committed.
+    """
+
+    images: int = 0
+    size_bytes: int = 0
+    resumed_bytes: int = 0
+
+
+class Progress:
+    """Shows images, rate and time to go while the `with` block runs.
+
+    Args:
+        read: what is done so far; called from a thread; None when that cannot be told now.
+        total_bytes: what there is to do; known before the number of images is; 0 if unknown.
+        stream: where to write.
+    """
+
+    def __init__(
+        self, read: Callable[[], Done | None], total_bytes: int, stream: TextIO = sys.stderr
+    ) -> None:
+        self._read = read
+        self._total_bytes = total_bytes
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._started = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._terminal:
+            self._show("\r\x1b[K")
+
+    def _run(self) -> None:
+        while not self._over.wait(TERMINAL_SECONDS if self._terminal else LINE_SECONDS):
+            if done := self._read():
+                line = progress_line(done, self._total_bytes, time.monotonic() - self._started)
+                self._show(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
+
+    def _show(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def progress_line(done: Done, total_bytes: int, seconds: float) -> str:
+    """`1,234 images  56.7/s  42%  ETA 0:01:23`."""
+    line = f"{done.images:,} images  {done.images / max(seconds, 1e-9):,.1f}/s"
+    left = total_bytes - done.resumed_bytes - done.size_bytes
+    if total_bytes <= 0 or done.size_bytes <= 0:
+        return line
+    share = min(1 - left / total_bytes, 1.0)
+    return f"{line}  {share:.0%}  ETA {clock(max(left, 0) / done.size_bytes * seconds)}"
+
+
+def clock(seconds: float) -> str:
+    """`h:mm:ss`."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

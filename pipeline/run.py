@@ -1,0 +1,105 @@
+"""A run's folder: what it is bound to, its plan, its parts, its manifest.
+
+    OUTPUT/results/part-<unit id>.parquet     one a unit; its existence is the commit
+    OUTPUT/_runs/<run id>/config.json         written first: what the run is bound to
+    OUTPUT/_runs/<run id>/plan/*.parquet      the units
+    OUTPUT/_runs/<run id>/plan.json           names the plan's files; the plan exists with it
+    OUTPUT/_runs/<run id>/manifest.json       written last: every part, every count
+    OUTPUT/_runs/<run id>/summary.json        of the last launch: rate, notes
+
+All but summary.json are created once and never replaced, so that any number of drivers and
+retries converge on one table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import RunMismatch
+from pipeline import storage
+from pipeline.units import Unit, unit_to_json
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run under one output.
+
+    Attributes:
+        output: URI of the output folder, without a trailing slash.
+        run_id: unique under the output.
+    """
+
+    output: str
+    run_id: str
+
+    @property
+    def folder(self) -> str:
+        return f"{self.output}/_runs/{self.run_id}"
+
+    @property
+    def manifest_uri(self) -> str:
+        return f"{self.folder}/manifest.json"
+
+    @property
+    def plan_uri(self) -> str:
+        return f"{self.folder}/plan.json"
+
+    def part_uri(self, unit_id: str) -> str:
+        """Where a unit's rows are, or will be."""
+        return f"{self.output}/results/part-{unit_id}.parquet"
+
+    def unit_id(self, unit: Unit) -> str:
+        """Hash of the run and of what the unit names: URIs, range, sizes, etags.
+
+        The run is part of it because runs share one results folder: the same images scanned by
+        another model are other rows.
+        """
+        return hashlib.sha256(f"{self.run_id}\0{unit_to_json(unit)}".encode()).hexdigest()[:32]
+
+    def bind(self, config: Json) -> None:
+        """Bind the run to its configuration; raise `RunMismatch` when it has another one."""
+        uri = f"{self.folder}/config.json"
+        if storage.create_once(uri, encode(config)):
+            return
+        bound = read_json(uri)
+        if bound != config:
+            differing = [k for k in sorted(config | bound) if config.get(k) != bound.get(k)]
+            raise RunMismatch(
+                f"run {self.run_id} exists with another configuration ({', '.join(differing)}): "
+                "choose another --run-id, or repeat the first command to resume it"
+            )
+
+    def manifest(self) -> Json | None:
+        """The manifest, or None while the run is not complete."""
+        return read_json(self.manifest_uri) if storage.exists(self.manifest_uri) else None
+
+    def commit(self, manifest: Json) -> Json:
+        """Complete the run; returns the manifest that stands, which may be another driver's."""
+        if storage.create_once(self.manifest_uri, encode(manifest)):
+            return manifest
+        return read_json(self.manifest_uri)
+
+    def write_summary(self, summary: Json) -> None:
+        """Replace the summary of the last launch."""
+        storage.write(f"{self.folder}/summary.json", encode(summary))
+
+
+def default_run_id(config: Json) -> str:
+    """A run id that the same command finds again: the digest of its configuration."""
+    return "scan-" + hashlib.sha256(encode(config)).hexdigest()[:12]
+
+
+def encode(document: Json) -> bytes:
+    """JSON as this folder holds it."""
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def read_json(uri: str) -> Json:
+    """Read one of the folder's documents."""
+    document: Json = json.loads(storage.read_bytes(uri))
+    return document

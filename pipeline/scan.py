@@ -1,0 +1,183 @@
+"""The scan from settings to summary: bind, plan, waves, manifest.
+
+Every step can be repeated: what an earlier launch of the same run finished is found, not redone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+from engine.checkpoint import Model, load_model
+from engine.runtimes import check_engine
+from pipeline import storage
+from pipeline.plan import Plan, make_plan, read_plan, waves
+from pipeline.progress import Progress
+from pipeline.results import SCHEMA_VERSION
+from pipeline.run import Json, Run, default_run_id
+from pipeline.scanner import Part, ScanSpec
+from pipeline.settings import ScanSettings
+from pipeline.sources import list_units
+from pipeline.waves import new_tally, pool_size, ray_session, read_tally, scan_wave
+
+# The settings that shape the rows: with the model's digests, what a run is bound to.
+BINDING = {
+    "engine", "format", "image_column", "limit", "images_per_unit",
+    "max_pixels", "max_object_bytes", "heatmap",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Totals:
+    """The sum over parts.
+
+    Attributes:
+        parts: file, rows, size_bytes, sha256 of each.
+        rows: in all parts.
+        new_rows: in the parts that this launch wrote.
+        statuses, codes: rows by status and by error code.
+        started: when the first part was done being waited for; for the rate.
+    """
+
+    parts: list[Json] = field(default_factory=list)
+    rows: int = 0
+    new_rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: Part) -> None:
+        """Count one part."""
+        described = asdict(part)
+        self.statuses.update(described.pop("statuses"))
+        self.codes.update(described.pop("codes"))
+        self.new_rows += part.rows if described.pop("new") else 0
+        self.rows += part.rows
+        self.parts.append(described)
+
+
+def scan(settings: ScanSettings) -> Json:
+    """Scan, or finish, or find finished, the run that the settings name.
+
+    Returns:
+        The summary (`summarize`), which is also the run's summary.json.
+
+    Raises:
+        UsageError: the settings name what is not there or not possible.
+    """
+    started = time.monotonic()
+    model = load_model(settings.model)
+    check_engine(settings.engine)
+    output = storage.canonical(settings.output)
+    config = run_config(settings, model)
+    run = Run(output, settings.run_id or default_run_id(config))
+    storage.check_writable(output)
+    run.bind(config)
+    manifest, totals = run.manifest(), Totals()
+    if manifest:
+        say(f"already complete: run {run.run_id}; another --run-id scans again")
+    else:
+        plan = plan_of(run, settings)
+        totals = scan_plan(settings, run, plan)
+        manifest = run.commit(make_manifest(run, model, config, plan, totals))
+    summary = summarize(run, model, manifest, totals.new_rows, time.monotonic() - started)
+    run.write_summary(summary)
+    return summary
+
+
+def run_config(settings: ScanSettings, model: Model) -> Json:
+    """What the run is bound to: everything that shapes its rows."""
+    return {
+        **settings.model_dump(include=BINDING),
+        "inputs": [storage.canonical(name) for name in settings.inputs],
+        "model": model.id,
+        "model_sha256": model.sha256,
+        "prompt_set": model.prompts.id,
+        "policy": asdict(model.policy),
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def plan_of(run: Run, settings: ScanSettings) -> Plan:
+    """The run's plan; listed now if no earlier launch did."""
+    if storage.exists(run.plan_uri):
+        say(f"resuming run {run.run_id}")
+        return read_plan(run)
+    units = list_units(
+        settings.inputs,
+        images_per_unit=settings.images_per_unit,
+        format=settings.format,
+        image_column=settings.image_column,
+        limit=settings.limit,
+    )
+    return make_plan(run, units)
+
+
+def scan_plan(settings: ScanSettings, run: Run, plan: Plan) -> Totals:
+    """Bring every unit of the plan to its part, in waves."""
+    spec = ScanSpec(
+        run=run,
+        model=settings.model,
+        engine=settings.engine,
+        threads=1,  # an actor has one CPU
+        max_pixels=settings.max_pixels,
+        max_object_bytes=settings.max_object_bytes,
+        heatmap=settings.heatmap,
+    )
+    totals = Totals()
+    with ray_session(settings.address, settings.max_actors):
+        pool = pool_size(settings.min_actors, settings.max_actors)
+        tally = new_tally()
+        say(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
+        with Progress(lambda: read_tally(tally), plan.size_bytes):
+            for units in waves(plan, settings.wave_units):
+                for part in scan_wave(units, spec, pool, tally):
+                    totals.add(part)
+    return totals
+
+
+def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Totals) -> Json:
+    """Every part and every count, reconciled with the plan.
+
+    Raises:
+        AssertionError: a unit has no part or two, or a status is not counted; a defect here.
+    """
+    files = {part["file"] for part in totals.parts}
+    assert len(files) == len(totals.parts) == plan.units, (len(files), plan.units)
+    assert totals.rows == sum(totals.statuses.values()), totals
+    return {
+        "run_id": run.run_id,
+        "config": config,
+        "listed": totals.rows,
+        "statuses": {name: totals.statuses[name] for name in ("ok", "failed", "skipped")},
+        "codes": dict(totals.codes),
+        "false_positive_rate": model.policy.false_positive_rate,
+        "parts": sorted(totals.parts, key=lambda part: str(part["file"])),
+    }
+
+
+def summarize(run: Run, model: Model, manifest: Json, new_rows: int, seconds: float) -> Json:
+    """What a launch did, for the last line on stdout and for summary.json.
+
+    `listed = ok + failed + skipped`; `scanned_now` and `seconds` are of this launch.
+    """
+    statuses = manifest["statuses"]
+    tried = statuses["ok"] + statuses["failed"]
+    return {
+        "run_id": run.run_id,
+        "output": run.output,
+        "listed": manifest["listed"],
+        **statuses,
+        "codes": manifest["codes"],
+        "failure_rate": round(statuses["failed"] / tried, 6) if tried else 0.0,
+        "scanned_now": new_rows,
+        "seconds": round(seconds, 2),
+        "model": model.id,
+        "notes": list(model.notes),
+    }
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal; stdout is for the summary alone."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,184 @@
+"""Units through Ray Data: a pool of scan actors, and what they report.
+
+Only a unit's description travels to an actor and only its `Part` travels back. Images never pass
+through the object store: an actor opens its own shard (measured: 3-4 times faster than decoded
+arrays between operators).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from engine.errors import UsageError
+from pipeline.plan import PlannedUnit
+from pipeline.progress import Done
+from pipeline.scanner import Part, Scanner, ScanSpec
+from pipeline.units import unit_from_json
+
+TICK_SECONDS = 0.5
+STALL_SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """Scan actors at the least and at the most; one CPU each."""
+
+    least: int
+    most: int
+
+
+class Tally:
+    """What is done so far, over all actors; only for progress, so it may be lost."""
+
+    def __init__(self) -> None:
+        self._done = Done()
+
+    def add(self, more: Done) -> None:
+        """Count what an actor did since it last told."""
+        self._done = Done(
+            self._done.images + more.images,
+            self._done.size_bytes + more.size_bytes,
+            self._done.resumed_bytes + more.resumed_bytes,
+        )
+
+    def read(self) -> Done:
+        """The sum."""
+        return self._done
+
+
+class ScanActor:
+    """Ray Data's face of a `Scanner`: rows with a unit in, rows with its part out."""
+
+    def __init__(self, spec: ScanSpec, tally: Any) -> None:
+        self._scanner = Scanner(spec)
+        self._tally = tally
+        self._images = self._bytes = 0
+        self._told = time.monotonic()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        parts = [self._scan(PlannedUnit(**row)) for row in batch.to_pylist()]
+        return pa.table({"part": [json.dumps(asdict(part)) for part in parts]})
+
+    def _scan(self, planned: PlannedUnit) -> Part:
+        unit = unit_from_json(planned.unit)
+        part = self._scanner.scan(planned.unit_id, unit, self._tick)
+        self._tell(0 if part.new else max(unit.size_bytes, 0))
+        return part
+
+    def _tick(self, images: int, size_bytes: int) -> None:
+        self._images += images
+        self._bytes += size_bytes
+        if time.monotonic() - self._told >= TICK_SECONDS:
+            self._tell(0)
+
+    def _tell(self, resumed_bytes: int) -> None:
+        self._tally.add.remote(Done(self._images, self._bytes, resumed_bytes))
+        self._images = self._bytes = 0
+        self._told = time.monotonic()
+
+
+@contextmanager
+def ray_session(address: str, actors: int | None) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine and end it afterwards.
+
+    A caller that is connected already keeps its session.
+
+    Args:
+        address: `local`, `auto` (RAY_ADDRESS, else local) or a cluster's address.
+        actors: scan actors asked for; a local cluster gets a CPU for each.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "local")
+    try:
+        if address == "local":
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray.init("local", num_cpus=actors, include_dashboard=False, logging_level=logging.ERROR)
+        else:
+            ray.init(address, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise UsageError(f"no Ray cluster at {address} ({error}): try --address local") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def pool_size(least: int | None, most: int | None) -> PoolSize:
+    """Fit the pool to the cluster, and refuse what Ray would wait for without a word.
+
+    Args:
+        least: actors asked for at the least; None: as many as fit now, up to `most`.
+        most: actors asked for at the most; None: one a CPU that is there now.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus = int(resources.get("CPU", 0))
+    most = most or max(cpus, least or 1)
+    least = least or max(min(most, cpus), 1)
+    if least > most:
+        raise UsageError(f"--min-actors {least} is more than --max-actors {most}")
+    if least > cpus:
+        raise UsageError(
+            f"{least} actors need {least} CPUs and the cluster has {cpus}: "
+            "lower --min-actors or add nodes"
+        )
+    return PoolSize(least, most)
+
+
+def new_tally() -> Any:
+    """A `Tally` on the cluster that takes no CPU from the scan."""
+    return ray.remote(num_cpus=0)(Tally).remote()
+
+
+def read_tally(tally: Any) -> Done | None:
+    """What the tally says, or None when it does not answer."""
+    try:
+        done: Done = ray.get(tally.read.remote(), timeout=5)
+    except RayError:
+        return None
+    return done
+
+
+def scan_wave(
+    units: list[PlannedUnit], spec: ScanSpec, pool: PoolSize, tally: Any
+) -> Iterator[Part]:
+    """Scan units, yielding a part for each as it is committed."""
+    quiet_ray_data()
+    rows = [unit._asdict() for unit in units]
+    most = min(pool.most, len(rows))
+    least = min(pool.least, most)
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        ScanActor,
+        fn_constructor_args=(spec, tally),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=1,
+        # Two tasks an actor: the next unit is there when one ends, and the last ones still spread.
+        compute=ActorPoolStrategy(
+            min_size=least, max_size=most, initial_size=least, max_tasks_in_flight_per_actor=2
+        ),
+    )
+    for row in dataset.iter_rows():
+        yield Part(**json.loads(row["part"]))
+
+
+def quiet_ray_data() -> None:
+    """No bars and no banners, a scan shows its own progress; a stall becomes an error."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = STALL_SECONDS

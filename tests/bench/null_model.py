@@ -1,0 +1,79 @@
+"""A model folder whose network does nothing: what is left of a scan is the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto as Type
+from onnx import helper
+
+from engine.checkpoint import GRAPH, WEIGHTS, WEIGHTS_DIGEST, file_digest, save_folder
+from engine.config import PRESETS
+from engine.policy import UNTRAINED
+from engine.prompts import PromptSet
+
+CONFIG = PRESETS["prompt-iml-micro"]
+
+
+def write_null_model(folder: Path) -> Path:
+    """Every pixel gets the logit -8; the graph reads every fourth pixel and no more."""
+    shapes = [
+        (depth, CONFIG.prompts, channels)
+        for depth, channels in zip(CONFIG.swin.depths, CONFIG.swin.stage_channels, strict=True)
+    ]
+    save_folder(
+        folder,
+        name="null",
+        version="bench",
+        config=CONFIG,
+        card={},
+        weights={"none": np.zeros(1, np.float32)},
+        prompts=PromptSet(tuple(np.zeros(shape, np.float32) for shape in shapes)),
+        policy=UNTRAINED,
+    )
+    prompts = [
+        helper.make_tensor_value_info(f"prompts_{i}", Type.FLOAT, shape)
+        for i, shape in enumerate(shapes)
+    ]
+    model = helper.make_model(
+        helper.make_graph(
+            _nodes(),
+            "null",
+            [
+                helper.make_tensor_value_info("image", Type.UINT8, ["n", "h", "w", 3]),
+                helper.make_tensor_value_info("qtable", Type.FLOAT, ["n", 64]),
+                *prompts,
+            ],
+            [
+                helper.make_tensor_value_info("mask_logits", Type.FLOAT, ["n", "h4", "w4"]),
+                helper.make_tensor_value_info("score_logit", Type.FLOAT, ["n"]),
+            ],
+            [_ints("start", 0, 0, 0), _ints("end", 2**31, 2**31, 1), _ints("axes", 1, 2, 3),
+             _ints("step", 4, 4, 1), _ints("last", 3), _ints("hw", 1, 2),
+             helper.make_tensor("zero", Type.FLOAT, [], [0.0]),
+             helper.make_tensor("low", Type.FLOAT, [], [-8.0])],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )  # fmt: skip
+    helper.set_model_props(model, {WEIGHTS_DIGEST: file_digest(folder / WEIGHTS)})
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / GRAPH)
+    return folder
+
+
+def _nodes() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Slice", ["image", "start", "end", "axes", "step"], ["red"]),
+        helper.make_node("Squeeze", ["red", "last"], ["red_NHW"]),
+        helper.make_node("Cast", ["red_NHW"], ["float_NHW"], to=Type.FLOAT),
+        helper.make_node("Mul", ["float_NHW", "zero"], ["zero_NHW"]),
+        helper.make_node("Add", ["zero_NHW", "low"], ["mask_logits"]),
+        helper.make_node("ReduceMax", ["mask_logits", "hw"], ["score_logit"], keepdims=0),
+    ]
+
+
+def _ints(name: str, *values: int) -> onnx.TensorProto:
+    return helper.make_tensor(name, Type.INT64, [len(values)], list(values))

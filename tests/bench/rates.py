@@ -1,0 +1,81 @@
+"""Rates in steady state, start-up told apart."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from engine.checkpoint import load_model
+from engine.protocol import Batch
+from engine.runtimes import open_engine
+from tests.bench.loops import decode_shards, run_engine
+from tests.bench.photographs import SIDE
+
+PROCESSES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Images a second over `images`; `start_up` seconds are not in it."""
+
+    images: int
+    per_second: float
+    start_up: float = 0.0
+
+
+def runtime_rates(kinds: tuple[str, ...], threads: int, rounds: int = 5) -> dict[str, Rate]:
+    """Median over rounds in which the runtimes take turns, so that noise hits all alike."""
+    model = load_model("prompt-iml-micro")
+    engines = {kind: open_engine(model, kind, threads) for kind in kinds}
+    rng = np.random.default_rng(0)
+    batch = Batch(rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8), np.ones((1, 64), np.float32))
+    for engine in engines.values():
+        engine.run(batch)
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind, engine in engines.items():
+            started = time.perf_counter()
+            for _ in range(5):
+                engine.run(batch)
+            seconds[kind].append((time.perf_counter() - started) / 5)
+    return {kind: Rate(5 * rounds, 1 / float(np.median(s))) for kind, s in seconds.items()}
+
+
+def engine_rate(shards: list[Path]) -> Rate:
+    """The engine in two processes at once, one thread each; only its own time counts."""
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        halves = [shards[i::PROCESSES] for i in range(PROCESSES)]
+        done = list(pool.map(run_engine, halves))
+    return Rate(sum(n for n, _ in done), sum(n / seconds for n, seconds in done))
+
+
+def decode_rate(shards: list[Path]) -> Rate:
+    """The plain loop in two processes, a shard at a time, from the first to the last image."""
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        list(pool.map(decode_shards, [[]] * PROCESSES))  # processes and imports
+        started = time.perf_counter()
+        images = sum(pool.map(decode_shards, [[shard] for shard in shards]))
+        return Rate(images, images / (time.perf_counter() - started))
+
+
+def scan_rate(source: Path, output: Path, model: str) -> Rate:
+    """`prompt-iml scan` as a user starts it; the rate is that between its first and last row."""
+    command = [sys.executable, "-m", "pipeline.cli", "scan", str(source), "--output", str(output)]
+    pool = ["--address", "local", "--max-actors", str(PROCESSES)]
+    started = time.perf_counter()
+    subprocess.run([*command, *pool, "--model", model], check=True, stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - started
+    table = ds.dataset(output / "results").to_table(["scanned_at", "status"])
+    assert set(table["status"].to_pylist()) == {"ok"}
+    span = pc.min_max(table["scanned_at"]).as_py()
+    seconds = (span["max"] - span["min"]).total_seconds()
+    return Rate(table.num_rows, table.num_rows / seconds, wall - seconds)

@@ -1,0 +1,274 @@
+"""The scan, whole: a real Ray, real photographs, a real S3 server, a real kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import fsspec
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+import ray
+
+from engine.errors import EmptySource, MissingInput, OutputNotWritable, RunMismatch, UsageError
+from pipeline import storage
+from pipeline.results import SCHEMA
+from pipeline.run import Json, Run
+from pipeline.scan import scan
+from pipeline.settings import ScanSettings
+from pipeline.waves import pool_size
+from tests.conftest import Bucket, Store, TarOf
+
+ROOT = Path(__file__).parent.parent
+FINDING = ["sha256", "status", "error_code", "score", "score_raw", "mask_rle", "width", "height"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster(s3_endpoint: str) -> Iterator[None]:
+    """Two CPUs of Ray on this machine; its actors know the S3 server."""
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def run_scan(*inputs: str, output: str, **settings: object) -> Json:
+    return scan(ScanSettings(inputs=list(inputs), output=output, **settings))
+
+
+def rows(output: str) -> pa.Table:
+    """The whole table, by the bytes scanned."""
+    filesystem, path = fsspec.core.url_to_fs(output, use_listings_cache=False)
+    results = ds.dataset(f"{path}/results", filesystem=filesystem)
+    return results.to_table().sort_by([("sha256", "ascending"), ("member", "ascending")])
+
+
+def findings(output: str) -> list[Json]:
+    return rows(output).select(FINDING).to_pylist()
+
+
+@pytest.fixture
+def inputs(photographs: dict[str, bytes], store: Store) -> str:
+    """Eight images in a folder, one of them broken, and a file that is none."""
+    for number, (name, data) in enumerate(photographs.items()):
+        store.put(f"in/{name}", data)
+        store.put(f"in/deep/{number}-{name}", data + b"\0" * number)
+    store.put("in/deep/broken.jpg", photographs["rocket.jpg"][:5000])
+    store.put("in/README", b"Eight photographs.")
+    return f"{store.uri}/in"
+
+
+def test_every_input_has_a_row(inputs: str, store: Store) -> None:
+    summary = run_scan(inputs, output=f"{store.uri}/out")
+    table = rows(f"{store.uri}/out")
+    assert table.schema.equals(SCHEMA)
+    assert (summary["ok"], summary["failed"], summary["skipped"]) == (8, 1, 1)
+    assert summary["listed"] == table.num_rows == len(set(table["image_id"].to_pylist())) == 10
+    assert summary["codes"] == {"truncated": 1, "not_an_image": 1}
+    assert summary["failure_rate"] == pytest.approx(1 / 9, abs=1e-6)
+
+
+def test_same_findings_from_folder_tar_parquet_and_list(
+    photographs: dict[str, bytes], tar_of: TarOf, s3: Bucket, tmp_path: Path
+) -> None:
+    for name, data in photographs.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "list.txt").write_text("\n".join(photographs))
+    images = [{"bytes": data, "path": None} for data in photographs.values()]
+    pa.parquet.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
+    sources = [
+        str(tmp_path / "*.[jpw]*[gp]"),
+        s3.put("shards/a.tar", tar_of(photographs)),
+        str(tmp_path / "images.parquet"),
+        str(tmp_path / "list.txt"),
+    ]
+    found = []
+    for number, source in enumerate(sources):
+        run_scan(source, output=str(tmp_path / f"out-{number}"))
+        found.append(findings(str(tmp_path / f"out-{number}")))
+    assert len(found[0]) == len(photographs)
+    assert found[1:] == found[:1] * 3
+
+
+def test_again_is_already_complete(
+    inputs: str, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_scan(inputs, output=f"{store.uri}/out", limit=3)
+    again = run_scan(inputs, output=f"{store.uri}/out", limit=3)
+    assert "already complete" in capsys.readouterr().err
+    assert again["scanned_now"] == 0
+    assert again["listed"] == first["listed"] == 3
+
+
+def test_another_configuration_under_the_same_run_is_refused(inputs: str, store: Store) -> None:
+    run_scan(inputs, output=f"{store.uri}/out", run_id="mine", limit=1)
+    with pytest.raises(RunMismatch, match=r"\(limit\)"):
+        run_scan(inputs, output=f"{store.uri}/out", run_id="mine", limit=2)
+
+
+def test_runs_share_an_output_and_keep_their_rows(inputs: str, store: Store) -> None:
+    for run_id in ("one", "two"):
+        run_scan(inputs, output=f"{store.uri}/out", run_id=run_id, limit=2)
+    assert sorted(rows(f"{store.uri}/out")["run_id"].to_pylist()) == ["one"] * 2 + ["two"] * 2
+
+
+def test_a_lost_part_is_made_again_and_the_others_are_kept(
+    inputs: str, store: Store, tmp_path: Path
+) -> None:
+    output = f"file://{tmp_path}/out"
+    run_scan(inputs, output=output, run_id="r", images_per_unit=4)
+    before = findings(output)
+    parts = sorted(storage.local_path(f"{output}/results").glob("*.parquet"))
+    kept = parts[0].stat().st_mtime_ns
+    storage.local_path(Run(output, "r").manifest_uri).unlink()
+    parts[1].unlink()
+    again = run_scan(inputs, output=output, run_id="r", images_per_unit=4)
+    assert 0 < again["scanned_now"] < again["listed"] == 10
+    assert parts[0].stat().st_mtime_ns == kept
+    assert findings(output) == before
+
+
+def test_manifest_names_every_part_with_its_digest(inputs: str, tmp_path: Path) -> None:
+    import hashlib
+
+    output = f"file://{tmp_path}/out"
+    run_scan(inputs, output=output, run_id="r", images_per_unit=3)
+    manifest = Run(output, "r").manifest()
+    assert manifest
+    parts = {part["file"]: part["sha256"] for part in manifest["parts"]}
+    files = storage.local_path(f"{output}/results").iterdir()
+    assert parts == {f"results/{f.name}": hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    assert sum(part["rows"] for part in manifest["parts"]) == manifest["listed"] == 10
+
+
+def test_truncated_shard_gives_its_images_and_one_failed_row(
+    photographs: dict[str, bytes], tar_of: TarOf, tmp_path: Path
+) -> None:
+    shard = tmp_path / "cut.tar"
+    shard.write_bytes(tar_of(photographs)[:-300_000])
+    summary = run_scan(str(shard), output=str(tmp_path / "out"))
+    assert summary["ok"] >= 1
+    assert summary["codes"] == {"damaged_shard": 1}
+    (failed,) = [r for r in rows(str(tmp_path / "out")).to_pylist() if r["status"] == "failed"]
+    assert failed["uri"] == shard.as_uri()
+    assert re.search(r"cut\.tar at byte \d+", failed["error_message"])
+
+
+def test_waves_change_nothing(inputs: str, tmp_path: Path) -> None:
+    for name, units in (("a", 1), ("b", 100)):
+        run_scan(inputs, output=str(tmp_path / name), images_per_unit=2, wave_units=units)
+    assert findings(str(tmp_path / "a")) == findings(str(tmp_path / "b"))
+
+
+def test_heatmap_is_stored_on_demand(photographs: dict[str, bytes], tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    (tmp_path / "a.jpg").write_bytes(photographs["astronaut.jpg"])
+    run_scan(str(tmp_path / "a.jpg"), output=str(tmp_path / "out"), heatmap=True)
+    (row,) = rows(str(tmp_path / "out")).to_pylist()
+    picture = Image.open(io.BytesIO(row["heatmap_png"]))
+    assert picture.size == (row["width"] // 4, row["height"] // 4)
+    assert max(picture.getdata()) <= 15
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [("nowhere", MissingInput), ("empty", EmptySource), ("s3://no-such-bucket/x", MissingInput)],
+)
+def test_bad_inputs(source: str, error: type[UsageError], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    name = source if "://" in source else str(tmp_path / source)
+    with pytest.raises(error) as raised:
+        run_scan(name, output=str(tmp_path / "out"))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_output_that_cannot_be_written(photographs: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(photographs["rocket.jpg"])
+    with pytest.raises(OutputNotWritable):
+        run_scan(str(tmp_path / "a.jpg"), output=str(tmp_path / "a.jpg" / "out"))
+
+
+def test_more_actors_than_cpus_is_refused() -> None:
+    with pytest.raises(UsageError, match="99 CPUs and the cluster has 2"):
+        pool_size(99, None)
+    with pytest.raises(UsageError, match="more than --max-actors 1"):
+        pool_size(2, 1)
+
+
+def test_the_readme_query(inputs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every SQL block of the README runs on a real table."""
+    run_scan(inputs, output=str(tmp_path / "demo"))
+    monkeypatch.chdir(tmp_path)
+    queries = re.findall(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert queries
+    for query in queries:
+        assert duckdb.sql(query).fetchall()
+
+
+def test_untrained_weights_are_told_once(
+    inputs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run_scan(inputs, output=str(tmp_path / "out"), limit=4)
+    assert summary["model"] == "prompt-iml-micro@untrained"
+    assert capsys.readouterr().err.count("untrained weights") == 1
+    assert any("untrained" in note for note in summary["notes"])
+
+
+def launch(*arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
+    """`prompt-iml` in a process of its own, with a Ray of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = f"{path}:{ROOT}" if path else str(ROOT)
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_killed_halfway_and_run_again_gives_the_same_table(
+    photographs: dict[str, bytes], tar_of: TarOf, tmp_path: Path
+) -> None:
+    for shard in range(12):
+        members = {f"{shard}-{n}-{name}": d for n in range(3) for name, d in photographs.items()}
+        (tmp_path / f"{shard}.tar").write_bytes(tar_of(members))
+    source, killed = str(tmp_path / "*.tar"), tmp_path / "killed"
+    driver = launch("scan", source, "--output", str(killed), "--address", "local")
+    while driver.poll() is None and len(list((killed / "results").glob("*.parquet"))) < 3:
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert not list(killed.glob("_runs/*/manifest.json"))
+    again = run_scan(source, output=str(killed))
+    assert 0 < again["scanned_now"] < again["listed"] == 144
+    run_scan(source, output=str(tmp_path / "clean"))
+    assert findings(str(killed)) == findings(str(tmp_path / "clean"))
+
+
+def test_the_command_line_scans_without_torch(
+    photographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Exit code, one JSON line on stdout, and not one process that imports torch."""
+    trap = tmp_path / "trap" / "torch"
+    trap.mkdir(parents=True)
+    witness = tmp_path / "torch-was-imported"
+    (trap / "__init__.py").write_text(f"open({str(witness)!r}, 'w').close()\nraise ImportError\n")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(photographs["astronaut.jpg"])
+    (tmp_path / "in" / "b.jpg").write_bytes(photographs["rocket.jpg"][:9000])
+    scanning = launch(
+        "scan", str(tmp_path / "in"), "--output", str(tmp_path / "out"), path=trap.parent
+    )
+    out, err = scanning.communicate()
+    assert scanning.returncode == 3, err  # half of the images failed
+    (line,) = out.splitlines()
+    assert (json.loads(line)["ok"], json.loads(line)["failed"]) == (1, 1)
+    assert not witness.exists()
