@@ -28,6 +28,25 @@ class Done:
     resumed_bytes: int = 0
 
 
+class Tally:
+    """What is done so far, over all actors; only for progress, so it may be lost."""
+
+    def __init__(self) -> None:
+        self._done = Done()
+
+    def add(self, more: Done) -> None:
+        """Count what an actor did since it last told."""
+        self._done = Done(
+            self._done.images + more.images,
+            self._done.size_bytes + more.size_bytes,
+            self._done.resumed_bytes + more.resumed_bytes,
+        )
+
+    def read(self) -> Done:
+        """The sum."""
+        return self._done
+
+
 class Progress:
     """Shows images, rate and time to go while the `with` block runs.
 

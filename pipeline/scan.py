@@ -20,7 +20,7 @@ from pipeline.run import Json, Run, default_run_id
 from pipeline.scanner import Part, ScanSpec
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
-from pipeline.waves import new_tally, pool_size, ray_session, read_tally, scan_wave
+from pipeline.waves import pool_size, ray_session, read_tally, scan_wave, shared_tally
 
 # The settings that shape the rows: with the model's digests, what a run is bound to.
 BINDING = {
@@ -74,6 +74,8 @@ def scan(settings: ScanSettings) -> Json:
     run = Run(output, settings.run_id or default_run_id(config))
     storage.check_writable(output)
     run.bind(config)
+    for note in model.notes:
+        say(f"note: {note}")
     manifest, totals = run.manifest(), Totals()
     if manifest:
         say(f"already complete: run {run.run_id}; another --run-id scans again")
@@ -128,9 +130,11 @@ def scan_plan(settings: ScanSettings, run: Run, plan: Plan) -> Totals:
     totals = Totals()
     with ray_session(settings.address, settings.max_actors):
         pool = pool_size(settings.min_actors, settings.max_actors)
-        tally = new_tally()
         say(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
-        with Progress(lambda: read_tally(tally), plan.size_bytes):
+        with (
+            shared_tally() as tally,
+            Progress(lambda: read_tally(tally), plan.size_bytes),
+        ):
             for units in waves(plan, settings.wave_units):
                 for part in scan_wave(units, spec, pool, tally):
                     totals.add(part)

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 
 from engine.errors import UsageError
 from pipeline.plan import PlannedUnit
-from pipeline.progress import Done
+from pipeline.progress import Done, Tally
 from pipeline.scanner import Part, Scanner, ScanSpec
 from pipeline.units import unit_from_json
 
@@ -37,25 +37,6 @@ class PoolSize:
 
     least: int
     most: int
-
-
-class Tally:
-    """What is done so far, over all actors; only for progress, so it may be lost."""
-
-    def __init__(self) -> None:
-        self._done = Done()
-
-    def add(self, more: Done) -> None:
-        """Count what an actor did since it last told."""
-        self._done = Done(
-            self._done.images + more.images,
-            self._done.size_bytes + more.size_bytes,
-            self._done.resumed_bytes + more.resumed_bytes,
-        )
-
-    def read(self) -> Done:
-        """The sum."""
-        return self._done
 
 
 class ScanActor:
@@ -139,9 +120,14 @@ def pool_size(least: int | None, most: int | None) -> PoolSize:
     return PoolSize(least, most)
 
 
-def new_tally() -> Any:
+@contextmanager
+def shared_tally() -> Iterator[Any]:
     """A `Tally` on the cluster that takes no CPU from the scan."""
-    return ray.remote(num_cpus=0)(Tally).remote()
+    tally: Any = ray.remote(num_cpus=0)(Tally).remote()
+    try:
+        yield tally
+    finally:
+        ray.kill(tally)
 
 
 def read_tally(tally: Any) -> Done | None:

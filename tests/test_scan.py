@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -14,10 +16,13 @@ from pathlib import Path
 
 import duckdb
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import ray
+from PIL import Image
 
 from engine.errors import EmptySource, MissingInput, OutputNotWritable, RunMismatch, UsageError
 from pipeline import storage
@@ -26,7 +31,7 @@ from pipeline.run import Json, Run
 from pipeline.scan import scan
 from pipeline.settings import ScanSettings
 from pipeline.waves import pool_size
-from tests.conftest import Bucket, Store, TarOf
+from tests.conftest import Bucket, Folder, Store, TarOf
 
 ROOT = Path(__file__).parent.parent
 FINDING = ["sha256", "status", "error_code", "score", "score_raw", "mask_rle", "width", "height"]
@@ -55,19 +60,36 @@ def findings(output: str) -> list[Json]:
     return rows(output).select(FINDING).to_pylist()
 
 
-@pytest.fixture
-def inputs(photographs: dict[str, bytes], store: Store) -> str:
+@pytest.fixture(scope="module")
+def crops(photographs: dict[str, bytes]) -> dict[str, bytes]:
+    """The photographs, cut down to a tile each, so that scanning them is quick."""
+    return {name: crop(name, data) for name, data in photographs.items()}
+
+
+def crop(name: str, data: bytes) -> bytes:
+    sink = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as photograph:
+        photograph.crop((60, 20, 300, 220)).save(sink, photograph.format, quality=85)
+    return sink.getvalue()
+
+
+def fill(store: Store, crops: dict[str, bytes]) -> str:
     """Eight images in a folder, one of them broken, and a file that is none."""
-    for number, (name, data) in enumerate(photographs.items()):
+    for number, (name, data) in enumerate(crops.items()):
         store.put(f"in/{name}", data)
         store.put(f"in/deep/{number}-{name}", data + b"\0" * number)
-    store.put("in/deep/broken.jpg", photographs["rocket.jpg"][:5000])
+    store.put("in/deep/broken.jpg", crops["rocket.jpg"][:2000])
     store.put("in/README", b"Eight photographs.")
     return f"{store.uri}/in"
 
 
-def test_every_input_has_a_row(inputs: str, store: Store) -> None:
-    summary = run_scan(inputs, output=f"{store.uri}/out")
+@pytest.fixture
+def inputs(folder: Folder, crops: dict[str, bytes]) -> str:
+    return fill(folder, crops)
+
+
+def test_every_input_has_a_row(store: Store, crops: dict[str, bytes]) -> None:
+    summary = run_scan(fill(store, crops), output=f"{store.uri}/out")
     table = rows(f"{store.uri}/out")
     assert table.schema.equals(SCHEMA)
     assert (summary["ok"], summary["failed"], summary["skipped"]) == (8, 1, 1)
@@ -77,16 +99,16 @@ def test_every_input_has_a_row(inputs: str, store: Store) -> None:
 
 
 def test_same_findings_from_folder_tar_parquet_and_list(
-    photographs: dict[str, bytes], tar_of: TarOf, s3: Bucket, tmp_path: Path
+    crops: dict[str, bytes], tar_of: TarOf, s3: Bucket, tmp_path: Path
 ) -> None:
-    for name, data in photographs.items():
+    for name, data in crops.items():
         (tmp_path / name).write_bytes(data)
-    (tmp_path / "list.txt").write_text("\n".join(photographs))
-    images = [{"bytes": data, "path": None} for data in photographs.values()]
-    pa.parquet.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
+    (tmp_path / "list.txt").write_text("\n".join(crops))
+    images = [{"bytes": data, "path": None} for data in crops.values()]
+    pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
     sources = [
         str(tmp_path / "*.[jpw]*[gp]"),
-        s3.put("shards/a.tar", tar_of(photographs)),
+        s3.put("shards/a.tar", tar_of(crops)),
         str(tmp_path / "images.parquet"),
         str(tmp_path / "list.txt"),
     ]
@@ -94,35 +116,33 @@ def test_same_findings_from_folder_tar_parquet_and_list(
     for number, source in enumerate(sources):
         run_scan(source, output=str(tmp_path / f"out-{number}"))
         found.append(findings(str(tmp_path / f"out-{number}")))
-    assert len(found[0]) == len(photographs)
+    assert len(found[0]) == len(crops)
     assert found[1:] == found[:1] * 3
 
 
 def test_again_is_already_complete(
-    inputs: str, store: Store, capsys: pytest.CaptureFixture[str]
+    inputs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = run_scan(inputs, output=f"{store.uri}/out", limit=3)
-    again = run_scan(inputs, output=f"{store.uri}/out", limit=3)
+    first = run_scan(inputs, output=f"{tmp_path}/out", limit=3)
+    again = run_scan(inputs, output=f"{tmp_path}/out", limit=3)
     assert "already complete" in capsys.readouterr().err
     assert again["scanned_now"] == 0
     assert again["listed"] == first["listed"] == 3
 
 
-def test_another_configuration_under_the_same_run_is_refused(inputs: str, store: Store) -> None:
-    run_scan(inputs, output=f"{store.uri}/out", run_id="mine", limit=1)
+def test_another_configuration_under_the_same_run_is_refused(inputs: str, tmp_path: Path) -> None:
+    run_scan(inputs, output=f"{tmp_path}/out", run_id="mine", limit=1)
     with pytest.raises(RunMismatch, match=r"\(limit\)"):
-        run_scan(inputs, output=f"{store.uri}/out", run_id="mine", limit=2)
+        run_scan(inputs, output=f"{tmp_path}/out", run_id="mine", limit=2)
 
 
-def test_runs_share_an_output_and_keep_their_rows(inputs: str, store: Store) -> None:
+def test_runs_share_an_output_and_keep_their_rows(inputs: str, tmp_path: Path) -> None:
     for run_id in ("one", "two"):
-        run_scan(inputs, output=f"{store.uri}/out", run_id=run_id, limit=2)
-    assert sorted(rows(f"{store.uri}/out")["run_id"].to_pylist()) == ["one"] * 2 + ["two"] * 2
+        run_scan(inputs, output=f"{tmp_path}/out", run_id=run_id, limit=2)
+    assert sorted(rows(f"{tmp_path}/out")["run_id"].to_pylist()) == ["one"] * 2 + ["two"] * 2
 
 
-def test_a_lost_part_is_made_again_and_the_others_are_kept(
-    inputs: str, store: Store, tmp_path: Path
-) -> None:
+def test_a_lost_part_is_made_again_and_the_others_are_kept(inputs: str, tmp_path: Path) -> None:
     output = f"file://{tmp_path}/out"
     run_scan(inputs, output=output, run_id="r", images_per_unit=4)
     before = findings(output)
@@ -137,8 +157,6 @@ def test_a_lost_part_is_made_again_and_the_others_are_kept(
 
 
 def test_manifest_names_every_part_with_its_digest(inputs: str, tmp_path: Path) -> None:
-    import hashlib
-
     output = f"file://{tmp_path}/out"
     run_scan(inputs, output=output, run_id="r", images_per_unit=3)
     manifest = Run(output, "r").manifest()
@@ -150,10 +168,10 @@ def test_manifest_names_every_part_with_its_digest(inputs: str, tmp_path: Path) 
 
 
 def test_truncated_shard_gives_its_images_and_one_failed_row(
-    photographs: dict[str, bytes], tar_of: TarOf, tmp_path: Path
+    crops: dict[str, bytes], tar_of: TarOf, tmp_path: Path
 ) -> None:
     shard = tmp_path / "cut.tar"
-    shard.write_bytes(tar_of(photographs)[:-300_000])
+    shard.write_bytes(tar_of(crops)[:-12_000])
     summary = run_scan(str(shard), output=str(tmp_path / "out"))
     assert summary["ok"] >= 1
     assert summary["codes"] == {"damaged_shard": 1}
@@ -164,21 +182,17 @@ def test_truncated_shard_gives_its_images_and_one_failed_row(
 
 def test_waves_change_nothing(inputs: str, tmp_path: Path) -> None:
     for name, units in (("a", 1), ("b", 100)):
-        run_scan(inputs, output=str(tmp_path / name), images_per_unit=2, wave_units=units)
+        run_scan(inputs, output=str(tmp_path / name), images_per_unit=5, wave_units=units)
     assert findings(str(tmp_path / "a")) == findings(str(tmp_path / "b"))
 
 
-def test_heatmap_is_stored_on_demand(photographs: dict[str, bytes], tmp_path: Path) -> None:
-    import io
-
-    from PIL import Image
-
-    (tmp_path / "a.jpg").write_bytes(photographs["astronaut.jpg"])
+def test_heatmap_is_stored_on_demand(crops: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(crops["astronaut.jpg"])
     run_scan(str(tmp_path / "a.jpg"), output=str(tmp_path / "out"), heatmap=True)
     (row,) = rows(str(tmp_path / "out")).to_pylist()
     picture = Image.open(io.BytesIO(row["heatmap_png"]))
     assert picture.size == (row["width"] // 4, row["height"] // 4)
-    assert max(picture.getdata()) <= 15
+    assert np.asarray(picture).max() <= 15
 
 
 @pytest.mark.parametrize(
@@ -193,8 +207,8 @@ def test_bad_inputs(source: str, error: type[UsageError], tmp_path: Path) -> Non
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_output_that_cannot_be_written(photographs: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(photographs["rocket.jpg"])
+def test_output_that_cannot_be_written(crops: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(crops["rocket.jpg"])
     with pytest.raises(OutputNotWritable):
         run_scan(str(tmp_path / "a.jpg"), output=str(tmp_path / "a.jpg" / "out"))
 
@@ -221,7 +235,7 @@ def test_untrained_weights_are_told_once(
 ) -> None:
     summary = run_scan(inputs, output=str(tmp_path / "out"), limit=4)
     assert summary["model"] == "prompt-iml-micro@untrained"
-    assert capsys.readouterr().err.count("untrained weights") == 1
+    assert capsys.readouterr().err.count("untrained") == 1
     assert any("untrained" in note for note in summary["notes"])
 
 
@@ -235,10 +249,10 @@ def launch(*arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
 
 
 def test_killed_halfway_and_run_again_gives_the_same_table(
-    photographs: dict[str, bytes], tar_of: TarOf, tmp_path: Path
+    crops: dict[str, bytes], tar_of: TarOf, tmp_path: Path
 ) -> None:
     for shard in range(12):
-        members = {f"{shard}-{n}-{name}": d for n in range(3) for name, d in photographs.items()}
+        members = {f"{shard}-{name}": data for name, data in crops.items()}
         (tmp_path / f"{shard}.tar").write_bytes(tar_of(members))
     source, killed = str(tmp_path / "*.tar"), tmp_path / "killed"
     driver = launch("scan", source, "--output", str(killed), "--address", "local")
@@ -248,22 +262,20 @@ def test_killed_halfway_and_run_again_gives_the_same_table(
     driver.communicate()
     assert not list(killed.glob("_runs/*/manifest.json"))
     again = run_scan(source, output=str(killed))
-    assert 0 < again["scanned_now"] < again["listed"] == 144
+    assert 0 < again["scanned_now"] < again["listed"] == 48
     run_scan(source, output=str(tmp_path / "clean"))
     assert findings(str(killed)) == findings(str(tmp_path / "clean"))
 
 
-def test_the_command_line_scans_without_torch(
-    photographs: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_the_command_line_scans_without_torch(crops: dict[str, bytes], tmp_path: Path) -> None:
     """Exit code, one JSON line on stdout, and not one process that imports torch."""
     trap = tmp_path / "trap" / "torch"
     trap.mkdir(parents=True)
     witness = tmp_path / "torch-was-imported"
     (trap / "__init__.py").write_text(f"open({str(witness)!r}, 'w').close()\nraise ImportError\n")
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.jpg").write_bytes(photographs["astronaut.jpg"])
-    (tmp_path / "in" / "b.jpg").write_bytes(photographs["rocket.jpg"][:9000])
+    (tmp_path / "in" / "a.jpg").write_bytes(crops["astronaut.jpg"])
+    (tmp_path / "in" / "b.jpg").write_bytes(crops["rocket.jpg"][:2000])
     scanning = launch(
         "scan", str(tmp_path / "in"), "--output", str(tmp_path / "out"), path=trap.parent
     )
