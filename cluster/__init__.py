@@ -1,4 +1,6 @@
-"""The cluster room: a fleet in motion. Empty so far: training, submission and manifests come here.
+"""The cluster room: a fleet in motion. So far: how the packaged weights are trained, on one CPU.
 
-This room may import `pipeline` and `engine`; neither imports it.
+    photographs -> forgeries (with histories, seeded) -> distil the frozen branch -> train the rest
+
+This room may import `pipeline`, `engine` and torch; no other room imports it.
 """

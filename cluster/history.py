@@ -1,0 +1,172 @@
+"""What happens to an image besides the forgery: saves, tables, resizes, wear.
+
+One distribution for authentic and forged images, drawn before anyone knows which it will be:
+neither table nor size nor format may give the label away.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+Choice = TypeVar("Choice")
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+Tables = tuple[tuple[int, ...], ...]  # luma and chroma, 64 each, natural order
+
+SIDE = 256
+FRAME = SIDE + 48  # what is saved last: the crop may begin anywhere in it
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """One JPEG compression: `tables` of a camera, or the standard ones at `quality`."""
+
+    quality: int
+    subsampling: Literal["4:4:4", "4:2:2", "4:2:0"]
+    tables: Tables | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stress:
+    """What wears traces away, on the whole image before the last save."""
+
+    scale: float = 1.0
+    blur: float = 0.0  # sigma, pixels
+    sharpen: float = 0.0  # gain of the unsharp mask
+    noise: float = 0.0  # sigma, grey levels
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Everything that happens to an image but the forgery itself.
+
+    Attributes:
+        scale: of the photograph before anything else; it is 1 or less.
+        on_grid: the view keeps the 8x8 grid of the photograph (at scale 1).
+        first: save before the forgery, or None.
+        stress: after the forgery.
+        last: save after it, or None when lossless.
+        corner: (row, column) of the crop in the saved frame; on the grid where `has_table`.
+        has_table: whether the example comes with its table.
+    """
+
+    scale: float
+    on_grid: bool
+    first: Save | None
+    stress: Stress
+    last: Save | None
+    corner: tuple[int, int]
+    has_table: bool
+
+
+def draw_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> History:
+    """Draw what happens to an image, forged or not; `cameras` are tables seen in cameras."""
+    stressed = rng.random() < 0.3
+    stress = _draw_stress(rng) if stressed else Stress()
+    last = draw_save(rng, (50, 100) if stressed else (70, 98), cameras)
+    lossless, off_grid, dropped = rng.random(3) < (0.1, 0.1, 0.1)
+    corner = rng.integers(0, FRAME - SIDE + 1, 2)
+    if not off_grid:
+        corner -= corner % 8
+    return History(
+        scale=float(rng.uniform(0.4, 1.0)) if rng.random() < 0.4 else 1.0,
+        on_grid=bool(rng.random() < 0.8),
+        first=draw_save(rng, (72, 95), cameras) if rng.random() < 0.9 else None,
+        stress=stress,
+        last=None if lossless else last,
+        corner=(int(corner[0]), int(corner[1])),
+        has_table=not (lossless or off_grid or dropped),
+    )
+
+
+def draw_save(
+    rng: np.random.Generator, quality: tuple[int, int], cameras: Sequence[Tables]
+) -> Save:
+    """Half of the saves are a camera's, or of software that has tables of its own."""
+    return Save(
+        quality=int(rng.integers(quality[0], quality[1] + 1)),
+        subsampling=choose(("4:4:4", "4:2:2", "4:2:0"), rng, (0.25, 0.15, 0.6)),
+        tables=choose(cameras, rng) if rng.random() < 0.5 else None,
+    )
+
+
+def _draw_stress(rng: np.random.Generator) -> Stress:
+    resized, blurred, sharpened, noisy = rng.random(4) < (0.6, 0.3, 0.2, 0.3)
+    return Stress(
+        scale=float(np.exp(rng.uniform(np.log(0.5), np.log(2)))) if resized else 1.0,
+        blur=float(rng.uniform(0.3, 1.2)) if blurred else 0.0,
+        sharpen=float(rng.uniform(0.3, 1.0)) if sharpened else 0.0,
+        noise=float(rng.uniform(1, 6)) if noisy else 0.0,
+    )
+
+
+def wear(pixels: Pixels, stress: Stress, rng: np.random.Generator) -> Pixels:
+    """Stress but its scale."""
+    worn = pixels.astype(np.float64)
+    if stress.blur:
+        worn = smooth(worn, stress.blur)
+    if stress.sharpen:
+        worn += stress.sharpen * (worn - smooth(worn, 1.0))
+    if stress.noise:
+        worn += rng.normal(0, stress.noise, worn.shape)
+    return rounded(worn)
+
+
+def smooth(pixels: Floats, sigma: float) -> Floats:
+    """(H, W, C) blurred by a Gaussian of `sigma` pixels."""
+    blurred: Floats = ndimage.gaussian_filter(pixels, (sigma, sigma, 0))
+    return blurred
+
+
+def rounded(pixels: Floats) -> Pixels:
+    """To the nearest of 0..255."""
+    nearest: Pixels = np.rint(pixels.clip(0, 255)).astype(np.uint8)
+    return nearest
+
+
+def resize(pixels: Pixels, side: int) -> Pixels:
+    """A square view to side x side."""
+    if pixels.shape[0] == side:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def encode(pixels: Pixels, save: Save) -> bytes:
+    """As the bytes of a JPEG file."""
+    file = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if save.tables is None:
+        image.save(file, "jpeg", quality=save.quality, subsampling=save.subsampling)
+    else:
+        tables = [list(table) for table in save.tables]
+        image.save(file, "jpeg", qtables=tables, subsampling=save.subsampling)
+    return file.getvalue()
+
+
+def resave(pixels: Pixels, save: Save) -> Pixels:
+    """Encoded and decoded."""
+    with Image.open(io.BytesIO(encode(pixels, save))) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def read_tables(data: bytes) -> Tables:
+    """Luma and chroma tables of a JPEG file, natural order."""
+    with Image.open(io.BytesIO(data)) as image:
+        found = image.quantization  # type: ignore[attr-defined]
+        tables = [tuple(map(int, found[layer[3]])) for layer in image.layer[:2]]  # type: ignore
+    return tuple(tables)
+
+
+def choose(
+    choices: Sequence[Choice], rng: np.random.Generator, p: Sequence[float] | None = None
+) -> Choice:
+    """One of them, each alike or with probabilities `p`."""
+    return choices[int(rng.choice(len(choices), p=p))]

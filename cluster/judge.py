@@ -1,0 +1,88 @@
+"""How a network does on examples whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from cluster.batches import as_tensors
+from cluster.forgery import Example
+from cluster.history import SIDE
+from engine.network.model import PromptIML
+from pipeline.comparison import FLAGGED_FRACTION, auc, f1_and_iou
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How held-back examples are judged; a mean over no examples is nan.
+
+    Attributes:
+        examples: how many.
+        f1: mean pixel F1 at logit 0 over the forged.
+        pixel_auc: over all pixels of the forged, pooled.
+        score_auc: of the image score.
+        flagged: share of the authentic with more than 0.5 % of their pixels above logit 0.
+    """
+
+    examples: int
+    f1: float
+    pixel_auc: float
+    score_auc: float
+    flagged: float
+
+
+@torch.no_grad()
+def judge(network: PromptIML, examples: Sequence[Example]) -> dict[str, Judgement]:
+    """Judge a network on examples: `all`, by kind, and with and without a table."""
+    found = [_find(network, example) for example in examples]
+    groups: dict[str, list[Found]] = defaultdict(list)
+    for one in found:
+        table = "table" if one.example.qtable.max() > 1 else "no table"
+        for name in ("all", one.example.kind, table):
+            groups[name].append(one)
+    return {name: _judgement(group) for name, group in sorted(groups.items())}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the network says of an example: (256, 256) mask logits, and the score logit."""
+
+    example: Example
+    mask: NDArray[np.float32]
+    score: float
+
+
+def _find(network: PromptIML, example: Example) -> Found:
+    image, qtable, _ = as_tensors(example)
+    mask_1HW, score_1 = network(image[None], qtable[None])
+    mask_11HW = functional.interpolate(mask_1HW[None], (SIDE, SIDE), mode="bilinear")
+    return Found(example, mask_11HW[0, 0].numpy(), score_1.item())
+
+
+def _judgement(found: Sequence[Found]) -> Judgement:
+    forged = [one for one in found if one.example.mask.any()]
+    authentic = [one for one in found if not one.example.mask.any()]
+    # one pixel in 16: as many as the network predicts
+    pixels = np.array([one.mask[::4, ::4] for one in forged])
+    truth = np.array([one.example.mask[::4, ::4] for one in forged], bool)
+    return Judgement(
+        examples=len(found),
+        f1=_mean([f1_and_iou(one.mask > 0, one.example.mask)[0] for one in forged]),
+        pixel_auc=auc(pixels.ravel(), truth.ravel()),
+        score_auc=auc(
+            np.array([one.score for one in found]),
+            np.array([one.example.mask.any() for one in found]),
+        ),
+        flagged=_mean([float((one.mask > 0).mean() > FLAGGED_FRACTION) for one in authentic]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,136 @@
+"""Examples to train on: believable, reproducible, and without a leak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from cluster.batches import turned, window
+from cluster.forgery import KINDS, Example, Forger, Scene
+from cluster.history import FRAME, SIDE
+from cluster.photos import Photo, list_photos, read_polygons, split
+from engine.config import JpegViewConfig
+from engine.network.jpeg_view import JpegView
+from pipeline.comparison import auc
+
+PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
+FORGERIES = [kind for kind in KINDS if kind != "authentic"]
+
+
+@pytest.fixture(scope="module")
+def forger(tmp_path_factory: pytest.TempPathFactory) -> Forger:
+    """Over scikit-image's photographs, saved as cameras might have; one has an outline."""
+    folder = tmp_path_factory.mktemp("photos")
+    outline = tuple(read_polygons(_write(folder / "cat.txt", "15 .2 .2 .6 .15 .7 .6 .3 .7\n")))
+    photos = []
+    for index, name in enumerate(("astronaut", "coffee", "chelsea", "rocket")):
+        path = folder / f"{name}.jpg"
+        Image.fromarray(getattr(skimage.data, name)()).save(path, quality=80 + 5 * index)
+        photos.append(Photo(path, name, outline if name in ("astronaut", "chelsea") else ()))
+    return Forger(photos)
+
+
+@pytest.fixture(scope="module")
+def examples(forger: Forger) -> list[Example]:
+    return [forger.example(5, index) for index in range(240)]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_an_example_is_what_its_seed_says(forger: Forger) -> None:
+    first, again, other = forger.example(1, 2), forger.example(1, 2), forger.example(1, 3)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert np.array_equal(first.mask, again.mask)
+    assert not np.array_equal(first.pixels, other.pixels)
+
+
+def test_half_are_authentic_and_every_kind_comes(examples: list[Example]) -> None:
+    kinds = [example.kind for example in examples]
+    assert 0.4 < kinds.count("authentic") / len(kinds) < 0.6
+    assert set(kinds) == set(KINDS)
+
+
+def test_masks_are_empty_exactly_where_nothing_was_forged(examples: list[Example]) -> None:
+    for example in examples:
+        assert example.pixels.shape == (SIDE, SIDE, 3)
+        share = example.mask.mean()
+        assert share == 0 if example.kind == "authentic" else 0.003 < share < 0.5
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_a_forgery_changes_its_mask_and_nothing_else(forger: Forger, kind: str) -> None:
+    pixels = forger.scenes[0].pixels[:FRAME, :FRAME]
+    forged, alpha = forger.forge(kind, Scene(pixels, ()), np.random.default_rng(3))
+    changed = (forged != pixels).any(2)
+    assert not changed[alpha == 0].any()
+    assert changed[alpha >= 0.5].mean() > 0.5
+
+
+def test_format_table_and_size_do_not_give_the_label_away(examples: list[Example]) -> None:
+    tables = np.log2([example.qtable for example in examples])
+    forged = np.array([example.kind != "authentic" for example in examples])
+    assert 0.35 < _fitted_auc(tables, forged) < 0.65  # 4 sigma of 120
+    assert _fitted_auc(tables, tables.max(1) > 0) > 0.95  # it would find one
+
+
+def _fitted_auc(features: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """AUC of a ridge classifier fitted on one half, on the other."""
+    design = np.column_stack([features - features.mean(0), np.ones(len(features))])
+    fit, test = design[::2], design[1::2]
+    gram = fit.T @ fit + np.eye(design.shape[1])
+    return auc(test @ np.linalg.solve(gram, fit.T @ truth[::2]), truth[1::2])
+
+
+def test_a_table_is_that_of_the_pixels_and_a_quarter_have_none(examples: list[Example]) -> None:
+    view = JpegView(JpegViewConfig(), 8)
+    tabled = [example for example in examples if example.qtable.max() > 1]
+    assert 0.65 < len(tabled) / len(examples) < 0.85
+    coarse = [example for example in tabled if example.qtable.min() >= 6]
+    assert coarse
+    for example in coarse:
+        image = torch.from_numpy(example.pixels.copy()).permute(2, 0, 1)[None].float()
+        found = view.coefficients(image, torch.from_numpy(example.qtable)[None])
+        assert (found - found.round()).abs().mean() < 0.1
+
+
+def test_a_window_stays_on_the_grid_and_sees_the_forgery(examples: list[Example]) -> None:
+    rng = np.random.default_rng(0)
+    for example in examples[:40]:
+        part = window(example, SIDE // 2, rng)
+        starts = [
+            (y, x)
+            for y in range(0, SIDE // 2 + 1, 8)
+            for x in range(0, SIDE // 2 + 1, 8)
+            if np.array_equal(example.pixels[y : y + SIDE // 2, x : x + SIDE // 2], part.pixels)
+        ]
+        assert starts
+        assert part.mask.shape == (SIDE // 2, SIDE // 2)
+
+
+def test_turning_turns_mask_pixels_and_table_together() -> None:
+    ramp = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
+    pixels = np.repeat((ramp % 251).astype(np.uint8)[..., None], 3, 2)
+    table = np.arange(64, dtype=np.float32)
+    example = Example(pixels, table, pixels[..., 0] > 100, "splice")
+    for seed in range(8):
+        part = turned(example, np.random.default_rng(seed))
+        assert np.array_equal(part.mask, part.pixels[..., 0] > 100)
+        was_transposed = not np.array_equal(part.qtable, table)
+        assert was_transposed == (np.random.default_rng(seed).random(3)[2] < 0.5)
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/data/photos")
+def test_no_camera_and_no_photograph_is_on_both_sides() -> None:
+    train, held_back = split(list_photos(PHOTOS))
+    assert not {photo.source for photo in train} & {photo.source for photo in held_back}
+    assert 0.1 < len(held_back) / (len(train) + len(held_back)) < 0.2
+    assert any(photo.polygons for photo in held_back)

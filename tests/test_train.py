@@ -1,0 +1,103 @@
+"""The pieces of training: losses, schedule, teacher, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from safetensors.torch import load_file
+from skimage.transform import resize
+
+from cluster.distill import distillation_loss, standardised, teacher_features
+from cluster.losses import training_loss
+from cluster.schedule import learning_rate, weight_decay_groups
+from cluster.train import Run
+from engine.config import PRESETS, SwinConfig
+from engine.network.model import PromptIML
+
+TEACHER = Path(__file__).parents[2] / "shared/data/backbones/mobilenet_v2_imagenet_f16.safetensors"
+
+MICRO = PRESETS["prompt-iml-micro"]
+TINY = replace(MICRO, swin=SwinConfig(8, (1, 1, 1, 1), (1, 1, 2, 2), window=8, mlp_ratio=1))
+
+
+def _target() -> torch.Tensor:
+    target = torch.zeros(2, 32, 32, dtype=torch.bool)
+    target[0, 8:16, 8:24] = True
+    return target
+
+
+def _logits(target: torch.Tensor, size: float) -> torch.Tensor:
+    return torch.where(target[:, ::4, ::4], size, -size).requires_grad_()
+
+
+def test_a_right_answer_costs_nothing_and_a_wrong_one_much() -> None:
+    target, score = _target(), torch.tensor([20.0, -20.0])
+    assert training_loss([_logits(target, 20.0)], score, target) < 1e-3
+    assert training_loss([_logits(target, -20.0)], -score, target) > 10
+
+
+def test_every_decoder_layer_learns() -> None:
+    target = _target()
+    masks = [_logits(target, 1.0) for _ in range(3)]
+    training_loss(masks, torch.zeros(2), target).backward()
+    assert all(mask.grad is not None and mask.grad.abs().sum() > 0 for mask in masks)
+
+
+def test_an_authentic_image_that_is_left_alone_costs_nothing() -> None:
+    target = torch.zeros(1, 32, 32, dtype=torch.bool)
+    loss = training_loss([torch.full((1, 8, 8), -20.0)], torch.tensor([-20.0]), target)
+    assert loss < 1e-6
+
+
+def test_the_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(step / 100, peak=2.0) for step in range(101)]
+    assert max(rates) == pytest.approx(2.0, rel=0.01)
+    assert rates.index(max(rates)) == 5
+    assert rates[-1] == pytest.approx(0.02)
+
+
+def test_all_that_trains_is_optimised_once_and_only_matrices_decay() -> None:
+    network = PromptIML(MICRO)
+    decay, spared = (group["params"] for group in weight_decay_groups(network, 0.1))
+    assert len({*map(id, decay), *map(id, spared)}) == len(decay) + len(spared)
+    assert len(decay) + len(spared) == sum(p.requires_grad for p in network.parameters())
+    assert all(p.ndim >= 2 for p in decay)
+    assert {id(p) for p in network.prompts} <= set(map(id, spared))
+
+
+def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image, mask = torch.randint(0, 255, (1, 64, 64, 3)), torch.ones(1, 64, 64, dtype=torch.bool)
+    batch = image, torch.full((1, 64), 4.0), mask
+    run = Run(PromptIML(TINY), tmp_path)
+    run.step(batch, 1e-3)
+    run.save()
+    torch.manual_seed(1)
+    again = Run(PromptIML(TINY), tmp_path)
+    again.resume()
+    assert again.samples == 1
+    losses = [[r.step(batch, 1e-3) for _ in range(2)] for r in (run, again)]
+    assert losses[0] == losses[1]
+
+
+def test_explaining_all_of_the_teacher_costs_nothing() -> None:
+    teacher = [torch.randn(2, 4, 4, 3) * 5 + 2]
+    assert distillation_loss([standardised(teacher[0])], teacher) == 0
+    assert distillation_loss([torch.zeros(2, 4, 4, 3)], teacher) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.skipif(not TEACHER.exists(), reason="needs ../shared/data/backbones")
+def test_the_teacher_knows_a_cat() -> None:
+    weights = {name: tensor.float() for name, tensor in load_file(TEACHER).items()}
+    cat = resize(skimage.data.chelsea()[:, 75:375], (224, 224), preserve_range=True)
+    *_, last = features = teacher_features(weights, torch.from_numpy(cat).float()[None])
+    assert [tuple(x.shape[1:]) for x in features] == [
+        (56, 56, 24), (28, 28, 32), (14, 14, 96), (7, 7, 320)
+    ]  # fmt: skip
+    head = torch.relu(last @ weights["head.weight"][..., 0, 0].T + weights["head.bias"])
+    logits = head.clamp(max=6).mean((1, 2)) @ weights["classifier.weight"][..., 0, 0].T
+    assert 282 <= int((logits + weights["classifier.bias"]).argmax()) <= 286  # domestic cats
