@@ -6,7 +6,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +144,7 @@ class Detector:
         tiles = [tile(opened.tiling, index) for opened, index in slots]
         tables = [opened.tiling.qtable for opened, _ in slots]
         lack = self.batch_size - len(slots)
-        batch = Batch(np.stack(tiles + tiles[-1:] * lack), np.stack(tables + tables[-1:] * lack))
+        batch = Batch(_stack(tiles + tiles[-1:] * lack), _stack(tables + tables[-1:] * lack))
         start = time.perf_counter()
         detection = self.engine.run(batch)
         infer_ms = (time.perf_counter() - start) * 1e3 / len(slots)
@@ -173,3 +173,8 @@ class Detector:
             preprocess=opened.tiling.preprocess,
             infer_ms=sum(output.infer_ms for output in opened.outputs),
         )
+
+
+def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """`np.stack`, which would copy a single array too."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)

@@ -168,3 +168,4 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = STALL_SECONDS
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

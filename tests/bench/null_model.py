@@ -18,7 +18,7 @@ CONFIG = PRESETS["prompt-iml-micro"]
 
 
 def write_null_model(folder: Path) -> Path:
-    """Every pixel gets the logit -8; the graph reads every fourth pixel and no more."""
+    """Every pixel gets the logit -8; no pixel is read."""
     shapes = [
         (depth, CONFIG.prompts, channels)
         for depth, channels in zip(CONFIG.swin.depths, CONFIG.swin.stage_channels, strict=True)
@@ -50,10 +50,8 @@ def write_null_model(folder: Path) -> Path:
                 helper.make_tensor_value_info("mask_logits", Type.FLOAT, ["n", "h4", "w4"]),
                 helper.make_tensor_value_info("score_logit", Type.FLOAT, ["n"]),
             ],
-            [_ints("start", 0, 0, 0), _ints("end", 2**31, 2**31, 1), _ints("axes", 1, 2, 3),
-             _ints("step", 4, 4, 1), _ints("last", 3), _ints("hw", 1, 2),
-             helper.make_tensor("zero", Type.FLOAT, [], [0.0]),
-             helper.make_tensor("low", Type.FLOAT, [], [-8.0])],
+            [_ints("n", 0), _ints("hw", 1, 2), _ints("stride", 4),
+             helper.make_tensor("low", Type.FLOAT, [1], [-8.0])],
         ),
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=10,
@@ -66,12 +64,13 @@ def write_null_model(folder: Path) -> Path:
 
 def _nodes() -> list[onnx.NodeProto]:
     return [
-        helper.make_node("Slice", ["image", "start", "end", "axes", "step"], ["red"]),
-        helper.make_node("Squeeze", ["red", "last"], ["red_NHW"]),
-        helper.make_node("Cast", ["red_NHW"], ["float_NHW"], to=Type.FLOAT),
-        helper.make_node("Mul", ["float_NHW", "zero"], ["zero_NHW"]),
-        helper.make_node("Add", ["zero_NHW", "low"], ["mask_logits"]),
-        helper.make_node("ReduceMax", ["mask_logits", "hw"], ["score_logit"], keepdims=0),
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Gather", ["shape", "n"], ["count"]),
+        helper.make_node("Gather", ["shape", "hw"], ["sides"]),
+        helper.make_node("Div", ["sides", "stride"], ["cells"]),
+        helper.make_node("Concat", ["count", "cells"], ["mask_shape"], axis=0),
+        helper.make_node("Expand", ["low", "mask_shape"], ["mask_logits"]),
+        helper.make_node("Expand", ["low", "count"], ["score_logit"]),
     ]
 
 

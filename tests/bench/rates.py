@@ -67,12 +67,13 @@ def decode_rate(shards: list[Path]) -> Rate:
         return Rate(images, images / (time.perf_counter() - started))
 
 
-def scan_rate(source: Path, output: Path, model: str) -> Rate:
+def scan_rate(source: Path, output: Path, model: str, engine: str = "auto") -> Rate:
     """`prompt-iml scan` as a user starts it; the rate is that between its first and last row."""
     command = [sys.executable, "-m", "pipeline.cli", "scan", str(source), "--output", str(output)]
     pool = ["--address", "local", "--max-actors", str(PROCESSES)]
     started = time.perf_counter()
-    subprocess.run([*command, *pool, "--model", model], check=True, stdout=subprocess.DEVNULL)
+    chosen = ["--model", model, "--engine", engine]
+    subprocess.run([*command, *pool, *chosen], check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - started
     table = ds.dataset(output / "results").to_table(["scanned_at", "status"])
     assert set(table["status"].to_pylist()) == {"ok"}
