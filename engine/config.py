@@ -1,0 +1,153 @@
+"""The network's shape, as plain frozen values: what a checkpoint's metadata holds.
+
+In the comments **P** is what the paper states (arXiv 2401.00653) and **C** our choice where it is
+silent, with the reason. No torch here: a scan reads this too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SwinConfig:
+    """Shape of one Swin branch; both branches have the same.
+
+    Attributes:
+        channels: C of the first stage; doubles from stage to stage.
+        depths: blocks a stage.
+        heads: attention heads a stage.
+        window: side of the attention windows, in tokens.
+        mlp_ratio: width of a block's MLP over C.
+        position_grid: side of a learnable position embedding in the semantic stem; 0 = none.
+    """
+
+    channels: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int
+    mlp_ratio: int = 4
+    position_grid: int = 0  # C: the paper draws one; stock Swin, whose weights we load, has none
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """C of each stage."""
+        return tuple(self.channels * 2**stage for stage in range(len(self.depths)))
+
+
+@dataclass(frozen=True, slots=True)
+class JpegViewConfig:
+    """Block-DCT histograms beside the high-frequency branch (beyond the paper).
+
+    Attributes:
+        coefficients: how many of the lowest AC coefficients, in zig-zag order.
+        bins: histogram bins, for |c| = 0, 1, ... with the last one open.
+        channels: width of the view.
+    """
+
+    coefficients: int = 20  # C: higher ones quantise to zero in most files
+    bins: int = 16  # C: double compression shows in the gaps between small values
+    channels: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """Pixel decoder and one-query transformer decoder.
+
+    Attributes:
+        hidden: channels throughout.
+        heads: heads of every attention.
+        points: samples a level and head of the deformable attention.
+        encoder_layers: deformable layers of the pixel decoder.
+        encoder_ffn: their feed-forward width.
+        decoder_layers: masked-attention layers, over 1/32, 1/16, 1/8 in turn.
+        decoder_ffn: their feed-forward width.
+    """
+
+    hidden: int = 256
+    heads: int = 8
+    points: int = 4
+    encoder_layers: int = 6  # P, as Mask2Former
+    encoder_ffn: int = 1024
+    decoder_layers: int = 9  # P: three times over the three levels
+    decoder_ffn: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Everything that shapes the network, and how images are shown to it.
+
+    Attributes:
+        name: of the preset.
+        swin: shape of both branches.
+        prompts: prompt tokens n_p that join every window of every semantic block.
+        fusion_points: samples a head of the deformable attention between the branches.
+        decoder: shape of the decoder.
+        jpeg_view: the JPEG view, or None without it; with it the network takes `qtable`.
+        views: how an image becomes input, the preferred way first: `native` cuts it into
+            tiles without resizing, `fit` scales it to one tile.
+        sides: the sides H and W may have, in pixels, smallest first; any mix.
+    """
+
+    name: str
+    swin: SwinConfig
+    prompts: int = 5  # C: gives the 0.09 M the paper's successor reports, for two sets
+    fusion_points: int = 4  # C: the usual number for deformable attention
+    decoder: DecoderConfig = DecoderConfig()
+    jpeg_view: JpegViewConfig | None = None  # off = the paper
+    views: tuple[str, ...] = ("fit",)  # P
+    sides: tuple[int, ...] = (512,)  # P
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> NetworkConfig:
+        """What `to_dict` gave, also after a way through JSON. Raises TypeError on a field
+        this version does not know."""
+        nested = dict(fields)
+        nested["swin"] = SwinConfig(**_tuples(fields["swin"]))
+        nested["decoder"] = DecoderConfig(**fields["decoder"])
+        if fields["jpeg_view"] is not None:
+            nested["jpeg_view"] = JpegViewConfig(**fields["jpeg_view"])
+        return cls(**_tuples(nested))
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
+PRESETS = {
+    config.name: config
+    for config in (
+        NetworkConfig(
+            name="prompt-iml-s",
+            # C: Swin-S; MM's 93.14 M for two backbones is 2 x 48,835,722 in units of 2^20
+            swin=SwinConfig(channels=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24), window=7),
+            views=("fit", "native"),
+        ),
+        NetworkConfig(
+            name="prompt-iml-micro",
+            # C: as small as 10 images/s on 2 CPU cores ask for; window 8 divides every map of
+            # a side that is a multiple of 256, so nothing is ever padded
+            swin=SwinConfig(
+                channels=24, depths=(2, 2, 4, 2), heads=(1, 2, 4, 8), window=8, mlp_ratio=2
+            ),
+            decoder=DecoderConfig(
+                hidden=64,
+                heads=4,
+                encoder_layers=2,
+                encoder_ffn=256,
+                decoder_layers=3,
+                decoder_ffn=256,
+            ),
+            jpeg_view=JpegViewConfig(),
+            views=("native",),
+            sides=(256, 512),
+        ),
+    )
+}

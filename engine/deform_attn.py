@@ -1,0 +1,87 @@
+"""Multi-scale deformable attention: the one operator of the network that needs a kernel.
+
+`ms_deform_attn` here is the reference, from which every other backend is told right or wrong.
+During an ONNX export it becomes one node, `promptiml::MSDeformAttn`, that a runtime either has
+a kernel for or expands into the local function in the exported file (`engine.deform_attn_onnx`).
+
+Shapes: N batch, S = sum of H*W over levels, M heads, D channels a head, Q queries, L levels,
+P points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from engine.deform_attn_onnx import DOMAIN, NAME, VERSION
+
+
+def ms_deform_attn(
+    value_NSMD: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations_NQMLP2: Tensor,
+    weights_NQMLP: Tensor,
+) -> Tensor:
+    """Sample each level's map at each point, bilinearly, and sum under the attention weights.
+
+    Args:
+        value_NSMD: the levels' maps, each flattened row by row, one after the other.
+        spatial_shapes: (H, W) of each level.
+        locations_NQMLP2: (x, y), 0 and 1 at the outer edges of the map; what lies outside
+            counts as zero. Float32 at every precision of `value_NSMD` (or float64).
+        weights_NQMLP: attention weights, softmax over levels and points together.
+
+    Returns:
+        (N, Q, M*D) in the dtype of `value_NSMD`.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return _onnx_node(value_NSMD, spatial_shapes, locations_NQMLP2, weights_NQMLP)
+    n, _, m, d = value_NSMD.shape
+    q, points = locations_NQMLP2.shape[1], locations_NQMLP2.shape[4]
+    maps = torch.split(value_NSMD, [h * w for h, w in spatial_shapes], dim=1)
+    out = value_NSMD.new_zeros(n * m, d, q)
+    for level, (h, w) in enumerate(spatial_shapes):
+        map_BDHW = maps[level].permute(0, 2, 3, 1).reshape(n * m, d, h, w)
+        grid_BQP2 = locations_NQMLP2[:, :, :, level].transpose(1, 2).reshape(n * m, q, points, 2)
+        weight_B1QP = weights_NQMLP[:, :, :, level].transpose(1, 2).reshape(n * m, 1, q, points)
+        sampled_BDQP = _sample(map_BDHW, grid_BQP2)
+        out = out + (sampled_BDQP * weight_B1QP.to(sampled_BDQP.dtype)).sum(-1)
+    return out.reshape(n, m * d, q).transpose(1, 2)
+
+
+def _sample(map_BDHW: Tensor, location_BQP2: Tensor) -> Tensor:
+    """Bilinear samples (B, D, Q, P); positions are computed in the locations' own precision."""
+    dtype = torch.promote_types(map_BDHW.dtype, location_BQP2.dtype)
+    sampled = grid_sample(
+        map_BDHW.to(dtype),
+        2 * location_BQP2.to(dtype) - 1,
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    return sampled.to(map_BDHW.dtype)
+
+
+def _onnx_node(
+    value_NSMD: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations_NQMLP2: Tensor,
+    weights_NQMLP: Tensor,
+) -> Tensor:
+    n, _, m, d = value_NSMD.shape
+    rows = [torch.stack([_size(h), _size(w)]) for h, w in spatial_shapes]
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{NAME}",
+        (value_NSMD, torch.stack(rows), locations_NQMLP2, weights_NQMLP),
+        dtype=value_NSMD.dtype,
+        shape=(n, locations_NQMLP2.shape[1], m * d),
+        version=VERSION,
+    )
+
+
+def _size(size: int) -> Tensor:
+    """A size that may be symbolic, as a tensor."""
+    return torch.scalar_tensor(size, dtype=torch.int64)

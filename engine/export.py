@@ -1,0 +1,295 @@
+"""From a network to a model folder: one ONNX file for every runtime, behind a parity gate.
+
+    python -m engine.export [--preset NAME] [--seed N | --weights FILE] [--output FOLDER]
+
+writes a model that claims nothing. The graph holds no weights: its initializers are references into
+model.safetensors, whose float16 tensors it casts to float32, which runtimes do once, on loading.
+So the weights exist once, and their digest is the model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+from safetensors.torch import load_file
+from torch.export import Dim
+
+from engine.checkpoint import (
+    GRAPH,
+    PACKAGED,
+    WEIGHTS,
+    WEIGHTS_DIGEST,
+    Model,
+    file_digest,
+    open_folder,
+    save_folder,
+)
+from engine.config import PRESETS, NetworkConfig
+from engine.deform_attn_onnx import DOMAIN, FUNCTION, OPSET, VERSION
+from engine.errors import PromptImlError
+from engine.network.model import PromptIML
+from engine.policy import UNTRAINED, Policy
+from engine.prompts import PromptSet
+from engine.protocol import Batch, Detection
+from engine.runtimes import open_engine
+
+BATCH_SIZES = (1, 4)  # compared before a model is stored
+TOLERANCE = 1e-2  # of logits; the JPEG view counts rounded values, and some lie on the edge
+WARMED_UP = (
+    "A warm-up of cluster.distill and cluster.train on one CPU: about 6,000 synthetic examples. "
+    "Not evaluated; the score is close to chance."
+)
+_PROMPT = "prompts."
+
+
+def export_model(
+    network: PromptIML,
+    output: Path,
+    *,
+    version: str,
+    card: Mapping[str, Any],
+    policy: Policy,
+    engines: Sequence[str] = ("openvino", "onnxruntime"),
+) -> Model:
+    """Write a network as a model folder, once every engine agrees with PyTorch.
+
+    Args:
+        network: what to export; its own prompts become the prompt set.
+        output: the folder; its files are replaced one by one, the graph last.
+        version: after the @ of the model's id.
+        card: `summary`, `notes` (what a user must be told), and whatever else is to be known.
+        policy: calibration and thresholds.
+        engines: to compare with PyTorch.
+
+    Raises:
+        PromptImlError: an engine differs by more than `TOLERANCE`; nothing is stored.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as staging:
+        folder = Path(staging)
+        state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+        prompts = [tensor for name, tensor in state.items() if name.startswith(_PROMPT)]
+        save_folder(
+            folder,
+            name=network.config.name,
+            version=version,
+            config=network.config,
+            card=card,
+            weights={n: tensor for n, tensor in state.items() if not n.startswith(_PROMPT)},
+            prompts=PromptSet(tuple(prompts)),
+            policy=policy,
+        )
+        onnx.save(_graph(network, folder / WEIGHTS), folder / GRAPH)
+        check_parity(open_folder(folder), engines)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == GRAPH):
+            file.replace(output / file.name)
+    return open_folder(output)
+
+
+def check_parity(model: Model, engines: Sequence[str]) -> None:
+    """Compare engines with PyTorch, at batch 1 and 4 and two image sizes, one not square.
+
+    Raises:
+        PromptImlError: an engine differs by more than `TOLERANCE`.
+    """
+    reference = open_engine(model, "torch")
+    expected = [(batch, reference.run(batch)) for batch in _batches(model.config)]
+    for kind in engines:
+        engine = open_engine(model, kind)
+        error = max(_difference(engine.run(batch), detection) for batch, detection in expected)
+        print(f"{model.id}: {engine.name} differs from PyTorch by {error:.1e}", file=sys.stderr)
+        if not error <= TOLERANCE:
+            raise PromptImlError(f"{engine.name} differs from PyTorch by {error:.1e}: not stored")
+
+
+def _batches(config: NetworkConfig) -> list[Batch]:
+    random = np.random.default_rng(0)
+    shapes = {(config.sides[0], config.sides[0]), (config.sides[-1], config.sides[0])}
+    return [
+        Batch(
+            random.integers(0, 256, (n, height, width, 3), np.uint8),
+            random.integers(1, 100, (n, 64)).astype(np.float32),
+        )
+        for n in BATCH_SIZES
+        for height, width in sorted(shapes)
+    ]
+
+
+def _difference(found: Detection, expected: Detection) -> float:
+    """Largest, over the larger of 1 and the largest expected."""
+    pairs = (
+        (found.mask_logits, expected.mask_logits),
+        (found.score_logit, expected.score_logit),
+    )
+    return max(float(np.abs(a - b).max() / max(1, np.abs(b).max())) for a, b in pairs)
+
+
+def _graph(network: PromptIML, weights: Path) -> onnx.ModelProto:
+    """The network as ONNX, with its weights in the file `weights` beside it."""
+    model = _trace(network.eval())
+    graph = model.graph
+    names = [name for name, _ in network.named_parameters() if name in graph.initializers]
+    parameters = {name: graph.initializers.pop(name) for name in names}
+    # As inputs while the graph is simplified: what is not constant is neither folded nor merged.
+    for value in parameters.values():
+        value.const_value = None
+        graph.inputs.append(value)
+    _simplify(model)
+    _strip(model, network.config)
+    tensors = _stored(weights)
+    for name, value in parameters.items():
+        graph.inputs.remove(value)
+        if value.uses():
+            _refer(graph, value, tensors[name])
+    function = ir.serde.deserialize_function(onnx.parser.parse_function(FUNCTION))
+    model.functions[function.identifier()] = function
+    model.opset_imports[DOMAIN] = VERSION
+    model.metadata_props[WEIGHTS_DIGEST] = file_digest(weights)
+    return ir.to_proto(model)
+
+
+def _trace(network: PromptIML) -> ir.Model:
+    config = network.config
+    batch = Dim("batch", min=1)
+    height = width = config.sides[-1]
+    image_dims: dict[int, Any] = {0: batch}
+    if len(config.sides) > 1:  # sizes other than each other's and than 1, so that none is fixed
+        step = math.gcd(*config.sides)
+        height, width = 2 * step, 3 * step
+        image_dims |= {1: step * Dim("rows", min=1), 2: step * Dim("columns", min=1)}
+    image = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    qtable = torch.ones(2, 64) if config.jpeg_view else None
+    prompts = [prompt.detach() for prompt in network.prompts]
+    qtable_dims = {0: batch} if config.jpeg_view else None
+    with warnings.catch_warnings(action="ignore"):  # the exporter's, about itself
+        program = torch.onnx.export(
+            network,
+            (image, qtable, prompts),
+            input_names=_input_names(config),
+            output_names=["mask_logits", "score_logit"],
+            dynamic_shapes=(image_dims, qtable_dims, [None] * len(prompts)),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _input_names(config: NetworkConfig) -> list[str]:
+    prompts = [f"prompts_{stage}" for stage in range(len(config.swin.depths))]
+    return ["image", *(["qtable"] if config.jpeg_view else []), *prompts]
+
+
+def _simplify(model: ir.Model) -> None:
+    """Merge what is computed twice (more than half), fold what is constant."""
+    passes.CommonSubexpressionEliminationPass()(model)
+    optimizer.fold_constants(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.DeduplicateInitializersPass(size_limit=1 << 20)(model)
+    passes.NameFixPass()(model)
+
+
+def _strip(model: ir.Model, config: NetworkConfig) -> None:
+    """Take off what the exporter wrote for its authors, and name the sizes of what remains."""
+    passes.ClearMetadataAndDocStringPass()(model)
+    graph = model.graph
+    graph.name, model.producer_name, model.producer_version = config.name, "prompt-iml", None
+    inner = [value for node in graph for value in node.outputs if not value.is_graph_output()]
+    for value in [*inner, *graph.initializers.values()]:
+        value.shape = value.type = None
+    for value in [*inner, *graph.initializers.values(), *graph.inputs, *graph.outputs]:
+        value.metadata_props.clear()
+    for node in graph:
+        node.name = None
+    mask_logits, score_logit = graph.outputs
+    height, width = ("H", "W") if len(config.sides) > 1 else config.sides * 2
+    mask_height, mask_width = (
+        f"{side}/4" if isinstance(side, str) else side // 4 for side in (height, width)
+    )
+    graph.inputs[0].shape = ir.Shape(["N", height, width, 3])
+    if config.jpeg_view:
+        graph.inputs[1].shape = ir.Shape(["N", 64])
+    mask_logits.shape = ir.Shape(["N", mask_height, mask_width])
+    score_logit.shape = ir.Shape(["N"])
+
+
+def _refer(graph: ir.Graph, parameter: ir.Value, tensor: ir.ExternalTensor) -> None:
+    """Put, for a parameter, the cast of its stored tensor."""
+    stored = ir.Value(name=tensor.name, const_value=tensor)
+    graph.register_initializer(stored)
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+    cast.outputs[0].name = f"{tensor.name}:float32"
+    graph.insert_before(graph[0], cast)
+    parameter.replace_all_uses_with(cast.outputs[0])
+
+
+def _stored(weights: Path) -> dict[str, ir.ExternalTensor]:
+    """References to the tensors of a safetensors file, by the format of its header."""
+    with weights.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    del header["__metadata__"]
+    references = {}
+    for name, tensor in header.items():
+        begin, end = tensor["data_offsets"]
+        references[name] = ir.ExternalTensor(
+            weights.name,
+            start + begin,
+            end - begin,
+            ir.DataType.FLOAT16,
+            shape=ir.Shape(tensor["shape"]),
+            name=name,
+            base_dir=weights.parent,
+        )
+    return references
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a model folder from a seed, or from trained weights."""
+    parser = argparse.ArgumentParser(prog="python -m engine.export", description=__doc__)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights")
+    parser.add_argument("--weights", type=Path, help="state dict, as cluster.train writes it")
+    parser.add_argument("--output", type=Path, help="model folder; default: the packaged one")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(options.seed)
+    network = PromptIML(PRESETS[options.preset])
+    if options.weights:
+        network.load_state_dict(load_file(options.weights))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    model = export_model(
+        network,
+        options.output or PACKAGED / options.preset,
+        version="untrained",
+        card={
+            "summary": WARMED_UP if options.weights else "Random weights.",
+            "notes": [f"{options.preset} is untrained: nothing is claimed for masks and scores"],
+            "parameters": parameters,
+            "architecture": "Prompt-IML, arXiv 2401.00653",
+            "license": "Apache-2.0",
+        },
+        policy=UNTRAINED,
+    )
+    print(f"{model.id}: {parameters:,} parameters in {model.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""FAF, feature alignment and fusion, after each layer; and the deformable attention it uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engine.deform_attn import ms_deform_attn
+
+
+class Fusion(nn.Module):
+    """One FAF module (paper, section 2.3): two maps of C channels in, both aligned, and one."""
+
+    def __init__(self, channels: int, heads: int, points: int) -> None:
+        super().__init__()
+        c = channels
+        self.channel_weights = nn.Sequential(
+            nn.Linear(2 * c, 2 * c), nn.ReLU(), nn.Linear(2 * c, 2 * c), nn.Sigmoid()
+        )
+        self.spatial_weights = nn.Sequential(  # 1x1 convolutions, channels last
+            nn.Linear(2 * c, c), nn.ReLU(), nn.Linear(c, 2), nn.Sigmoid()
+        )
+        self.norm_sem, self.norm_hfq = nn.LayerNorm(c), nn.LayerNorm(c)
+        self.attend_sem = DeformableAttention(c, heads, levels=1, points=points)
+        self.attend_hfq = DeformableAttention(c, heads, levels=1, points=points)
+        self.gate_sem = nn.Parameter(torch.tensor(0.5))
+        self.gate_hfq = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Semantic and high-frequency maps -> the two for the next layers, and the fused one."""
+        sem_BHWC, hfq_BHWC = self.align(sem_BHWC, hfq_BHWC)
+        return sem_BHWC, hfq_BHWC, self.fuse(self.norm_sem(sem_BHWC), self.norm_hfq(hfq_BHWC))
+
+    def align(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Each takes from the other, weighted by channel and by place."""
+        both_BHWC = torch.cat([sem_BHWC, hfq_BHWC], -1)
+        channel_B11C = self.channel_weights(both_BHWC.mean((1, 2)))[:, None, None]
+        channel_sem, channel_hfq = channel_B11C.chunk(2, -1)
+        spatial_sem, spatial_hfq = self.spatial_weights(both_BHWC).chunk(2, -1)
+        return (
+            sem_BHWC + (channel_hfq + spatial_hfq) * hfq_BHWC,
+            hfq_BHWC + (channel_sem + spatial_sem) * sem_BHWC,
+        )
+
+    def fuse(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> Tensor:
+        """Each looks into the other; their sum, gated."""
+        _, height, width, _ = shape = sem_BHWC.shape
+        sem, hfq = sem_BHWC.flatten(1, 2), hfq_BHWC.flatten(1, 2)
+        centres, sizes = cell_centres(height, width, sem.device), [(height, width)]
+        from_hfq = self.attend_sem(sem, centres, hfq, sizes)
+        from_sem = self.attend_hfq(hfq, centres, sem, sizes)
+        fused: Tensor = self.gate_sem * (sem + from_hfq) + self.gate_hfq * (hfq + from_sem)
+        return fused.reshape(shape)
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention (Zhu et al., arXiv 2010.04159)."""
+
+    def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(channels, heads * levels * points)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """At first each head looks along its own direction, a pixel further a point."""
+        angle_M = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        direction_M2 = torch.stack([angle_M.cos(), angle_M.sin()], -1)
+        steps_P = torch.arange(1.0, self.points + 1)
+        offsets = direction_M2[:, None, None] * steps_P[:, None]
+        offsets_MLP2 = offsets.expand(self.heads, self.levels, self.points, 2)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets_MLP2.flatten())
+
+    def forward(
+        self,
+        query_BQC: Tensor,
+        reference_Q2: Tensor,
+        value_BSC: Tensor,
+        sizes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """Sample values around each query's reference point.
+
+        Args:
+            query_BQC: what offsets and weights are computed from.
+            reference_Q2: (x, y) in 0..1, float32.
+            value_BSC: the levels' maps, flattened, one after the other.
+            sizes: (H, W) of each level.
+
+        Returns:
+            (B, Q, C).
+        """
+        b, q, c = query_BQC.shape
+        m, n_levels, p = self.heads, self.levels, self.points
+        value_BSMD = self.value_proj(value_BSC).reshape(b, -1, m, c // m)
+        offsets = self.sampling_offsets(query_BQC).reshape(b, q, m, n_levels, p, 2)
+        weights = self.attention_weights(query_BQC).reshape(b, q, m, n_levels * p).softmax(-1)
+        # float32 at every precision: half of it costs up to half a pixel (network.md)
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+        cells_L12 = torch.stack([_width_height(h, w, offsets) for h, w in sizes])[:, None]
+        locations = reference_Q2[:, None, None, None] + offsets / cells_L12
+        out = ms_deform_attn(value_BSMD, sizes, locations, weights.reshape(b, q, m, n_levels, p))
+        y: Tensor = self.output_proj(out)
+        return y
+
+
+def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(H*W, 2) float32: (x, y) of each cell's centre, row by row, 0..1 over the map."""
+    y_H = (torch.arange(height, device=device) + 0.5) / height
+    x_W = (torch.arange(width, device=device) + 0.5) / width
+    grid = torch.stack([x_W[None, :].expand(height, width), y_H[:, None].expand(height, width)], -1)
+    return grid.reshape(height * width, 2)
+
+
+def _width_height(height: int, width: int, like: Tensor) -> Tensor:
+    """(2,) from sizes that may be symbolic."""
+    sizes = torch.stack([torch.scalar_tensor(size, device=like.device) for size in (width, height)])
+    return sizes.to(like.dtype)

@@ -1,0 +1,87 @@
+"""JPEG view: histograms of the image's own DCT coefficients, in units of its quantisation table.
+
+Saving twice leaves gaps and peaks in these histograms, and a region that came from elsewhere
+has others than its surroundings. It needs pixels on their native 8x8 grid. Beyond the paper;
+the idea is that of CAT-Net's DCT stream (Kwon et al., arXiv 2108.12947).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.config import JpegViewConfig
+
+LUMA = (0.299, 0.587, 0.114)  # JFIF
+
+
+def zigzag() -> list[int]:
+    """Natural (row-major) index of each coefficient of an 8x8 block, in zig-zag order."""
+    return sorted(
+        range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8)
+    )
+
+
+def dct_basis() -> Tensor:
+    """(64, 8, 8) float64: the orthonormal DCT-II of an 8x8 block, coefficients in natural order."""
+    frequency, position = torch.arange(8.0).double(), torch.arange(8.0).double()
+    basis = torch.cos(math.pi * frequency[:, None] * (2 * position[None] + 1) / 16) / 2
+    basis[0] /= math.sqrt(2)
+    return torch.einsum("ur,vc->uvrc", basis, basis).reshape(64, 8, 8)
+
+
+class JpegView(nn.Module):
+    """(B, 3, H, W) pixels and (B, 64) tables -> (B, H/8, W/8, out)."""
+
+    basis: Tensor
+    order: Tensor
+    luma: Tensor
+
+    def __init__(self, config: JpegViewConfig, out_channels: int) -> None:
+        super().__init__()
+        self.bins = config.bins
+        width = config.channels
+        order = torch.tensor(zigzag()[1 : config.coefficients + 1])  # without the DC
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("basis", dct_basis()[order][:, None].float(), persistent=False)
+        self.register_buffer("luma", torch.tensor(LUMA)[:, None, None], persistent=False)
+        self.embed = nn.Conv2d(config.coefficients * config.bins, width, 1, bias=False)
+        self.local = nn.Conv2d(3 * width, width, 1)
+        self.whole = nn.Linear(width + 64, width)
+        self.out = nn.Conv2d(width, out_channels, 1)
+
+    def coefficients(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
+        """(B, coefficients, H/8, W/8): AC coefficients of the luma over the table, not rounded.
+
+        Pixels are 0..255. The luma is rounded, which undoes most of the decoder's rounding of
+        RGB. The level shift touches the DC alone, which is not among them.
+        """
+        luma_B1HW = (image_B3HW * self.luma).sum(1, keepdim=True).round()
+        coefficients = functional.conv2d(luma_B1HW - 128, self.basis.to(luma_B1HW), stride=8)
+        return coefficients / qtable_B64[:, self.order, None, None]
+
+    def forward(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
+        """Histograms at a block, around it (3x3, 7x7) and over the image, and the table.
+
+        Histograms are means of one-hot vectors; as a mean commutes with a 1x1 convolution, the
+        320 channels are brought down to 64 before anything is averaged.
+        """
+        with torch.autocast(image_B3HW.device.type, enabled=False):
+            size_BKHW = self.coefficients(image_B3HW, qtable_B64).abs().round()
+        bin_K1 = torch.arange(self.bins, device=size_BKHW.device)[:, None, None]
+        onehot = size_BKHW.clamp(max=self.bins - 1)[:, :, None] == bin_K1
+        block_BCHW = self.embed(onehot.flatten(1, 2).to(self.embed.weight.dtype))
+        around = [_mean(block_BCHW, 3), _mean(block_BCHW, 7)]
+        table_B64 = torch.log2(qtable_B64).to(block_BCHW.dtype) / 8
+        whole_BC = self.whole(torch.cat([block_BCHW.mean((2, 3)), table_B64], 1))
+        hidden = self.local(torch.cat([block_BCHW, *around], 1)) + whole_BC[:, :, None, None]
+        out_BCHW: Tensor = self.out(functional.relu(hidden))
+        return out_BCHW.permute(0, 2, 3, 1)
+
+
+def _mean(x_BCHW: Tensor, size: int) -> Tensor:
+    """Local mean; at the border, over what is there."""
+    return functional.avg_pool2d(x_BCHW, size, 1, size // 2, count_include_pad=False)

@@ -1,0 +1,109 @@
+"""Prompt-IML, whole. Liu et al., arXiv 2401.00653; each part's module says what is ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import NetworkConfig
+from engine.network.decoder import MaskDecoder, PixelDecoder, ScoreHead
+from engine.network.fusion import Fusion
+from engine.network.jpeg_view import JpegView
+from engine.network.stems import PATCH, HighFrequencyStem, PatchEmbedding
+from engine.network.swin import Swin
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the frozen weights saw
+
+
+class PromptIML(nn.Module):
+    """Two Swin branches, fused after each layer, and a one-query mask decoder.
+
+    The semantic branch is frozen from the start: of it only the prompts train.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        swin, channels = config.swin, config.swin.stage_channels
+        self.semantic = Swin(swin, PatchEmbedding(swin.channels, swin.position_grid))
+        self.high_frequency = Swin(swin, HighFrequencyStem(swin.channels))
+        self.prompts = nn.ParameterList(_prompts(config))
+        self.jpeg_view = JpegView(config.jpeg_view, channels[1]) if config.jpeg_view else None
+        self.fusion = nn.ModuleList(
+            Fusion(c, heads, config.fusion_points)
+            for c, heads in zip(channels, swin.heads, strict=True)
+        )
+        self.pixel_decoder = PixelDecoder(config.decoder, channels)
+        self.mask_decoder = MaskDecoder(config.decoder)
+        self.score_head = ScoreHead(config.decoder.hidden, channels)
+        self.register_buffer("mean", 255 * torch.tensor(MEAN), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(STD), persistent=False)
+        self.semantic.layers.requires_grad_(False)
+        self.semantic.patch_embed.proj.requires_grad_(False)
+        self.semantic.patch_embed.norm.requires_grad_(False)
+
+    def forward(
+        self,
+        image_BHW3: Tensor,
+        qtable_B64: Tensor | None = None,
+        prompts: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Find what was manipulated.
+
+        Args:
+            image_BHW3: RGB, 0..255, uint8 or floating.
+            qtable_B64: JPEG luma quantisation tables in natural order, ones where there is
+                none; needed where the JPEG view is on.
+            prompts: (depth, P, C) a stage, instead of the network's own.
+
+        Returns:
+            Mask logits (B, H/4, W/4), above 0 means manipulated, and score logits (B,).
+        """
+        masks, score_B = self.predictions(image_BHW3, qtable_B64, prompts)
+        return masks[-1], score_B
+
+    def predictions(
+        self,
+        image_BHW3: Tensor,
+        qtable_B64: Tensor | None = None,
+        prompts: Sequence[Tensor] | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """As `forward`, with the mask logits of every decoder layer, for deep supervision."""
+        maps_BHWC = self.fused_maps(image_BHW3, qtable_B64, prompts or list(self.prompts))
+        masks, query_BD = self.mask_decoder(*self.pixel_decoder(maps_BHWC))
+        return masks, self.score_head(query_BD, maps_BHWC)
+
+    def fused_maps(
+        self, image_BHW3: Tensor, qtable_B64: Tensor | None, prompts: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Both branches: (B, H/s, W/s, C) at s = 4, 8, 16, 32."""
+        pixels_BHW3 = image_BHW3.to(self.mean.dtype)
+        normal_B3HW = ((pixels_BHW3 - self.mean) / self.std).permute(0, 3, 1, 2)
+        sem = self.semantic.patch_embed(normal_B3HW)
+        hfq = self.high_frequency.patch_embed(normal_B3HW)
+        stages = zip(
+            self.semantic.stages(), self.high_frequency.stages(), self.fusion, prompts, strict=True
+        )
+        fused: list[Tensor] = []
+        for sem_layer, hfq_layer, fuse, prompts_depthPC in stages:
+            sem, hfq, both = fuse(sem_layer(sem, prompts_depthPC), hfq_layer(hfq))
+            sem, hfq = sem_layer.downsample(sem), hfq_layer.downsample(hfq)
+            if not fused and self.jpeg_view is not None:
+                hfq = hfq + self.jpeg_view(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
+            fused.append(both)
+        return fused
+
+
+def _prompts(config: NetworkConfig) -> list[Tensor]:
+    """(depth, P, C) a stage, drawn as VPT draws them."""
+    limit = math.sqrt(6 / (3 * PATCH**2 + config.swin.channels))
+    return [
+        torch.empty(depth, config.prompts, channels).uniform_(-limit, limit)
+        for depth, channels in zip(config.swin.depths, config.swin.stage_channels, strict=True)
+    ]

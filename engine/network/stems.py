@@ -1,0 +1,105 @@
+"""The two stems: pixels to tokens at stride 4, (B, 3, H, W) -> (B, H/4, W/4, C)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+PATCH = 4
+
+
+def pad_to_patches(image_B3HW: Tensor) -> Tensor:
+    """Pad right and bottom with zeros to whole patches, as the official Swin."""
+    right, bottom = -image_B3HW.shape[3] % PATCH, -image_B3HW.shape[2] % PATCH
+    return functional.pad(image_B3HW, (0, right, 0, bottom)) if right or bottom else image_B3HW
+
+
+class PatchEmbedding(nn.Module):
+    """Semantic stem: patch embedding, norm, and a learnable position embedding if asked."""
+
+    def __init__(self, channels: int, position_grid: int = 0) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, channels, PATCH, PATCH)
+        self.norm = nn.LayerNorm(channels)
+        if position_grid:
+            self.position = nn.Parameter(torch.zeros(1, channels, position_grid, position_grid))
+        else:
+            self.register_parameter("position", None)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """(B, H/4, W/4, C); the position embedding is scaled to the map."""
+        tokens_BCHW = self.proj(pad_to_patches(image_B3HW.to(self.proj.weight.dtype)))
+        tokens_BHWC: Tensor = self.norm(tokens_BCHW.permute(0, 2, 3, 1))
+        if self.position is None:
+            return tokens_BHWC
+        position_1CHW = functional.interpolate(
+            self.position, tokens_BCHW.shape[2:], mode="bilinear", align_corners=False
+        )
+        return tokens_BHWC + position_1CHW.permute(0, 2, 3, 1)
+
+
+class BayarKernel(nn.Module):
+    """Weights of a constrained convolution 3 -> 3: every 2-D slice predicts its centre.
+
+    Bayar and Stamm's constraint, held by construction in every forward, so that no optimiser
+    step and no evaluation ever has to mend the weights.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.taps = nn.Parameter(torch.empty(3, 3, size * size - 1).uniform_(0.5, 1.5))
+
+    def forward(self) -> Tensor:
+        """(3, 3, size, size) float32: centre -1, the other taps sum to 1."""
+        taps = self.taps.to(torch.promote_types(self.taps.dtype, torch.float32))
+        total = taps.sum(-1, keepdim=True)
+        taps = taps / torch.where(total < 0, total.clamp(max=-1e-3), total.clamp(min=1e-3))
+        middle = taps.shape[-1] // 2
+        centre = -torch.ones_like(total)
+        kernel = torch.cat([taps[..., :middle], centre, taps[..., middle:]], -1)
+        return kernel.reshape(3, 3, self.size, self.size)
+
+
+class HighFrequencyStem(nn.Module):
+    """HF stem: three BayarConvs side by side, then the patch embedding and norm.
+
+    The full-resolution BayarConvs (padding size // 2) and the 4x4/4 patch embedding over their
+    9 channels are both linear with nothing between, so they run as one strided convolution.
+    """
+
+    sizes = (3, 5, 7)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bayar = nn.ModuleList(BayarKernel(size) for size in self.sizes)
+        self.proj = nn.Conv2d(3 * len(self.sizes), channels, PATCH, PATCH)
+        self.norm = nn.LayerNorm(channels)
+
+    def kernel(self) -> Tensor:
+        """(C, 3, 10, 10) float32: patch embedding after BayarConvs, as one kernel."""
+        largest = max(self.sizes)
+        bayar_9377 = torch.cat(
+            [
+                functional.pad(kernel(), [(largest - size) // 2] * 4)
+                for size, kernel in zip(self.sizes, self.bayar, strict=True)
+            ]
+        )
+        return functional.conv_transpose2d(self.proj.weight.to(bayar_9377.dtype), bayar_9377)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """(B, H/4, W/4, C). In float32 throughout: residuals are small differences."""
+        with torch.autocast(image_B3HW.device.type, enabled=False):
+            kernel = self.kernel()
+            residual_BCHW = functional.conv2d(
+                pad_to_patches(image_B3HW.to(kernel.dtype)),
+                kernel,
+                self.proj.bias.to(kernel.dtype) if self.proj.bias is not None else None,
+                stride=PATCH,
+                padding=max(self.sizes) // 2,
+            )
+        tokens_BHWC: Tensor = self.norm(
+            residual_BCHW.permute(0, 2, 3, 1).to(self.norm.weight.dtype)
+        )
+        return tokens_BHWC

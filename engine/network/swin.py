@@ -1,0 +1,252 @@
+"""Swin Transformer whose windows take in prompts; parameter names are the official ones.
+
+Swin: Liu et al., arXiv 2103.14030. Prompts: VPT-deep, Jia et al., arXiv 2203.12119: every block
+has its own prompts, they join the tokens of every window as keys and values, and as the next
+block brings its own, what a block would make of its prompts is never computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.config import SwinConfig
+
+
+class Swin(nn.Module):
+    """One branch: a stem and four layers of blocks, each but the last with patch merging."""
+
+    def __init__(self, config: SwinConfig, patch_embed: nn.Module) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        last = len(config.depths) - 1
+        self.layers = nn.ModuleList(
+            SwinLayer(config, stage, merge=stage < last) for stage in range(last + 1)
+        )
+        self.apply(_init_weights)
+
+    def forward(
+        self, image_B3HW: Tensor, prompts: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
+        """Each layer's (B, H/s, W/s, C) before merging, s = 4, 8, 16, 32; `prompts` as
+        (depth, P, C) a layer. The branch alone; in the network, fusion comes in between."""
+        x_BHWC, outputs = self.patch_embed(image_B3HW), []
+        for stage, layer in enumerate(self.stages()):
+            outputs.append(layer(x_BHWC, prompts[stage] if prompts else None))
+            x_BHWC = layer.downsample(outputs[-1])
+        return outputs
+
+    def stages(self) -> list[SwinLayer]:
+        """The layers, typed."""
+        return cast("list[SwinLayer]", list(self.layers))
+
+
+class SwinLayer(nn.Module):
+    """Blocks in plain and shifted windows by turns. `downsample` is left to the caller."""
+
+    def __init__(self, config: SwinConfig, stage: int, merge: bool) -> None:
+        super().__init__()
+        channels, heads = config.stage_channels[stage], config.heads[stage]
+        self.window = config.window
+        self.blocks = nn.ModuleList(
+            SwinBlock(channels, heads, config, shift=config.window // 2 * (depth % 2))
+            for depth in range(config.depths[stage])
+        )
+        self.downsample = PatchMerging(channels) if merge else nn.Identity()
+
+    def forward(self, x_BHWC: Tensor, prompts_depthPC: Tensor | None = None) -> Tensor:
+        """(B, H, W, C), with the blocks' prompts (depth, P, C)."""
+        height, width = (size + -size % self.window for size in x_BHWC.shape[1:3])
+        mask_N1TT = shift_mask(height, width, self.window, x_BHWC.device).to(x_BHWC.dtype)
+        mask_N1TT = mask_N1TT.repeat(x_BHWC.shape[0], 1, 1, 1)
+        if prompts_depthPC is not None:
+            mask_N1TT = functional.pad(mask_N1TT, (prompts_depthPC.shape[1], 0))
+        for depth, block in enumerate(self.blocks):
+            prompts_PC = None if prompts_depthPC is None else prompts_depthPC[depth]
+            x_BHWC = block(x_BHWC, prompts_PC, mask_N1TT)
+        return x_BHWC
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP, pre-norm."""
+
+    def __init__(self, channels: int, heads: int, config: SwinConfig, shift: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(channels, heads, config.window, shift)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, channels * config.mlp_ratio)
+
+    def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
+        """(B, H, W, C); `mask_N1TT` from `shift_mask`."""
+        if prompts_PC is not None:
+            prompts_PC = self.norm1(prompts_PC)
+        x_BHWC = x_BHWC + self.attn(self.norm1(x_BHWC), prompts_PC, mask_N1TT)
+        y: Tensor = x_BHWC + self.mlp(self.norm2(x_BHWC))
+        return y
+
+
+class Mlp(nn.Module):
+    """Two layers with GELU."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        y: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return y
+
+
+class WindowAttention(nn.Module):
+    """Self-attention in windows, with relative-position bias, shift, and prompts."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        index_TT = relative_position_index(window)
+        self.register_buffer("relative_position_index", index_TT, persistent=False)
+
+    def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
+        """(B, H, W, C) -> the same; windows that stick out are filled with zeros."""
+        b, height, width, _ = x_BHWC.shape
+        w, right, bottom = self.window, -width % self.window, -height % self.window
+        if right or bottom:
+            x_BHWC = functional.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
+        if self.shift:
+            x_BHWC = torch.roll(x_BHWC, (-self.shift, -self.shift), (1, 2))
+        windows = _split(x_BHWC, w)
+        rows, columns = windows.shape[1:3]
+        x_NTC = self.attend(windows.flatten(0, 2).flatten(1, 2), prompts_PC, mask_N1TT)
+        windows = torch.unflatten(torch.unflatten(x_NTC, 1, (w, w)), 0, (b, rows, columns))
+        x_BHWC = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        if self.shift:
+            x_BHWC = torch.roll(x_BHWC, (self.shift, self.shift), (1, 2))
+        return x_BHWC[:, :height, :width] if right or bottom else x_BHWC
+
+    def attend(self, x_NTC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
+        """Attention within each window; here N runs over the images of the batch, too."""
+        qkv = torch.unflatten(self.qkv(x_NTC), 2, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.position_bias()
+        if prompts_PC is not None and prompts_PC.shape[0]:
+            key, value = self.join_prompts(prompts_PC, key, value)
+            bias = functional.pad(bias, (prompts_PC.shape[0], 0))
+        if self.shift:
+            bias = bias + mask_N1TT
+        scores = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + bias
+        y: Tensor = self.proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        return y
+
+    def join_prompts(
+        self, prompts_PC: Tensor, key_NMTD: Tensor, value_NMTD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Put the prompts before the tokens of every window of every image."""
+        n, m, _, d = key_NMTD.shape
+        p, c = prompts_PC.shape
+        both_P2C = functional.linear(prompts_PC, self.qkv.weight[c:], self.qkv.bias[c:])
+        both_2MPD = both_P2C.reshape(p, 2, m, d).permute(1, 2, 0, 3)
+        key_P, value_P = both_2MPD[:, None].expand(2, n, m, p, d).unbind(0)
+        return torch.cat([key_P, key_NMTD], 2), torch.cat([value_P, value_NMTD], 2)
+
+    def position_bias(self) -> Tensor:
+        """(M, T, T) relative-position bias."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+
+class PatchMerging(nn.Module):
+    """Four neighbours become one token of twice the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H/2, W/2, 2C), odd sizes rounded up."""
+        right, bottom = -x_BHWC.shape[2] % 2, -x_BHWC.shape[1] % 2
+        if right or bottom:
+            x_BHWC = functional.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
+        squares = _split(x_BHWC, 2).transpose(3, 4)  # column by column, as the official Swin
+        y: Tensor = self.reduction(self.norm(squares.flatten(3)))
+        return y
+
+
+def _split(x_BHWC: Tensor, side: int) -> Tensor:
+    """(B, H/side, W/side, side, side, C): the map's squares, each row by row."""
+    x = torch.unflatten(torch.unflatten(x_BHWC, 2, (-1, side)), 1, (-1, side))
+    return x.transpose(2, 3)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(T, T) int64: row of the bias table for each pair of tokens of a window."""
+    position_T = torch.arange(window * window)
+    row, column = position_T // window, position_T % window
+    rows_TT = row[:, None] - row[None, :] + window - 1
+    columns_TT = column[:, None] - column[None, :] + window - 1
+    return rows_TT * (2 * window - 1) + columns_TT
+
+
+def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
+    """(N, 1, T, T): -100 between tokens that only the shift brought into one window, else 0."""
+    row = _rolled_in(height // window, window, device)[:, None, :, None]
+    column = _rolled_in(width // window, window, device)[None, :, None, :]
+    region_NT = (2 * row + column).flatten(0, 1).flatten(1, 2)
+    apart_NTT = region_NT[:, :, None] != region_NT[:, None, :]
+    return torch.where(apart_NTT, -100.0, 0.0)[:, None]
+
+
+def _rolled_in(windows: int, window: int, device: torch.device) -> Tensor:
+    """(windows, window) int: 1 in the last window's part that came from the other side."""
+    last = torch.arange(windows, device=device) == windows - 1
+    late = torch.arange(window, device=device) >= window - window // 2
+    return (last[:, None] & late[None, :]).long()
+
+
+def load_official(branch: Swin, tensors: Mapping[str, Tensor]) -> None:
+    """Load official Swin weights: an ImageNet checkpoint, or Mask2Former's backbone.
+
+    What the branch has no place for by design is dropped: the classification head, output
+    norms, index and mask buffers, and all that is not under `backbone.` where anything is.
+
+    Raises:
+        ValueError: a parameter is missing, of another shape, or unknown.
+    """
+    prefix = "backbone."
+    if any(name.startswith(prefix) for name in tensors):
+        tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    unused = re.compile(r"head\.|norm\d?\.|.*\.(attn_mask|relative_position_index)$")
+    tensors = {name: tensor for name, tensor in tensors.items() if not unused.match(name)}
+    expected = {name: p.shape for name, p in branch.named_parameters()}
+    wrong = [
+        f"{name}: {tuple(tensor.shape)}, need {tuple(expected[name])}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name]
+    ]
+    wrong += [f"{name}: missing" for name in sorted(expected.keys() - tensors.keys())]
+    wrong += [f"{name}: unknown" for name in sorted(tensors.keys() - expected.keys())]
+    if wrong:
+        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+        raise ValueError(f"not this branch's Swin weights: {'; '.join(wrong[:5])}{more}")
+    branch.load_state_dict(dict(tensors))
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Swin's own initialisation of linear layers."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

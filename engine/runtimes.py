@@ -1,0 +1,63 @@
+"""Which runtime runs a model."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from engine.checkpoint import Model
+from engine.errors import MissingDependency, UsageError
+from engine.protocol import Engine
+
+DEFAULT = "openvino"  # measured: the fastest here, see the README
+_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
+
+
+def check_engine(kind: str) -> None:
+    """Whether this machine can run the engine, without loading anything.
+
+    Raises:
+        UsageError: no engine of this kind in this version.
+        MissingDependency: its package is not installed.
+    """
+    kind = _resolve(kind)
+    if kind == "tensorrt":
+        raise UsageError("engine tensorrt is not in this version yet: use --engine auto")
+    if kind not in _PACKAGES:
+        raise UsageError(f"no engine {kind}: use one of auto, {', '.join(_PACKAGES)}")
+    if find_spec(_PACKAGES[kind]) is None:
+        raise MissingDependency(
+            f"engine {kind} needs a package that is not installed: pip install {_PACKAGES[kind]}"
+        )
+
+
+def open_engine(model: Model, kind: str = "auto", threads: int | None = None) -> Engine:
+    """Load a model into a runtime.
+
+    Args:
+        model: from `load_model`.
+        kind: `auto`, `openvino`, `onnxruntime` or `torch`.
+        threads: of the CPU; None: as many as the machine has cores.
+
+    Raises:
+        UsageError, MissingDependency: as `check_engine`.
+        DamagedModel: the graph cannot be read, or was exported for other weights.
+    """
+    check_engine(kind)
+    # Imported here, each alone: scanning on the default must not load torch.
+    match _resolve(kind):
+        case "torch":
+            from engine.torch_engine import TorchEngine
+
+            return TorchEngine(model, threads)
+        case "onnxruntime":
+            from engine.onnxruntime_engine import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(model, threads)
+        case _:
+            from engine.openvino_engine import OpenVinoEngine
+
+            return OpenVinoEngine(model, threads)
+
+
+def _resolve(kind: str) -> str:
+    return DEFAULT if kind == "auto" else kind

@@ -1,0 +1,53 @@
+"""PyTorch: the reference that every other engine is compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint import Model
+from engine.errors import InferError
+from engine.network.model import PromptIML
+from engine.prompts import PromptSet, check_fits
+from engine.protocol import Batch, Detection
+
+
+class TorchEngine:
+    """The network itself, float32, on the CPU. `threads` holds for the whole process."""
+
+    name = "torch/f32/cpu"
+
+    def __init__(self, model: Model, threads: int | None = None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self._model = model
+        self._network = load_network(model)
+        self.load_prompts(model.prompts)
+
+    def load_prompts(self, prompts: PromptSet) -> None:
+        """Use another prompt set from the next batch on."""
+        check_fits(prompts, self._model.config)
+        self._prompts = _tensors(prompts)
+
+    def run(self, batch: Batch) -> Detection:
+        """Detect. Raises `InferError` when PyTorch fails."""
+        image, qtable = torch.from_numpy(batch.image), torch.from_numpy(batch.qtable)
+        try:
+            with torch.inference_mode():
+                mask_logits, score_logit = self._network(image, qtable, self._prompts)
+        except RuntimeError as error:
+            raise InferError(f"{self.name}: {error}") from error
+        return Detection(mask_logits.numpy(), score_logit.numpy())
+
+
+def load_network(model: Model) -> PromptIML:
+    """The network with the model's weights and prompts, float32, in evaluation mode."""
+    network = PromptIML(model.config)
+    state = {name: torch.from_numpy(tensor).float() for name, tensor in model.weights().items()}
+    prompts = {f"prompts.{i}": tensor for i, tensor in enumerate(_tensors(model.prompts))}
+    network.load_state_dict(state | prompts)
+    return network.eval()
+
+
+def _tensors(prompts: PromptSet) -> list[Tensor]:
+    return [torch.from_numpy(tensor) for tensor in prompts.tensors]

@@ -1,0 +1,98 @@
+"""The JPEG view against scipy's DCT, real JPEG files, and histograms counted the long way."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from scipy.fft import dctn
+from torch.nn import functional
+
+from engine.config import JpegViewConfig
+from engine.network.jpeg_view import LUMA, JpegView, dct_basis, zigzag
+
+
+def _blocks(luma_HW: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Orthonormal DCT of each 8x8 block: (H/8, W/8, 64)."""
+    rows, columns = luma_HW.shape[0] // 8, luma_HW.shape[1] // 8
+    blocks = luma_HW.reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3)
+    transformed: NDArray[np.float64] = dctn(blocks, axes=(2, 3), norm="ortho")
+    return transformed.reshape(rows, columns, 64)
+
+
+def _saved(quality: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A photograph after JPEG, and the luma table of the file in natural order."""
+    sink = io.BytesIO()
+    with Image.open(Path(skimage.data.__file__).parent / "astronaut.png") as photograph:
+        photograph.save(sink, "JPEG", quality=quality, subsampling=0)
+    with Image.open(sink) as file:
+        assert isinstance(file, JpegImageFile)
+        return np.asarray(file), np.array(file.quantization[0], np.float32)
+
+
+def test_basis_is_the_orthonormal_dct() -> None:
+    block = np.random.default_rng(0).standard_normal((8, 8))
+    found = torch.einsum("krc,rc->k", dct_basis(), torch.from_numpy(block))
+    np.testing.assert_allclose(found.numpy(), dctn(block, norm="ortho").ravel(), atol=1e-12)
+
+
+def test_zigzag_is_the_standards() -> None:
+    assert zigzag()[:15] == [0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4]
+    assert zigzag()[-3:] == [55, 62, 63]
+    assert sorted(zigzag()) == list(range(64))
+
+
+def test_coefficients_equal_scipys() -> None:
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (32, 48, 3))
+    table = random.integers(1, 60, 64).astype(np.float32)
+    view = JpegView(JpegViewConfig(), 8).double()
+    image_B3HW = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    found = view.coefficients(image_B3HW, torch.from_numpy(table)[None].double())[0]
+    expected = (_blocks(np.round(image @ np.array(LUMA)) - 128) / table)[..., zigzag()[1:21]]
+    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("quality", "closeness"), [(50, 0.03), (75, 0.05), (90, 0.12)])
+def test_coefficients_of_a_jpeg_are_whole_numbers(quality: int, closeness: float) -> None:
+    pixels, table = _saved(quality)
+    view = JpegView(JpegViewConfig(), 8)
+    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
+    found = view.coefficients(image_B3HW, torch.from_numpy(table)[None])
+    shifted = view.coefficients(image_B3HW[:, :, 3:-5, 5:-3], torch.from_numpy(table)[None])
+    assert (found - found.round()).abs().mean() < closeness  # by chance, 0.25
+    assert (shifted - shifted.round()).abs().mean() > 1.5 * closeness
+
+
+def test_histograms_equal_those_counted_the_long_way() -> None:
+    torch.manual_seed(0)
+    view = JpegView(JpegViewConfig(coefficients=3, bins=4, channels=8), 5).double()
+    image = torch.randint(0, 256, (2, 3, 64, 80)).double()
+    table = torch.randint(1, 60, (2, 64)).double()
+    bins = view.coefficients(image, table).abs().round().clamp(max=3).long()
+    onehot = functional.one_hot(bins, 4).permute(0, 1, 4, 2, 3).flatten(1, 2).double()
+    inside = functional.avg_pool2d(onehot, 7, 1)  # away from the border
+    here, around = onehot[:, :, 3:-3, 3:-3], functional.avg_pool2d(onehot, 3, 1)[:, :, 2:-2, 2:-2]
+    local = torch.cat([view.embed(x) for x in (here, around, inside)], 1)
+    whole = torch.cat(
+        [view.embed(onehot.mean((2, 3), keepdim=True))[..., 0, 0], table.log2() / 8], 1
+    )
+    hidden = functional.relu(view.local(local) + view.whole(whole)[:, :, None, None])
+    expected = view.out(hidden).permute(0, 2, 3, 1)
+    torch.testing.assert_close(view(image, table)[:, 3:-3, 3:-3], expected)
+
+
+def test_the_table_tells_quantised_from_not() -> None:
+    pixels, table = _saved(75)
+    view = JpegView(JpegViewConfig(), 8)
+    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
+    with_table = view(image_B3HW, torch.from_numpy(table)[None])
+    assert with_table.shape == (1, 64, 64, 8)
+    assert not torch.allclose(with_table, view(image_B3HW, torch.ones(1, 64)))
