@@ -88,6 +88,7 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
     try:
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init("local", num_cpus=actors, include_dashboard=False, logging_level=logging.ERROR)
         else:
             ray.init(address, logging_level=logging.WARNING)
@@ -168,4 +169,4 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = STALL_SECONDS
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

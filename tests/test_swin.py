@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engine.config import PRESETS, SwinConfig
 from engine.network.stems import PatchEmbedding
-from engine.network.swin import Swin, WindowAttention, load_official
+from engine.network.swin import Swin, SwinBlock, WindowAttention, load_official
 
 SWIN_S = PRESETS["prompt-iml-s"].swin
 TO_OFFICIAL = (
@@ -144,6 +144,13 @@ def test_other_weights_are_refused(change: dict[str, Tensor | None], message: st
         load_official(branch, {name: t for name, t in tensors.items() if t is not None})
 
 
+def test_a_position_embedding_is_no_official_checkpoints() -> None:
+    config = SwinConfig(channels=4, depths=(1,), heads=(1,), window=2)
+    branch = Swin(config, PatchEmbedding(4, position_grid=3))
+    load_official(branch, dict(_branch(config).named_parameters()))
+    assert branch.get_parameter("patch_embed.position").shape == (1, 4, 3, 3)
+
+
 def test_prompts_are_read_as_tokens_without_position() -> None:
     """One window, no shift: the same as attention over the prompts and tokens in one row."""
     torch.manual_seed(0)
@@ -158,6 +165,16 @@ def test_prompts_are_read_as_tokens_without_position() -> None:
     expected = attention.proj(attended.transpose(1, 2).reshape(2, 13, 6))[:, 4:]
     found = attention(tokens.reshape(2, 3, 3, 6), prompts, torch.zeros(1))
     torch.testing.assert_close(found.reshape(2, 9, 6), expected)
+
+
+def test_prompts_are_normalised_like_tokens() -> None:
+    torch.manual_seed(0)
+    config = SwinConfig(channels=6, depths=(1,), heads=(2,), window=3)
+    block = SwinBlock(channels=6, heads=2, config=config, shift=0)
+    x_BHWC, prompts, none = torch.randn(1, 3, 3, 6), torch.randn(4, 6), torch.zeros(1)
+    found, expected = block(x_BHWC, 7 * prompts + 3, none), block(x_BHWC, prompts, none)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(expected, block(x_BHWC, None, none))
 
 
 def test_every_window_of_every_image_reads_the_prompts() -> None:

@@ -230,7 +230,8 @@ def load_official(branch: Swin, tensors: Mapping[str, Tensor]) -> None:
         tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     unused = re.compile(r"head\.|norm\d?\.|.*\.(attn_mask|relative_position_index)$")
     tensors = {name: tensor for name, tensor in tensors.items() if not unused.match(name)}
-    expected = {name: p.shape for name, p in branch.named_parameters()}
+    own = {"patch_embed.position"}  # no official checkpoint has one; it is learned
+    expected = {name: p.shape for name, p in branch.named_parameters() if name not in own}
     wrong = [
         f"{name}: {tuple(tensor.shape)}, need {tuple(expected[name])}"
         for name, tensor in tensors.items()
@@ -241,7 +242,7 @@ def load_official(branch: Swin, tensors: Mapping[str, Tensor]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
         raise ValueError(f"not this branch's Swin weights: {'; '.join(wrong[:5])}{more}")
-    branch.load_state_dict(dict(tensors))
+    branch.load_state_dict(branch.state_dict() | dict(tensors))
 
 
 def _init_weights(module: nn.Module) -> None:
