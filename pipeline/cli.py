@@ -86,13 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _no_command(argv: list[str]) -> int:
-    lines = [f"  {name:8} {entry.settings.__doc__}" for name, entry in COMMANDS.items()]
-    page = "\n".join(["usage: prompt-iml COMMAND ...  (COMMAND --help tells its flags)", *lines])
-    if argv and argv[0] in ("-h", "--help"):
-        print(page)
-        return DONE
-    print(page, file=sys.stderr)
-    return USAGE if not argv else _refuse(f"no command {argv[0]!r}: one of {', '.join(COMMANDS)}")
+    if argv and argv[0] not in ("-h", "--help"):
+        return _refuse(f"has no command {argv[0]!r}: one of {', '.join(COMMANDS)}")
+    print("usage: prompt-iml COMMAND ...   (COMMAND --help tells its flags)")
+    for name, entry in COMMANDS.items():
+        print(f"  {name:8} {entry.settings.__doc__}")
+    return DONE if argv else USAGE
 
 
 def _first_problem(error: ValidationError | SettingsError) -> str:

@@ -52,7 +52,8 @@ def test_bad_usage_is_one_line_and_exit_2(
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in ("scan", "demo", "report"))
+    page = capsys.readouterr().out
+    assert all(name in page for name in ("scan", "demo", "report"))
 
 
 def test_flag_over_environment_over_file_over_default(
