@@ -88,8 +88,14 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
     try:
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            ray.init("local", num_cpus=actors, include_dashboard=False, logging_level=logging.ERROR)
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # all of it is in Ray's log
+            ray.init(
+                "local",
+                num_cpus=actors,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
         else:
             ray.init(address, logging_level=logging.WARNING)
     except ConnectionError as error:

@@ -14,7 +14,7 @@ from tests.bench.null_model import write_null_model
 from tests.bench.photographs import write_shards
 from tests.bench.rates import Rate, decode_rate, engine_rate, runtime_rates, scan_rate
 
-IMAGES = 400
+IMAGES = 240
 NULL_IMAGES = 20_000
 
 
