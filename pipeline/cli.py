@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -57,11 +57,18 @@ class Entry(NamedTuple):
     run: Callable[[Any], int]
 
 
+GROUP = "prompt_iml.commands"  # entry points: how a room that this one does not know adds its own
+
 COMMANDS = {
     "scan": Entry(ScanSettings, run_scan),
     "demo": Entry(DemoSettings, run_demo),
     "report": Entry(ReportSettings, run_report),
 }
+
+
+def commands() -> dict[str, Entry]:
+    """Every command by name: this room's, then those of the entry points in `GROUP`."""
+    return COMMANDS | {point.name: point.load() for point in entry_points(group=GROUP)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if argv in (["--version"], ["-V"]):
         print(version("prompt-iml"))
         return DONE
-    if not argv or argv[0] not in COMMANDS:
-        return _no_command(argv)
-    name, entry = argv[0], COMMANDS[argv[0]]
+    known = commands()
+    if not argv or argv[0] not in known:
+        return _no_command(argv, known)
+    name, entry = argv[0], known[argv[0]]
     try:
         settings = CliApp.run(entry.settings, cli_args=argv[1:], cli_exit_on_error=False)
         return entry.run(settings)
@@ -85,11 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _no_command(argv: list[str]) -> int:
+def _no_command(argv: list[str], known: dict[str, Entry]) -> int:
     if argv and argv[0] not in ("-h", "--help"):
-        return _refuse(f"has no command {argv[0]!r}: one of {', '.join(COMMANDS)}")
+        return _refuse(f"has no command {argv[0]!r}: one of {', '.join(known)}")
     print("usage: prompt-iml COMMAND ...   (COMMAND --help tells its flags)")
-    for name, entry in COMMANDS.items():
+    for name, entry in known.items():
         print(f"  {name:8} {entry.settings.__doc__}")
     return DONE if argv else USAGE
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic_settings import CliApp
 
 from engine.errors import PromptImlError
-from pipeline.cli import COMMANDS, main
+from pipeline.cli import commands, main
 from pipeline.settings import ScanSettings
 
 FLAGS = Path(__file__).with_name("golden_flags.txt")
@@ -16,7 +16,7 @@ def test_flags_are_frozen() -> None:
     """The command line is a contract: a change here is a change for every user's script."""
     lines = [
         f"{name} {field.replace('_', '-')} = {spec.get_default()!r}"
-        for name, entry in COMMANDS.items()
+        for name, entry in commands().items()
         for field, spec in sorted(entry.settings.model_fields.items())
     ]
     assert lines == FLAGS.read_text().splitlines()
