@@ -1,0 +1,20 @@
+"""How well a model does on images whose truth is known.
+
+In come a manifest (a CSV of images and masks), an engine with its model and a policy; out go
+numbers: a `SetResult` a set and perturbation, and `Judged` images for whoever calibrates. Images
+pass the detector that a scan uses; nothing here looks into the network.
+"""
+
+from pipeline.evaluation.judged import Judged, judge_samples
+from pipeline.evaluation.manifest import Labelled, read_manifest
+from pipeline.evaluation.sets import SetResult, evaluate_set, summarize_set
+
+__all__ = [
+    "Judged",
+    "Labelled",
+    "SetResult",
+    "evaluate_set",
+    "judge_samples",
+    "read_manifest",
+    "summarize_set",
+]

@@ -1,0 +1,173 @@
+"""What may happen to an image between its author and us, as `--perturbation` names it.
+
+    none                  the file as it is
+    jpeg-100 .. jpeg-1    re-encoded at this quality (4:2:0) and decoded again, with the new table
+    resize-0.25 .. 4      both sides by this factor, bicubic; the mask goes along, nearest
+    blur-3, 5, .. 31      Gaussian; the kernel's side, sigma = 0.3 (side / 2 - 1.5) + 0.8 pixels
+    noise-1 .. 100        Gaussian; sigma in grey levels, seeded
+    brightness-0.1 .. 4   all grey levels by this factor
+    contrast-0.1 .. 4     distances from the image's mean grey by this factor
+    no-table              pixels untouched, the quantisation table withheld
+    grid                  5 columns and 3 rows cropped away, the table kept: off the 8x8 grid
+    all                   every one of `ALL`
+    usual                 the eight of the literature (`USUAL`)
+
+What changes pixels otherwise than by JPEG leaves them as a lossless file would: without a table.
+The paper (arXiv 2401.00653) does not state the strengths of its six; `usual` holds those that
+ManTra-Net and its successors share, which cover resizing, blur, noise and compression.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from engine.errors import UsageError
+from engine.image import Image
+from pipeline.decode import DecodeLimits, decode
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+USUAL = (
+    *("resize-0.78", "resize-0.25", "blur-3", "blur-15"),
+    *("noise-3", "noise-15", "jpeg-100", "jpeg-50"),
+)
+ALL = (
+    "none",
+    *("jpeg-100", "jpeg-90", "jpeg-80", "jpeg-70", "jpeg-60", "jpeg-50"),
+    *("resize-0.25", "resize-0.5", "resize-0.78", "resize-1.5", "resize-2"),
+    *("blur-3", "blur-7", "blur-15", "noise-3", "noise-7", "noise-15"),
+    *("brightness-0.7", "brightness-1.3", "contrast-0.7", "contrast-1.3"),
+    *("no-table", "grid"),
+)
+_GROUPS = {"all": ALL, "usual": USUAL}
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """A perturbation with a number: what it does to pixels, and the numbers it takes."""
+
+    apply: Callable[[Pixels, float, int], Pixels]
+    least: float
+    most: float
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """Names with `all` and `usual` spelt out, each once, in order; raises `UsageError`."""
+    spelt = [single for name in names for single in _GROUPS.get(name, (name,))]
+    for name in spelt:
+        _parse(name)
+    return list(dict.fromkeys(spelt))
+
+
+def perturb(name: str, image: Image, mask: Mask | None, seed: int = 0) -> tuple[Image, Mask | None]:
+    """The image after a perturbation, and its (H, W) mask if it has one.
+
+    Args:
+        name: one name of this module's docstring, no group.
+        image: as decoded.
+        mask: of the same size.
+        seed: of the noise.
+
+    Raises:
+        UsageError: there is no such perturbation.
+    """
+    kind, strength = _parse(name)
+    match kind:
+        case "none":
+            return image, mask
+        case "no-table":
+            return Image(image.pixels), mask
+        case "grid":
+            shifted = Image(image.pixels[3:, 5:], image.luma_table)
+            return shifted, None if mask is None else mask[3:, 5:]
+        case "jpeg":
+            return _recode(image.pixels, int(strength)), mask
+        case "resize":
+            return _resized(image.pixels, strength), _resized_mask(mask, strength)
+    return Image(_STRENGTHS[kind].apply(image.pixels, strength, seed)), mask
+
+
+def _parse(name: str) -> tuple[str, float]:
+    if name in ("none", "no-table", "grid"):
+        return name, 0.0
+    kind, _, number = name.rpartition("-")
+    try:
+        strength = float(number)
+        limits = _STRENGTHS[kind]
+    except (ValueError, KeyError):
+        raise UsageError(f"no perturbation {name!r}: one of all, usual, {', '.join(ALL)}") from None
+    if not limits.least <= strength <= limits.most:
+        raise UsageError(f"{name}: {kind} takes {limits.least:g} to {limits.most:g}")
+    return kind, strength
+
+
+def _recode(pixels: Pixels, quality: int) -> Image:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "jpeg", quality=quality, subsampling="4:2:0")
+    return decode(file.getvalue(), DecodeLimits()).image
+
+
+def _size(pixels: NDArray[np.generic], factor: float) -> tuple[int, int]:
+    height, width = pixels.shape[:2]
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _resized(pixels: Pixels, factor: float) -> Image:
+    size = _size(pixels, factor)
+    image = PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BICUBIC)
+    return Image(np.asarray(image))
+
+
+def _resized_mask(mask: Mask | None, factor: float) -> Mask | None:
+    if mask is None:
+        return None
+    size = _size(mask, factor)
+    return np.asarray(PIL.Image.fromarray(mask).resize(size, PIL.Image.Resampling.NEAREST))
+
+
+def _blur(pixels: Pixels, side: float, _: int) -> Pixels:
+    sigma = 0.3 * (side / 2 - 1.5) + 0.8
+    radius = int(side) // 2
+    values = pixels.astype(np.float32)
+    return _rounded(ndimage.gaussian_filter(values, (sigma, sigma, 0), radius=radius))
+
+
+def _noise(pixels: Pixels, sigma: float, seed: int) -> Pixels:
+    noise = np.random.default_rng(seed).standard_normal(pixels.shape, np.float32)
+    return _rounded(pixels + sigma * noise)
+
+
+def _brightness(pixels: Pixels, factor: float, _: int) -> Pixels:
+    return _rounded(pixels * np.float32(factor))
+
+
+def _contrast(pixels: Pixels, factor: float, _: int) -> Pixels:
+    grey = np.float32(pixels.mean())
+    return _rounded(grey + (pixels - grey) * np.float32(factor))
+
+
+def _rounded(values: NDArray[np.float32]) -> Pixels:
+    nearest: Pixels = np.rint(values.clip(0, 255)).astype(np.uint8)
+    return nearest
+
+
+def _geometric(pixels: Pixels, _: float, __: int) -> Pixels:
+    raise AssertionError("jpeg and resize change more than pixels: see perturb")
+
+
+_STRENGTHS = {
+    "jpeg": Strength(_geometric, 1, 100),
+    "resize": Strength(_geometric, 0.05, 4),
+    "blur": Strength(_blur, 3, 31),
+    "noise": Strength(_noise, 1, 100),
+    "brightness": Strength(_brightness, 0.1, 4),
+    "contrast": Strength(_contrast, 0.1, 4),
+}
