@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InferError
 from engine.image import Image
+from engine.jpeg_quality import estimate_quality
 from engine.policy import Label, Policy
 from engine.postprocess import Region, localize
 from engine.protocol import Batch, Engine
@@ -34,7 +35,8 @@ class Finding:
         score_raw: the network's score logit, the largest of the image's tiles: one
             manipulated tile makes a manipulated image.
         score: calibrated probability that the image was manipulated.
-        label, threshold: by the policy; threshold is None when it claims none.
+        label, threshold: by the policy; threshold is None when it claims none, or when the
+            image is too small or too compressed for it.
         mask_threshold: of the pixel probabilities.
         preprocess: id of how the image was shown to the network.
         infer_ms: the image's share of the engine's time, milliseconds.
@@ -66,6 +68,7 @@ class _Open(Generic[K]):
 
     key: K
     tiling: Tiling
+    jpeg_quality: int | None
     outputs: list[_TileOutput] = field(default_factory=list)
     failed: bool = False
 
@@ -104,7 +107,7 @@ class Detector:
         """
         lanes: defaultdict[Shape, _Lane[K]] = defaultdict(deque)
         for key, image in images:
-            opened = _Open(key, cut(image, self.view))
+            opened = _Open(key, cut(image, self.view), _jpeg_quality(image))
             lane = lanes[opened.tiling.tile_shape]
             lane.extend((opened, index) for index in range(len(opened.tiling)))
             while len(lane) >= self.batch_size:
@@ -159,7 +162,9 @@ class Detector:
         localization = localize(logits, self.policy.mask_threshold)
         score_raw = max(output.score_logit for output in opened.outputs)
         score = self.policy.score(score_raw)
-        label, threshold = self.policy.label(score)
+        label, threshold = self.policy.label(
+            score, side=min(logits.shape), jpeg_quality=opened.jpeg_quality
+        )
         return Finding(
             mask=localization.mask,
             manipulated_fraction=localization.manipulated_fraction,
@@ -173,6 +178,10 @@ class Detector:
             preprocess=opened.tiling.preprocess,
             infer_ms=sum(output.infer_ms for output in opened.outputs),
         )
+
+
+def _jpeg_quality(image: Image) -> int | None:
+    return None if image.luma_table is None else estimate_quality(image.luma_table)
 
 
 def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

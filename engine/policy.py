@@ -35,6 +35,8 @@ class Policy:
         mask_threshold: a pixel is manipulated above this probability, in (0, 1).
         false_positive_rate: share of authentic images labelled manipulated when the
             thresholds were chosen; None when nothing is claimed.
+        min_side: images whose shorter side has fewer pixels are `uncertain`; None: no limit.
+        min_jpeg_quality: JPEG files of a lower estimated quality are `uncertain`; None: no limit.
     """
 
     id: str
@@ -44,6 +46,8 @@ class Policy:
     authentic_below: float | None = None
     mask_threshold: float = 0.5
     false_positive_rate: float | None = None
+    min_side: int | None = None
+    min_jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -55,18 +59,29 @@ class Policy:
         if not 0 < self.mask_threshold < 1:
             raise UsageError(f"policy {self.id}: mask_threshold must lie between 0 and 1")
         _check_thresholds(self)
+        _check_limits(self)
 
     def score(self, score_logit: float) -> float:
         """Calibrated probability that the image was manipulated, a float32 value in [0, 1]."""
         return float(np.float32(_sigmoid(self.scale * score_logit + self.offset)))
 
-    def label(self, score: float) -> tuple[Label, float | None]:
+    def label(
+        self, score: float, *, side: int | None = None, jpeg_quality: int | None = None
+    ) -> tuple[Label, float | None]:
         """Label of a score, and the threshold it was held against.
 
         The threshold is `authentic_below` for authentic, else `manipulated_at`: so in every
-        row with a threshold, `score >= threshold` says the same as label = manipulated.
+        row with a threshold, `score >= threshold` says the same as label = manipulated. Where
+        nothing is claimed, or the image is beyond the policy's limits, there is none.
+
+        Args:
+            score: calibrated, as `score` gives it.
+            side: the image's shorter side in pixels; None: not held against a limit.
+            jpeg_quality: estimated, 1..100; None when the file is no JPEG.
         """
         if self.manipulated_at is None or self.authentic_below is None:
+            return "uncertain", None
+        if _below(side, self.min_side) or _below(jpeg_quality, self.min_jpeg_quality):
             return "uncertain", None
         # As float32, like the columns: rows must not contradict their label by rounding.
         value = np.float32(score)
@@ -95,6 +110,10 @@ class Policy:
         return cls(**values)
 
 
+def _below(value: int | None, limit: int | None) -> bool:
+    return value is not None and limit is not None and value < limit
+
+
 def _sigmoid(value: float) -> float:
     return 0.5 * (1 + math.tanh(value / 2))  # exp would overflow
 
@@ -115,6 +134,14 @@ def _check_thresholds(policy: Policy) -> None:
     rate = policy.false_positive_rate
     if rate is not None and (at is None or not 0 <= rate <= 1):
         raise UsageError(f"policy {policy.id}: false_positive_rate needs thresholds and 0 to 1")
+
+
+def _check_limits(policy: Policy) -> None:
+    side, quality = policy.min_side, policy.min_jpeg_quality
+    if side is not None and (side != int(side) or side < 1):
+        raise UsageError(f"policy {policy.id}: min_side must be whole pixels, not {side}")
+    if quality is not None and (quality != int(quality) or not 1 <= quality <= 100):
+        raise UsageError(f"policy {policy.id}: min_jpeg_quality must be 1 to 100, not {quality}")
 
 
 UNTRAINED = Policy("untrained")

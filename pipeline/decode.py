@@ -51,6 +51,7 @@ from engine.errors import (
     Unsupported,
 )
 from engine.image import Image
+from engine.jpeg_quality import estimate_quality
 from pipeline.sniff import HEAD_BYTES, sniff
 
 # Decoders' settings are the process's. Pixels: `DecodeLimits` decides; this only bounds what a
@@ -230,34 +231,6 @@ def _luma_table(picture: ImageFile) -> NDArray[np.float32] | None:
         return None
     table = picture.quantization.get(picture.layer[0][3])
     return None if table is None else np.maximum(np.array(table, np.float32), 1)
-
-
-def _standard_luma_sums() -> NDArray[np.int64]:
-    """(100,): sum of ITU-T T.81 table K.1 as libjpeg scales it for quality 1 to 100."""
-    # fmt: off
-    base = np.array([
-        16, 11, 10, 16,  24,  40,  51,  61,
-        12, 12, 14, 19,  26,  58,  60,  55,
-        14, 13, 16, 24,  40,  57,  69,  56,
-        14, 17, 22, 29,  51,  87,  80,  62,
-        18, 22, 37, 56,  68, 109, 103,  77,
-        24, 35, 55, 64,  81, 104, 113,  92,
-        49, 64, 78, 87, 103, 121, 120, 101,
-        72, 92, 95, 98, 112, 100, 103,  99,
-    ])
-    # fmt: on
-    quality = np.arange(1, 101)[:, None]
-    percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    sums: NDArray[np.int64] = np.clip((base * percent + 50) // 100, 1, 255).sum(axis=1)
-    return sums
-
-
-_LUMA_SUMS = _standard_luma_sums()
-
-
-def estimate_quality(luma_table: NDArray[np.float32]) -> int:
-    """Quality 1..100 of the standard luma table whose sum is nearest to that of a (64,) table."""
-    return int(np.abs(_LUMA_SUMS - luma_table.sum()).argmin()) + 1
 
 
 def _check_boxes(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) -> None:

@@ -27,7 +27,8 @@ from engine.errors import (
     Truncated,
     Unsupported,
 )
-from pipeline.decode import ALLOWED, Decoded, DecodeLimits, decode, estimate_quality
+from engine.jpeg_quality import estimate_quality
+from pipeline.decode import ALLOWED, Decoded, DecodeLimits, decode
 from pipeline.sniff import sniff
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)

@@ -168,6 +168,18 @@ def test_untrained_is_always_uncertain() -> None:
     assert (finding.label, finding.threshold) == ("uncertain", None)
 
 
+def test_what_is_beyond_the_policy_is_uncertain() -> None:
+    limited = Policy("test", 2.0, 0.0, 0.9, 0.2, min_side=300, min_jpeg_quality=50)
+    detector = Detector(Brightness(), NATIVE, limited)
+    pixels = _square(320, 392).pixels
+    tables = [None, np.full(64, 10, np.float32), np.full(64, 200, np.float32)]
+    labels = [_one(Image(pixels, table), detector).label for table in tables]
+    assert labels == ["manipulated", "manipulated", "uncertain"]
+    small = _one(Image(pixels[300:500]), detector)
+    assert (small.label, small.threshold) == ("uncertain", None)
+    assert small.mask is not None
+
+
 def test_the_score_is_the_largest_of_the_tiles() -> None:
     finding = _one(_square(580, 810), Detector(Brightness(), NATIVE, POLICY))
     assert finding.score_raw == 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -33,6 +34,32 @@ def test_labels_hold_in_float32() -> None:
     assert POLICY.label(float(np.float32(0.2)))[0] == "uncertain"
 
 
+LIMITED = dataclasses.replace(POLICY, min_side=128, min_jpeg_quality=50)
+
+
+@pytest.mark.parametrize(
+    ("side", "jpeg_quality", "label"),
+    [
+        (128, 50, "manipulated"),
+        (127, 50, "uncertain"),
+        (128, 49, "uncertain"),
+        (128, None, "manipulated"),  # no JPEG
+        (None, None, "manipulated"),
+    ],
+)
+def test_too_small_or_too_compressed_is_uncertain(
+    side: int | None, jpeg_quality: int | None, label: str
+) -> None:
+    threshold = 0.9 if label == "manipulated" else None
+    assert LIMITED.label(1.0, side=side, jpeg_quality=jpeg_quality) == (label, threshold)
+    assert POLICY.label(1.0, side=1, jpeg_quality=1)[0] == "manipulated"
+
+
+def test_a_policy_of_before_the_limits_is_still_read() -> None:
+    old = {k: v for k, v in json.loads(POLICY.to_json()).items() if not k.startswith("min_")}
+    assert Policy.from_json(json.dumps(old)) == POLICY
+
+
 @pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
 def test_untrained_claims_nothing(score: float) -> None:
     assert UNTRAINED.id == "untrained"
@@ -52,7 +79,7 @@ def test_scores_are_float32() -> None:
     assert float(np.float32(score)) == score
 
 
-@pytest.mark.parametrize("policy", [POLICY, UNTRAINED])
+@pytest.mark.parametrize("policy", [POLICY, LIMITED, UNTRAINED])
 def test_round_trip(policy: Policy) -> None:
     assert Policy.from_json(policy.to_json()) == policy
 
@@ -73,6 +100,10 @@ def test_round_trip(policy: Policy) -> None:
         ({"manipulated_at": 1.5}, "<= 1"),
         ({"false_positive_rate": 2}, "0 to 1"),
         ({"manipulated_at": None, "authentic_below": None}, "needs thresholds"),
+        ({"min_side": 0}, "whole pixels"),
+        ({"min_side": 99.5}, "whole pixels"),
+        ({"min_jpeg_quality": 101}, "1 to 100"),
+        ({"min_jpeg_quality": "50"}, "finite number"),
     ],
 )
 def test_refused(change: dict[str, object], message: str) -> None:
