@@ -17,7 +17,14 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from engine.errors import UsageError
-from pipeline.settings import Command, DemoSettings, ReportSettings, ScanSettings
+from pipeline.settings import (
+    CalibrateSettings,
+    Command,
+    DemoSettings,
+    EvaluateSettings,
+    ReportSettings,
+    ScanSettings,
+)
 
 DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -50,6 +57,22 @@ def run_report(settings: ReportSettings) -> int:
     return DONE
 
 
+def run_evaluate(settings: EvaluateSettings) -> int:
+    """`prompt-iml evaluate`"""
+    from pipeline.evaluate import evaluate
+
+    print(json.dumps(evaluate(settings)))
+    return DONE
+
+
+def run_calibrate(settings: CalibrateSettings) -> int:
+    """`prompt-iml calibrate`"""
+    from pipeline.calibrate import calibrate
+
+    print(json.dumps(calibrate(settings)))
+    return DONE
+
+
 class Entry(NamedTuple):
     """A command: its settings and what runs it."""
 
@@ -63,6 +86,8 @@ COMMANDS = {
     "scan": Entry(ScanSettings, run_scan),
     "demo": Entry(DemoSettings, run_demo),
     "report": Entry(ReportSettings, run_report),
+    "evaluate": Entry(EvaluateSettings, run_evaluate),
+    "calibrate": Entry(CalibrateSettings, run_calibrate),
 }
 
 
@@ -98,7 +123,7 @@ def _no_command(argv: list[str], known: dict[str, Entry]) -> int:
         return _refuse(f"has no command {argv[0]!r}: one of {', '.join(known)}")
     print("usage: prompt-iml COMMAND ...   (COMMAND --help tells its flags)")
     for name, entry in known.items():
-        print(f"  {name:8} {entry.settings.__doc__}")
+        print(f"  {name:10} {entry.settings.__doc__}")
     return DONE if argv else USAGE
 
 

@@ -80,6 +80,12 @@ class ScanSettings(Pool):
     """Name of a packaged model, or the path of a model folder."""
     engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
     """Runtime of the network."""
+    registry: str | None = None
+    """Registry of prompt sets, local or s3://; none given: the prompts the model comes with."""
+    prompts: str = "current"
+    """Prompt set of the registry: `current`, looked up once when the run starts, or a digest."""
+    refresh_prompts: bool = False
+    """Look `current` up again before each unit; every row names the set that made it."""
     format: Literal["auto", "objects", "tar", "parquet", "list"] = "auto"
     """What the inputs are, when it cannot be told from them."""
     image_column: str | None = None
@@ -122,3 +128,60 @@ class ReportSettings(Command):
     """File to write; none given: report.html in OUTPUT."""
     limit: int = Field(200, ge=0)
     """Show at most this many pictures, highest score first."""
+
+
+class Judging(Command):
+    """What is judged, by which model in which runtime."""
+
+    manifests: CliPositionalArg[list[str]] = Field(min_length=1)
+    """CSV files with the columns image and mask (empty: authentic); paths relative to each."""
+    model: str = "prompt-iml-micro"
+    """Name of a packaged model, or the path of a model folder."""
+    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
+    """Runtime of the network."""
+    limit: int | None = Field(None, ge=1)
+    """Judge at most N images of a manifest, spread evenly over it."""
+
+
+class EvaluateSettings(Judging):
+    """Measure a model on images whose truth is known."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml evaluate")
+
+    policy: str | None = None
+    """policy.json to judge by; none given: the model's own."""
+    perturbation: list[str] = Field(["none"], min_length=1)
+    """What happens to the images first: none, all, usual, jpeg-70, resize-0.5, ..."""
+    output: str = "evaluation.json"
+    """JSON file to write."""
+    plot: str | None = None
+    """PNG to write; needs matplotlib."""
+
+
+class CalibrateSettings(Judging):
+    """Choose a model's thresholds on held-back images at a stated false-positive rate."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml calibrate")
+
+    output: str = "policy.json"
+    """Policy to write."""
+    report: str | None = None
+    """JSON file for every number of the calibration."""
+    plot: str | None = None
+    """PNG of the reliability to write; needs matplotlib."""
+    id: str | None = None
+    """Name of the policy, as results carry it; none given: the model's, with the rate."""
+    perturbation: list[str] = Field(
+        ["none", "jpeg-90", "jpeg-70", "resize-0.5", "resize-1.5"], min_length=1
+    )
+    """What happens to every image, each in turn: what is re-saved and resized counts too."""
+    false_positive_rate: float = Field(0.01, gt=0, lt=1)
+    """Label at most this share of the authentic images manipulated."""
+    miss_rate: float = Field(0.05, ge=0, lt=1)
+    """Label at most this share of the forged images authentic."""
+    flagged_rate: float = Field(0.1, ge=0, le=1)
+    """Let at most this share of the authentic images have more than 0.5 % flagged pixels."""
+    min_side: int | None = Field(128, ge=1)
+    """Label smaller images uncertain; the default is half of what the network was trained on."""
+    min_jpeg_quality: int | None = Field(50, ge=1, le=100)
+    """Label JPEG files of lower quality uncertain; the default is the lowest trained on."""

@@ -1,0 +1,99 @@
+"""`prompt-iml calibrate`: held-back sets in, the policy of a model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.checkpoint import Model, load_model
+from engine.detector import Detector
+from engine.errors import UsageError
+from engine.runtimes import open_engine
+from pipeline.calibration import Calibration, Targets, claim_all, make_policy
+from pipeline.evaluate import write_json
+from pipeline.evaluation import Judged, judge_samples, read_manifest
+from pipeline.evaluation.perturbations import expand
+from pipeline.evaluation.sets import set_name
+from pipeline.plots import plot_reliability, require_matplotlib
+from pipeline.run import Json
+from pipeline.scan import say
+from pipeline.settings import CalibrateSettings
+
+
+def calibrate(settings: CalibrateSettings) -> Json:
+    """Choose and write a policy; the manifests must name no image that the model has seen.
+
+    Returns:
+        Every number of the calibration, with the policy.
+    """
+    perturbations = expand(settings.perturbation)
+    if settings.plot:
+        require_matplotlib()
+    targets = Targets(**settings.model_dump(include=set(Targets.__slots__)))
+    model = load_model(settings.model)
+    judged, failed = _judge_all(settings, model, perturbations, targets)
+    name = settings.id or f"{model.version}-fpr-{settings.false_positive_rate:g}"
+    calibration = make_policy(judged, targets, name)
+    say(tell(calibration))
+    report = {
+        "model": model.id,
+        "model_sha256": model.sha256,
+        "manifests": settings.manifests,
+        "perturbations": perturbations,
+        "failed": failed,
+        **calibration.to_dict(),
+    }
+    _write(settings, calibration, report)
+    return report
+
+
+def tell(calibration: Calibration) -> str:
+    """The policy and what it does, with the reliability table, as text of fixed width."""
+    c, policy = calibration, calibration.policy
+    lines = [
+        f"\npolicy {policy.id}: score = sigmoid({policy.scale:.4g} x logit {policy.offset:+.4g})",
+        f"made on {c.forged} forged, {c.authentic} authentic images; {c.beyond} beyond its limits",
+        f"image AUC {c.image_auc:.3f}, expected calibration error {c.ece:.3f}",
+        f"manipulated from {policy.manipulated_at:.4f}: {c.false_positive_rate:.2%} of the "
+        f"authentic (at most {c.false_positive_bound:.2%}), {c.true_positive_rate:.1%} of the "
+        "forged",
+        f"authentic below {policy.authentic_below:.4f}: {c.miss_rate:.1%} of the forged",
+        f"mask above {policy.mask_threshold:g}: pixel F1 {c.f1:.3f}, "
+        f"{c.flagged_rate:.1%} of the authentic with more than 0.5 % flagged",
+        "",
+        f"{'score':<12}{'images':>8}{'mean':>8}{'forged':>8}   at even odds",
+    ]
+    for each in c.reliability:
+        span = f"{each.low:.1f} - {each.high:.1f}"
+        lines.append(f"{span:<12}{each.images:>8}{each.score:>8.3f}{each.forged:>8.3f}")
+    return "\n".join(lines)
+
+
+def _judge_all(
+    settings: CalibrateSettings, model: Model, perturbations: list[str], targets: Targets
+) -> tuple[list[Judged], int]:
+    """Every image under every perturbation, and how many failed."""
+    engine = open_engine(model, settings.engine)
+    detector = Detector(engine, model.view, claim_all(targets))
+    judged: list[Judged] = []
+    failed = 0
+    for manifest in map(Path, settings.manifests):
+        samples = read_manifest(manifest, settings.limit)
+        for perturbation in perturbations:
+            outcomes = list(judge_samples(detector, samples, perturbation))
+            found = [each for each in outcomes if isinstance(each, Judged)]
+            say(f"{set_name(manifest)}, {perturbation}: {len(found)} images")
+            judged += found
+            failed += len(outcomes) - len(found)
+    if not judged:
+        raise UsageError("no image could be judged: check the manifests")
+    return judged, failed
+
+
+def _write(settings: CalibrateSettings, calibration: Calibration, report: Json) -> None:
+    output = Path(settings.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(calibration.policy.to_json(), encoding="utf-8")
+    if settings.report:
+        write_json(Path(settings.report), report)
+    if settings.plot:
+        plot_reliability(Path(settings.plot), calibration.reliability, calibration.ece)

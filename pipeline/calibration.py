@@ -1,0 +1,238 @@
+"""From judged, held-back images to a policy: probabilities and thresholds at stated rates.
+
+    score logits, truth -> Platt scaling -> scores
+    scores of the authentic -> manipulated_at, at a false-positive rate
+    scores of the forged    -> authentic_below, at a miss rate
+    pixels                  -> mask_threshold: best F1 that flags few authentic images
+
+The classes weigh one half each in the scaling, so a score is a probability at even odds. Where an
+archive holds one forgery in a thousand, the odds of a score are a thousand times lower; the rates
+hold as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.stats import beta
+
+from engine.errors import UsageError
+from engine.policy import Policy
+from pipeline.comparison import FLAGGED_FRACTION, auc
+from pipeline.evaluation.judged import MASK_THRESHOLDS, Judged
+from pipeline.evaluation.measures import (
+    Bin,
+    balanced,
+    expected_calibration_error,
+    mean,
+    reliability,
+)
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+LEAST_SLOPE = 1e-3  # of standardised logits: a score that knows nothing still keeps its order
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The rates that a policy is made for, and its limits.
+
+    Attributes:
+        false_positive_rate: of the authentic images labelled manipulated, at most.
+        miss_rate: of the forged images labelled authentic, at most.
+        flagged_rate: of the authentic images with more than 0.5 % of their pixels flagged.
+        min_side, min_jpeg_quality: images below are `uncertain`; None: no limit.
+    """
+
+    false_positive_rate: float = 0.01
+    miss_rate: float = 0.05
+    flagged_rate: float = 0.1
+    min_side: int | None = None
+    min_jpeg_quality: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A policy, and what it does on the images it was made on.
+
+    Attributes:
+        policy: the result.
+        forged, authentic: images it was made on, each perturbation counting.
+        beyond: images that the limits leave out.
+        image_auc: of the score.
+        ece: expected calibration error; `reliability` is the table behind it.
+        false_positive_rate: share of the authentic labelled manipulated.
+        false_positive_bound: the rate that such a share leaves possible with 97.5 % confidence
+            (Clopper-Pearson), were the images independent; versions of one photograph are not.
+        true_positive_rate: share of the forged labelled manipulated.
+        miss_rate: share of the forged labelled authentic.
+        f1: mean pixel F1 at the mask threshold.
+        flagged_rate: share of the authentic with more than 0.5 % flagged at it.
+    """
+
+    policy: Policy
+    forged: int
+    authentic: int
+    beyond: int
+    image_auc: float
+    ece: float
+    false_positive_rate: float
+    false_positive_bound: float
+    true_positive_rate: float
+    miss_rate: float
+    f1: float
+    flagged_rate: float
+    reliability: tuple[Bin, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON's types; nan, which JSON does not know, is None."""
+        fields = asdict(self) | {"reliability": [asdict(each) for each in self.reliability]}
+        return {name: None if value != value else value for name, value in fields.items()}
+
+
+def claim_all(targets: Targets) -> Policy:
+    """The policy to judge images by before there is one: it labels all within the limits."""
+    return Policy(
+        "uncalibrated",
+        manipulated_at=0.0,
+        authentic_below=0.0,
+        min_side=targets.min_side,
+        min_jpeg_quality=targets.min_jpeg_quality,
+    )
+
+
+def make_policy(judged: Sequence[Judged], targets: Targets, name: str) -> Calibration:
+    """Choose calibration and thresholds on images that were judged by `claim_all`.
+
+    Raises:
+        UsageError: forged or authentic images lack, or no threshold holds the rate.
+    """
+    within = [each for each in judged if each.label != "uncertain"]
+    forged = np.array([each.forged for each in within], bool)
+    if forged.all() or not forged.any():
+        raise UsageError("a calibration needs forged and authentic images: add what lacks")
+    logits = np.array([each.score_raw for each in within])
+    scale, offset = fit_platt(logits, forged)
+    policy = Policy(
+        name, scale, offset, min_side=targets.min_side, min_jpeg_quality=targets.min_jpeg_quality
+    )
+    scores = np.array([policy.score(logit) for logit in logits])
+    at = false_positive_threshold(scores[~forged], targets.false_positive_rate)
+    policy = replace(
+        policy,
+        manipulated_at=at,
+        authentic_below=min(at, miss_threshold(scores[forged], targets.miss_rate)),
+        mask_threshold=choose_mask_threshold(within, targets.flagged_rate),
+        false_positive_rate=float((scores[~forged] >= at).mean()),
+    )
+    return _measure(policy, within, scores, len(judged) - len(within))
+
+
+def fit_platt(logits: Floats, forged: Mask) -> tuple[float, float]:
+    """Scale and offset of the logistic curve that gives the truth the highest likelihood.
+
+    Platt's targets: a class of n images aims at (n + 1) / (n + 2), never at certainty. Both
+    classes weigh alike.
+
+    Args:
+        logits: (n,) finite.
+        forged: (n,), both classes present.
+    """
+    centre, spread = float(logits.mean()), max(float(logits.std()), 1e-6)
+    x = (logits - centre) / spread
+    counts = np.where(forged, forged.sum(), (~forged).sum())
+    targets = np.where(forged, counts + 1, 1) / (counts + 2)
+    weights = balanced(forged)
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        z = parameters[0] * x + parameters[1]
+        value = float(weights @ (np.logaddexp(0, z) - targets * z))
+        error = weights * (0.5 * (1 + np.tanh(z / 2)) - targets)
+        return value, np.array([error @ x, error.sum()])
+
+    bounds = [(LEAST_SLOPE, None), (None, None)]
+    fit = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)
+    scale = float(fit.x[0]) / spread
+    return scale, float(fit.x[1]) - scale * centre
+
+
+def false_positive_threshold(authentic: Floats, rate: float) -> float:
+    """Lowest score that at most this share of (n,) authentic scores reaches.
+
+    Raises:
+        UsageError: too many score 1.0, above which there is no threshold.
+    """
+    allowed = math.floor(rate * len(authentic) + 1e-9)
+    highest = np.sort(authentic)[::-1]
+    if allowed >= len(highest):
+        return 0.0
+    threshold = np.nextafter(np.float32(highest[allowed]), np.float32(2))  # scores are float32
+    if threshold > 1:
+        raise UsageError(f"more than {rate:.1%} of the authentic images score 1.0: train on")
+    return float(threshold)
+
+
+def miss_threshold(forged: Floats, rate: float) -> float:
+    """Highest score that at most this share of (n,) forged scores stays below."""
+    allowed = min(math.floor(rate * len(forged) + 1e-9), len(forged) - 1)
+    return float(np.sort(forged)[allowed])
+
+
+def choose_mask_threshold(judged: Sequence[Judged], flagged_rate: float) -> float:
+    """Of `MASK_THRESHOLDS` the one of highest mean F1 that flags few enough authentic images.
+
+    Where none does, the one that flags fewest; of equals the one nearest to the middle.
+    """
+    f1 = np.array([mean(column) for column in zip(*_f1_rows(judged), strict=True)])
+    flagged = _flagged_rates(judged)
+    allowed = flagged <= max(flagged_rate, float(flagged.min()))
+    middle = -np.abs(MASK_THRESHOLDS - 0.5)
+    best = np.lexsort((middle, np.where(allowed, f1, -1.0)))[-1]
+    return float(MASK_THRESHOLDS[best])
+
+
+def rate_bound(count: int, images: int) -> float:
+    """Highest rate at which so few of so many are not surprising (Clopper-Pearson, 97.5 %)."""
+    return 1.0 if count >= images else float(beta.ppf(0.975, count + 1, images - count))
+
+
+def _f1_rows(judged: Sequence[Judged]) -> list[NDArray[np.floating[Any]]]:
+    return [each.f1_at for each in judged if each.forged]
+
+
+def _flagged_rates(judged: Sequence[Judged]) -> Floats:
+    """(thresholds,) share of the authentic images with too many flagged pixels."""
+    rows = [each.flagged_at > FLAGGED_FRACTION for each in judged if not each.forged]
+    rates: Floats = np.mean(rows, axis=0)
+    return rates
+
+
+def _measure(policy: Policy, within: Sequence[Judged], scores: Floats, beyond: int) -> Calibration:
+    """What a policy does on the images within its limits."""
+    forged = np.array([each.forged for each in within], bool)
+    labels = np.array([policy.label(score)[0] for score in scores])
+    alarms = labels[~forged] == "manipulated"
+    table = reliability(scores, forged)
+    column = int(np.abs(MASK_THRESHOLDS - policy.mask_threshold).argmin())
+    return Calibration(
+        policy=policy,
+        forged=int(forged.sum()),
+        authentic=len(alarms),
+        beyond=beyond,
+        image_auc=auc(scores, forged),
+        ece=expected_calibration_error(table),
+        false_positive_rate=float(alarms.mean()),
+        false_positive_bound=rate_bound(int(alarms.sum()), len(alarms)),
+        true_positive_rate=float((labels[forged] == "manipulated").mean()),
+        miss_rate=float((labels[forged] == "authentic").mean()),
+        f1=mean([row[column] for row in _f1_rows(within)]),
+        flagged_rate=float(_flagged_rates(within)[column]),
+        reliability=tuple(table),
+    )
