@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from cluster.settings import TrainSettings
-from pipeline.cli import DONE, Entry
+from cluster.settings import ModelsSettings, RetrainSettings, TrainSettings
+from pipeline.cli import DONE, FAILURES, Entry
 
 
 def run_train(settings: TrainSettings) -> int:
@@ -16,4 +16,23 @@ def run_train(settings: TrainSettings) -> int:
     return DONE
 
 
+def run_retrain(settings: RetrainSettings) -> int:
+    """`prompt-iml retrain`; exit 3 when the gate refuses the new prompts."""
+    from cluster.retrain import retrain
+
+    summary = retrain(settings)
+    print(json.dumps(summary))
+    return DONE if summary["verdict"] == "passed" else FAILURES
+
+
+def run_models(settings: ModelsSettings) -> int:
+    """`prompt-iml models`"""
+    from cluster.models import run
+
+    print(json.dumps(run(settings)))
+    return DONE
+
+
 TRAIN = Entry(TrainSettings, run_train)
+RETRAIN = Entry(RetrainSettings, run_retrain)
+MODELS = Entry(ModelsSettings, run_models)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from engine.config import Fusion
 from pipeline.settings import Command
@@ -50,5 +50,65 @@ class TrainSettings(Command):
     """Samples between two judgements, each with a checkpoint."""
     seed: int = 0
     """Of weights and examples."""
+    address: str = "auto"
+    """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""
+
+
+class ModelsSettings(Command):
+    """List the prompt sets of a registry, promote one, or roll the last promotion back."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml models")
+
+    action: CliPositionalArg[Literal["list", "promote", "rollback"]]
+    """What to do."""
+    version: CliPositionalArg[str | None] = None
+    """Prompt set to promote: its digest, the first 8 digits of it or more, or its id in rows."""
+    registry: str
+    """Registry of prompt sets, local or s3://."""
+    model: str | None = None
+    """Base model (name or folder) that the prompt sets are for; `list` shows all of them."""
+
+
+class RetrainSettings(Command):
+    """Tune the prompts on reviewers' labels, and promote them if no test gets worse."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml retrain")
+
+    photos: str
+    """Folder of authentic photographs: camera/, camera.csv, coco/."""
+    labels: str
+    """Parquet of reviewers' labels: uri, member, label, mask; local or s3://."""
+    registry: str
+    """Registry of prompt sets, local or s3://."""
+    output: str
+    """Folder for checkpoints, curves and weights; local or any fsspec URI."""
+    sets: list[str] = Field(min_length=1)
+    """Fixed test sets, which must not get worse: CSV with the columns image and mask."""
+    model: str = "prompt-iml-micro"
+    """Base model, a name or a folder: what is frozen."""
+    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
+    """Runtime that the tests run in."""
+    margin: float = Field(0.02, ge=0, le=1)
+    """Pixel F1 and image AUC may fall by so much in each set."""
+    fpr_margin: float = Field(0.01, ge=0, le=1)
+    """The false-positive rate may rise by so much in each set."""
+    max_fpr: float = Field(0.05, ge=0, le=1)
+    """Above this false-positive rate it may not rise at all."""
+    limit: int | None = Field(None, ge=1)
+    """Judge at most N images of each set."""
+    samples: int = Field(20_000, ge=1)
+    """Examples to train on."""
+    batch: int = Field(8, ge=1)
+    """Examples a step, all workers together."""
+    peak: float = Field(1.5e-3, gt=0)
+    """Highest learning rate."""
+    workers: int = Field(1, ge=1)
+    """Training processes."""
+    gpus: bool = False
+    """A GPU each, and NCCL; else CPUs and Gloo."""
+    seed: int = 0
+    """Of the examples."""
+    lease_seconds: float = Field(600, gt=0)
+    """A cycle that gave no sign for so long may be taken over by another."""
     address: str = "auto"
     """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""

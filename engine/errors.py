@@ -9,7 +9,12 @@
     │   ├── UnknownModel       unknown_model
     │   ├── DamagedModel       damaged_model
     │   ├── RunMismatch        run_mismatch
-    │   └── MissingDependency  missing_dependency
+    │   ├── MissingDependency  missing_dependency
+    │   ├── UnknownPrompts     unknown_prompts
+    │   ├── NotPromoted        not_promoted
+    │   ├── LeaseHeld          lease_held
+    │   ├── LeaseLost          lease_lost
+    │   └── BadLabels          bad_labels
     └── ImageError                                 becomes one row with status=failed
         ├── FetchError         fetch_failed        stage "fetch"
         │   ├── NotFound       not_found
@@ -90,6 +95,36 @@ class MissingDependency(UsageError):
     """An optional package is needed and not installed."""
 
     code = "missing_dependency"
+
+
+class UnknownPrompts(UsageError):
+    """The registry has no prompt set of that name, or several."""
+
+    code = "unknown_prompts"
+
+
+class NotPromoted(UsageError):
+    """The gate refused the prompt set, or somebody else moved `current` first."""
+
+    code = "not_promoted"
+
+
+class LeaseHeld(UsageError):
+    """Another re-training cycle is under way."""
+
+    code = "lease_held"
+
+
+class LeaseLost(UsageError):
+    """This cycle's lease ran out and another cycle took it."""
+
+    code = "lease_lost"
+
+
+class BadLabels(UsageError):
+    """A row of reviewers' labels says what cannot be."""
+
+    code = "bad_labels"
 
 
 class ImageError(PromptImlError):

@@ -137,7 +137,7 @@ def gather(run: Run, limit: int) -> Content:
     results = open_results(run)
     survey = take_survey(results, limit)
     refused = results.filter(ds.field("status") != "ok").head(limit, columns=REFUSED)
-    policy = config["policy"]
+    policy = config.get("policy", {})  # a run that follows a registry is bound to none
     return Content(
         run_id=run.run_id,
         inputs=config["inputs"],
@@ -147,7 +147,7 @@ def gather(run: Run, limit: int) -> Content:
         codes=survey.codes,
         labels=survey.labels,
         histogram=survey.histogram,
-        thresholds=[policy[at] for at in ("authentic_below", "manipulated_at") if policy[at]],
+        thresholds=[policy[at] for at in ("authentic_below", "manipulated_at") if policy.get(at)],
         span=survey.span,
         rate=_rate(run),
         pictures=pictures(best_rows(results, survey.best, limit), config),

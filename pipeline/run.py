@@ -74,6 +74,11 @@ class Run:
                 "choose another --run-id, or repeat the first command to resume it"
             )
 
+    def config(self) -> Json | None:
+        """What the run is bound to, or None when it is not yet."""
+        uri = f"{self.folder}/config.json"
+        return read_json(uri) if storage.exists(uri) else None
+
     def manifest(self) -> Json | None:
         """The manifest, or None while the run is not complete."""
         return read_json(self.manifest_uri) if storage.exists(self.manifest_uri) else None

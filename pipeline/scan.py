@@ -11,10 +11,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 from engine.checkpoint import Model, load_model
+from engine.errors import UsageError
 from engine.runtimes import check_engine
 from pipeline import storage
 from pipeline.plan import Plan, make_plan, read_plan, waves
 from pipeline.progress import Progress
+from pipeline.registry import PromptSource, Registry, look_up_version, with_version
 from pipeline.results import SCHEMA_VERSION
 from pipeline.run import Json, Run, default_run_id
 from pipeline.scanner import Part, ScanSpec
@@ -70,7 +72,10 @@ def scan(settings: ScanSettings) -> Json:
     model = load_model(settings.model)
     check_engine(settings.engine)
     output = storage.canonical(settings.output)
-    config = run_config(settings, model)
+    source = prompt_source(settings, model, output)
+    if source:
+        model = with_version(model, Registry(source.registry, model.sha256), source.version)
+    config = run_config(settings, model, source)
     run = Run(output, settings.run_id or default_run_id(config))
     storage.check_writable(output)
     run.bind(config)
@@ -81,23 +86,58 @@ def scan(settings: ScanSettings) -> Json:
         say(f"already complete: run {run.run_id}; another --run-id scans again")
     else:
         plan = plan_of(run, settings)
-        totals = scan_plan(settings, run, plan)
+        totals = scan_plan(settings, run, plan, source)
         manifest = run.commit(make_manifest(run, model, config, plan, totals))
     summary = summarize(run, model, manifest, totals.new_rows, time.monotonic() - started)
     run.write_summary(summary)
     return summary
 
 
-def run_config(settings: ScanSettings, model: Model) -> Json:
-    """What the run is bound to: everything that shapes its rows."""
+def prompt_source(settings: ScanSettings, model: Model, output: str) -> PromptSource | None:
+    """Which prompts the settings name; None: those that the model comes with.
+
+    `current` is looked up once: a run that an earlier launch bound to a version keeps it, whatever
+    was promoted since, so that a job which is started again under its `--run-id` goes on.
+
+    Raises:
+        UsageError: `--registry` is missing, cannot be read, or has no such version.
+    """
+    if settings.registry is None:
+        if settings.prompts != "current" or settings.refresh_prompts:
+            raise UsageError("--prompts and --refresh-prompts need --registry URI")
+        return None
+    if settings.refresh_prompts and settings.prompts != "current":
+        raise UsageError("--refresh-prompts follows current: leave out --prompts")
+    registry = Registry(storage.canonical(settings.registry), model.sha256)
+    if settings.prompts == "current" and settings.run_id and not settings.refresh_prompts:
+        bound = Run(output, settings.run_id).config() or {}
+        if "prompts" in bound:
+            return PromptSource(registry.uri, bound["prompts"])
+    version = look_up_version(registry, settings.prompts)
+    if version is None:
+        say(
+            f"note: nothing is promoted in {registry.uri} yet: {model.id} runs with its own prompts"
+        )
+    return PromptSource(registry.uri, version, settings.refresh_prompts)
+
+
+def run_config(settings: ScanSettings, model: Model, source: PromptSource | None = None) -> Json:
+    """What the run is bound to: everything that shapes its rows.
+
+    With `--refresh-prompts` that is the registry, not a version of it: rows tell the version.
+    """
+    bound: Json = {"prompt_set": model.prompts.id, "policy": asdict(model.policy)}
+    if source and source.refresh:
+        bound = {"prompt_set": "current", "registry": source.registry}
+    elif source:
+        bound["prompts"] = source.version
     return {
         **settings.model_dump(include=BINDING),
         "inputs": [storage.canonical(name) for name in settings.inputs],
         "model": model.id,
         "model_sha256": model.sha256,
-        "prompt_set": model.prompts.id,
-        "policy": asdict(model.policy),
         "schema_version": SCHEMA_VERSION,
+        **bound,
     }
 
 
@@ -116,7 +156,7 @@ def plan_of(run: Run, settings: ScanSettings) -> Plan:
     return make_plan(run, units)
 
 
-def scan_plan(settings: ScanSettings, run: Run, plan: Plan) -> Totals:
+def scan_plan(settings: ScanSettings, run: Run, plan: Plan, source: PromptSource | None) -> Totals:
     """Bring every unit of the plan to its part, in waves."""
     spec = ScanSpec(
         run=run,
@@ -126,6 +166,7 @@ def scan_plan(settings: ScanSettings, run: Run, plan: Plan) -> Totals:
         max_pixels=settings.max_pixels,
         max_object_bytes=settings.max_object_bytes,
         heatmap=settings.heatmap,
+        prompts=source,
     )
     totals = Totals()
     with ray_session(settings.address, settings.max_actors):
@@ -156,7 +197,7 @@ def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Tota
         "listed": totals.rows,
         "statuses": {name: totals.statuses[name] for name in ("ok", "failed", "skipped")},
         "codes": dict(totals.codes),
-        "false_positive_rate": model.policy.false_positive_rate,
+        "false_positive_rate": model.policy.false_positive_rate if "policy" in config else None,
         "parts": sorted(totals.parts, key=lambda part: str(part["file"])),
     }
 

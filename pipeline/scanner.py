@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from engine.checkpoint import load_model
+from engine.checkpoint import Model, load_model
 from engine.detector import Detector
 from engine.errors import DecodeError, ImageError
 from engine.image import Image
 from engine.runtimes import open_engine
 from pipeline import storage
 from pipeline.decode import Decoded, DecodeLimits, decode
+from pipeline.registry import CurrentPrompts, PromptSource
 from pipeline.results import RowWriter, read_summary
 from pipeline.rows import Row, failure, identity, picture, provenance, result
 from pipeline.run import Run
@@ -43,6 +44,7 @@ class ScanSpec:
         threads: threads for the engine, and for decoding.
         max_pixels, max_object_bytes: limits of one image.
         heatmap: whether rows carry the probabilities at network resolution.
+        prompts: registry to take prompts and policy from; None: they come with the model.
     """
 
     run: Run
@@ -52,6 +54,7 @@ class ScanSpec:
     max_pixels: int
     max_object_bytes: int
     heatmap: bool
+    prompts: PromptSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +83,12 @@ class Scanner:
 
     def __init__(self, spec: ScanSpec) -> None:
         model = load_model(spec.model)
-        engine = open_engine(model, spec.engine, threads=spec.threads)
+        self._current = CurrentPrompts(model, spec.prompts) if spec.prompts else None
+        self._engine = open_engine(model, spec.engine, threads=spec.threads)
         self._spec = spec
-        self._detector = Detector(engine, model.view, model.policy)
         self._limits = DecodeLimits(max_pixels=spec.max_pixels)
         self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
-        self._provenance = provenance(spec.run, model, engine.name)
+        self._use(self._current.model if self._current else model)
 
     def scan(self, unit_id: str, unit: Unit, tick: Tick) -> Part:
         """Scan a unit and commit its rows, unless they are committed already.
@@ -98,6 +101,8 @@ class Scanner:
         uri = self._spec.run.part_uri(unit_id)
         if storage.exists(uri):
             return self._part(uri, storage.read_bytes(uri), new=False)
+        if self._current and self._current.look():
+            self._use(self._current.model)
         writer = RowWriter(unit_id=unit_id, run_id=self._spec.run.run_id)
         for row in self._rows(unit):
             writer.add(row | self._provenance | {"scanned_at": datetime.now(UTC)})
@@ -106,6 +111,12 @@ class Scanner:
         if storage.create_once(uri, payload):
             return self._part(uri, payload, new=True)
         return self._part(uri, storage.read_bytes(uri), new=False)
+
+    def _use(self, model: Model) -> None:
+        """Scan with the model's prompts and policy from now on, and say so in the rows."""
+        self._engine.load_prompts(model.prompts)
+        self._detector = Detector(self._engine, model.view, model.policy)
+        self._provenance = provenance(self._spec.run, model, self._engine.name)
 
     def _part(self, uri: str, payload: bytes, *, new: bool) -> Part:
         summary = read_summary(payload)

@@ -24,12 +24,18 @@ import pytest
 import ray
 from PIL import Image
 
+from cluster.registry import add_verdict, add_version, promote, roll_back
+from engine.checkpoint import load_model
 from engine.errors import EmptySource, MissingInput, OutputNotWritable, RunMismatch, UsageError
+from engine.prompts import PromptSet
 from pipeline import storage
+from pipeline.registry import PromptSource, Registry
 from pipeline.results import SCHEMA
 from pipeline.run import Json, Run
-from pipeline.scan import scan
+from pipeline.scan import prompt_source, scan
+from pipeline.scanner import Scanner, ScanSpec
 from pipeline.settings import ScanSettings
+from pipeline.sources import list_units
 from pipeline.waves import pool_size
 from tests.conftest import Bucket, Folder, Store, TarOf
 
@@ -237,6 +243,105 @@ def test_untrained_weights_are_told_once(
     assert summary["model"] == "prompt-iml-micro@untrained"
     assert capsys.readouterr().err.count("untrained") == 1
     assert any("untrained" in note for note in summary["notes"])
+
+
+@pytest.fixture
+def promoted(folder: Folder) -> list[str]:
+    """Two versions in a registry beside the inputs, the first of them current."""
+    base = load_model("prompt-iml-micro")
+    registry = Registry(f"{folder.uri}/registry", base.sha256)
+    versions = []
+    for shift in (0.5, 1.0):
+        prompts = PromptSet(tuple(t + np.float32(shift) for t in base.prompts.tensors))
+        made = add_version(
+            registry, prompts, base.policy, parent=None, made_by="test", model=base.id
+        )
+        add_verdict(registry, made, {"passed": True, "reasons": []})
+        versions.append(made)
+    promote(registry, versions[0], expected=None, by="test")
+    return versions
+
+
+def prompt_sets(output: str) -> set[str]:
+    return set(rows(output)["prompt_set"].to_pylist())
+
+
+def test_prompts_of_a_registry_are_pinned_when_the_run_starts(
+    inputs: str, folder: Folder, promoted: list[str]
+) -> None:
+    base = load_model("prompt-iml-micro")
+    registry = Registry(f"{folder.uri}/registry", base.sha256)
+    one, two = (registry.version(version).prompts.id for version in promoted)
+    output, options = f"{folder.uri}/out", {"limit": 1, "registry": registry.uri}
+    run_scan(inputs, output=output, run_id="mine", **options)
+    assert prompt_sets(output) == {one}
+    promote(registry, promoted[1], expected=promoted[0], by="test")
+    again = run_scan(inputs, output=output, run_id="mine", **options)
+    assert again["scanned_now"] == 0  # it goes on as it began
+    for other in ({"prompts": promoted[1]}, {"refresh_prompts": True}, {"registry": None}):
+        with pytest.raises(RunMismatch):
+            run_scan(inputs, output=output, run_id="mine", **(options | other))
+    run_scan(inputs, output=output, **options)  # the next run takes the new one
+    assert prompt_sets(output) == {one, two}
+
+
+def test_prompts_are_refreshed_between_units(
+    inputs: str, folder: Folder, promoted: list[str]
+) -> None:
+    """One actor, one registry that moves while it works: each part is of one set, and says so."""
+    base = load_model("prompt-iml-micro")
+    registry = Registry(f"{folder.uri}/registry", base.sha256)
+    settings = ScanSettings(
+        inputs=[inputs], output=f"{folder.uri}/out", registry=registry.uri, refresh_prompts=True
+    )
+    source = prompt_source(settings, base, settings.output)
+    assert source == PromptSource(registry.uri, promoted[0], refresh=True)
+    spec = ScanSpec(
+        run=Run(settings.output, "r"),
+        model=settings.model,
+        engine="auto",
+        threads=1,
+        max_pixels=10**7,
+        max_object_bytes=10**7,
+        heatmap=False,
+        prompts=source,
+    )
+    scanner, found = Scanner(spec), []
+    units = list(list_units([inputs], images_per_unit=1, limit=4))
+    for number, unit in enumerate(units[:3]):
+        if number == 1:
+            promote(registry, promoted[1], expected=promoted[0], by="test")
+        if number == 2:
+            roll_back(registry, expected=promoted[1], by="test")
+        part = scanner.scan(str(number), unit, lambda images, size: None)
+        table = pq.read_table(storage.local_path(f"{settings.output}/{part.file}"))
+        found += table["prompt_set"].to_pylist()
+    one, two = (registry.version(version).prompts.id for version in promoted)
+    assert found == [one, two, one]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prompts": "12345678"}, "need --registry"),
+        ({"refresh_prompts": True}, "need --registry"),
+        ({"registry": "REGISTRY", "prompts": "12345678"}, "no prompt set 12345678"),
+        ({"registry": "REGISTRY", "prompts": "1" * 8, "refresh_prompts": True}, "leave out"),
+        ({"registry": "gs://b/r"}, "cannot read"),
+    ],
+)
+def test_bad_prompts(inputs: str, options: dict[str, object], said: str, tmp_path: Path) -> None:
+    options = {k: str(tmp_path / "r") if v == "REGISTRY" else v for k, v in options.items()}
+    with pytest.raises(UsageError, match=said):
+        run_scan(inputs, output=str(tmp_path / "out"), **options)
+
+
+def test_an_empty_registry_scans_with_the_model_s_own(
+    inputs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_scan(inputs, output=f"{tmp_path}/out", limit=1, registry=f"{tmp_path}/registry")
+    assert prompt_sets(f"{tmp_path}/out") == {load_model("prompt-iml-micro").prompts.id}
+    assert "nothing is promoted in" in capsys.readouterr().err
 
 
 def launch(*arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
