@@ -44,7 +44,7 @@ from cluster.history import (
 from cluster.photos import Photo, list_photos, load_pixels, split
 from cluster.shapes import Move, aim, area, draw_area, fits, free_shape, opacity, placed, similarity
 
-Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch"]
+Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch", "labelled"]
 
 KINDS: dict[Kind, float] = {
     "authentic": 0.5, "splice": 0.2, "copy-move": 0.25, "removal": 0.025, "retouch": 0.025,
@@ -59,7 +59,7 @@ class Example:
         pixels: (256, 256, 3) uint8 RGB.
         qtable: (64,) float32 luma table in natural order; ones where there is none.
         mask: (256, 256) bool, True where forged.
-        kind: what was done.
+        kind: what was done; `labelled` when only a reviewer's mask says where.
     """
 
     pixels: Pixels
