@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -18,12 +19,16 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 from engine.checkpoint import load_model
+from engine.detector import Detector, Finding
 from engine.errors import MissingInput, UsageError
 from engine.image import Image
 from engine.policy import UNTRAINED, Policy
 from engine.prompts import PromptSet
 from engine.protocol import Batch, Detection
-from pipeline.evaluation import SetResult, evaluate_set, read_manifest
+from pipeline.comparison import compare, read_truth
+from pipeline.decode import DecodeLimits, decode
+from pipeline.evaluation import Judged, SetResult, evaluate_set, judge_samples, read_manifest
+from pipeline.evaluation.judged import MASK_THRESHOLDS
 from pipeline.evaluation.measures import (
     best_f1,
     expected_calibration_error,
@@ -36,6 +41,7 @@ from pipeline.evaluation.measures import (
 )
 from pipeline.evaluation.perturbations import ALL, USUAL, expand, perturb
 from pipeline.forge import forge_set, write_shards
+from pipeline.rows import result
 
 POLICY = Policy("test", 1.0, 0.0, 0.9, 0.2, 0.5, 0.01)
 
@@ -172,6 +178,36 @@ def test_the_truth_of_the_demo_is_a_manifest(tmp_path: Path) -> None:
     assert [s.kind for s in read_manifest(truth)] == [image.kind for image in images]
 
 
+def test_evaluation_and_the_comparison_of_a_scan_agree(tmp_path: Path) -> None:
+    """The same images once through `evaluate_set`, once as rows of a scan."""
+    images = list(forge_set(5, ("splice", "retouch")))
+    truth = write_shards(images, tmp_path, shards=1)
+    detector = Detector(Redness(), load_model("prompt-iml-micro").view, POLICY)
+    decoded = {
+        hashlib.sha256(i.data).hexdigest(): decode(i.data, DecodeLimits()).image for i in images
+    }
+    found = [(key, each) for key, each in detector.detect(decoded.items())]
+    rows = [
+        {"sha256": key} | result(each, heatmap=False)
+        for key, each in found
+        if isinstance(each, Finding)
+    ]
+    comparison, evaluated = compare(rows, read_truth(truth)), evaluate(truth)
+    assert (evaluated.forged, evaluated.authentic) == (comparison.forged, comparison.authentic)
+    assert (evaluated.f1, evaluated.iou) == pytest.approx((comparison.f1, comparison.iou))
+    assert evaluated.flagged_rate == comparison.false_positive_rate
+    assert evaluated.image_auc == comparison.auc
+
+
+def test_the_sweep_agrees_with_the_mask_of_the_detector(manifest: Path) -> None:
+    detector = Detector(Redness(), load_model("prompt-iml-micro").view, POLICY)
+    middle = int(np.flatnonzero(POLICY.mask_threshold == MASK_THRESHOLDS)[0])
+    for judged in judge_samples(detector, read_manifest(manifest)):
+        if isinstance(judged, Judged):
+            assert judged.flagged_at[middle] == pytest.approx(judged.flagged)
+            assert judged.f1_at[middle] == pytest.approx(judged.f1, nan_ok=True)
+
+
 def test_a_member_that_is_not_there(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("one.png"), io.BytesIO())
@@ -263,6 +299,12 @@ def test_every_perturbation_keeps_what_it_says(name: str) -> None:
     assert (changed.luma_table is not None) == (name in ("none", "grid") or name[:4] == "jpeg")
     same = changed.pixels.shape == image.pixels.shape and (changed.pixels == image.pixels).all()
     assert same == (name in ("none", "no-table"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_pixel_survives(name: str) -> None:
+    image = Image(np.full((1, 2, 3), 77, np.uint8))
+    assert perturb(name, image, None)[0].pixels.size > 0
 
 
 def test_strengths() -> None:

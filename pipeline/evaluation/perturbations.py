@@ -86,8 +86,9 @@ def perturb(name: str, image: Image, mask: Mask | None, seed: int = 0) -> tuple[
         case "no-table":
             return Image(image.pixels), mask
         case "grid":
-            shifted = Image(image.pixels[3:, 5:], image.luma_table)
-            return shifted, None if mask is None else mask[3:, 5:]
+            height, width = image.pixels.shape[:2]
+            rest = slice(min(3, height - 1), None), slice(min(5, width - 1), None)
+            return Image(image.pixels[rest], image.luma_table), None if mask is None else mask[rest]
         case "jpeg":
             return _recode(image.pixels, int(strength)), mask
         case "resize":
