@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.checkpoint import Model, load_model
 from engine.detector import Detector
 from engine.errors import UsageError
 from engine.runtimes import open_engine
-from pipeline.calibration import Calibration, Targets, claim_all, make_policy
+from pipeline.calibration import (
+    Calibration,
+    Group,
+    Targets,
+    claim_all,
+    group_rates,
+    make_policy,
+)
 from pipeline.evaluate import write_json
 from pipeline.evaluation import Judged, judge_samples, read_manifest
 from pipeline.evaluation.perturbations import expand
@@ -32,8 +40,10 @@ def calibrate(settings: CalibrateSettings) -> Json:
     model = load_model(settings.model)
     judged, failed = _judge_all(settings, model, perturbations, targets)
     name = settings.id or f"{model.version}-fpr-{settings.false_positive_rate:g}"
-    calibration = make_policy(judged, targets, name)
-    say(tell(calibration))
+    together = [each for group in judged.values() for each in group]
+    calibration = make_policy(together, targets, name)
+    groups = [group_rates(calibration.policy, group, *key) for key, group in judged.items()]
+    say(tell(calibration, groups))
     report = {
         "model": model.id,
         "model_sha256": model.sha256,
@@ -41,13 +51,14 @@ def calibrate(settings: CalibrateSettings) -> Json:
         "perturbations": perturbations,
         "failed": failed,
         **calibration.to_dict(),
+        "groups": [group.to_dict() for group in groups],
     }
     _write(settings, calibration, report)
     return report
 
 
-def tell(calibration: Calibration) -> str:
-    """The policy and what it does, with the reliability table, as text of fixed width."""
+def tell(calibration: Calibration, groups: Sequence[Group]) -> str:
+    """The policy and what it does, in all and where, and the reliability; of fixed width."""
     c, policy = calibration, calibration.policy
     lines = [
         f"\npolicy {policy.id}: score = sigmoid({policy.scale:.4g} x logit {policy.offset:+.4g})",
@@ -65,16 +76,25 @@ def tell(calibration: Calibration) -> str:
     for each in c.reliability:
         span = f"{each.low:.1f} - {each.high:.1f}"
         lines.append(f"{span:<12}{each.images:>8}{each.score:>8.3f}{each.forged:>8.3f}")
+    lines += [
+        "",
+        f"{'set':<16}{'perturbation':<14}{'authentic':>10}{'FPR':>8}{'forged':>8}{'TPR':>8}",
+    ]
+    lines += [
+        f"{g.set:<16}{g.perturbation:<14}{g.authentic:>10}{g.false_positive_rate:>8.3f}"
+        f"{g.forged:>8}{g.true_positive_rate:>8.3f}"
+        for g in groups
+    ]
     return "\n".join(lines)
 
 
 def _judge_all(
     settings: CalibrateSettings, model: Model, perturbations: list[str], targets: Targets
-) -> tuple[list[Judged], int]:
-    """Every image under every perturbation, and how many failed."""
+) -> tuple[dict[tuple[str, str], list[Judged]], int]:
+    """Images by set and perturbation, and how many failed."""
     engine = open_engine(model, settings.engine)
     detector = Detector(engine, model.view, claim_all(targets))
-    judged: list[Judged] = []
+    judged: dict[tuple[str, str], list[Judged]] = {}
     failed = 0
     for manifest in map(Path, settings.manifests):
         samples = read_manifest(manifest, settings.limit)
@@ -82,9 +102,9 @@ def _judge_all(
             outcomes = list(judge_samples(detector, samples, perturbation))
             found = [each for each in outcomes if isinstance(each, Judged)]
             say(f"{set_name(manifest)}, {perturbation}: {len(found)} images")
-            judged += found
+            judged.setdefault((set_name(manifest), perturbation), []).extend(found)
             failed += len(outcomes) - len(found)
-    if not judged:
+    if not any(judged.values()):
         raise UsageError("no image could be judged: check the manifests")
     return judged, failed
 

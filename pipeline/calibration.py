@@ -93,8 +93,30 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON's types; nan, which JSON does not know, is None."""
-        fields = asdict(self) | {"reliability": [asdict(each) for each in self.reliability]}
-        return {name: None if value != value else value for name, value in fields.items()}
+        return _without_nan(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a policy does to one set under one perturbation; a share of no images is nan.
+
+    Attributes:
+        set, perturbation: names.
+        forged, authentic: images within the policy's limits.
+        false_positive_rate: share of the authentic labelled manipulated.
+        true_positive_rate: share of the forged labelled manipulated.
+    """
+
+    set: str
+    perturbation: str
+    forged: int
+    authentic: int
+    false_positive_rate: float
+    true_positive_rate: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON's types; nan, which JSON does not know, is None."""
+        return _without_nan(asdict(self))
 
 
 def claim_all(targets: Targets) -> Policy:
@@ -133,6 +155,28 @@ def make_policy(judged: Sequence[Judged], targets: Targets, name: str) -> Calibr
         false_positive_rate=float((scores[~forged] >= at).mean()),
     )
     return _measure(policy, within, scores, len(judged) - len(within))
+
+
+def group_rates(policy: Policy, judged: Sequence[Judged], name: str, perturbation: str) -> Group:
+    """A rate that holds over all images may not hold where they were resized: look there."""
+    within = [each for each in judged if each.label != "uncertain"]
+    labels = [policy.label(policy.score(each.score_raw))[0] for each in within]
+    alarms = {
+        forged: [
+            label == "manipulated"
+            for label, each in zip(labels, within, strict=True)
+            if each.forged == forged
+        ]
+        for forged in (True, False)
+    }
+    return Group(
+        set=name,
+        perturbation=perturbation,
+        forged=len(alarms[True]),
+        authentic=len(alarms[False]),
+        false_positive_rate=mean(alarms[False]),
+        true_positive_rate=mean(alarms[True]),
+    )
 
 
 def fit_platt(logits: Floats, forged: Mask) -> tuple[float, float]:
@@ -201,6 +245,10 @@ def choose_mask_threshold(judged: Sequence[Judged], flagged_rate: float) -> floa
 def rate_bound(count: int, images: int) -> float:
     """Highest rate at which so few of so many are not surprising (Clopper-Pearson, 97.5 %)."""
     return 1.0 if count >= images else float(beta.ppf(0.975, count + 1, images - count))
+
+
+def _without_nan(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in fields.items()}
 
 
 def _f1_rows(judged: Sequence[Judged]) -> list[NDArray[np.floating[Any]]]:

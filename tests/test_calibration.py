@@ -17,6 +17,7 @@ from pipeline.calibration import (
     claim_all,
     false_positive_threshold,
     fit_platt,
+    group_rates,
     make_policy,
     miss_threshold,
     rate_bound,
@@ -145,6 +146,16 @@ def test_what_is_beyond_the_limits_is_left_out() -> None:
     calibration = make_policy([*images, loud], Targets(), "v1")
     assert (calibration.beyond, calibration.authentic) == (1, 100)
     assert calibration.policy == make_policy(images, Targets(), "v1").policy
+
+
+def test_rates_are_told_where_they_arise() -> None:
+    policy = make_policy(population(), Targets(), "v1").policy
+    images = [judged(False, 9.0), judged(False, -9.0), judged(False, -9.0), judged(False, -9.0)]
+    beyond = dataclasses.replace(judged(False, 9.0), label="uncertain")
+    group = group_rates(policy, [*images, beyond], "resaved", "resize-0.5")
+    assert (group.set, group.perturbation, group.forged) == ("resaved", "resize-0.5", 0)
+    assert (group.authentic, group.false_positive_rate) == (4, 0.25)
+    assert group.to_dict()["true_positive_rate"] is None
 
 
 def test_both_classes_are_needed() -> None:

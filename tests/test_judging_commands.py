@@ -49,7 +49,8 @@ def test_calibrate_writes_a_policy_that_evaluate_reads(truth: str, tmp_path: Pat
     assert main(["calibrate", truth, *flags]) == 0
     made = Policy.from_json(policy.read_text())
     assert (made.id, made.min_side, made.false_positive_rate) == ("trial", 128, 0.0)
-    assert json.loads(report.read_text())["forged"] == 4
+    told = json.loads(report.read_text())
+    assert (told["forged"], told["groups"][0]["authentic"]) == (4, 4)
     flags = ["--policy", str(policy), "--output", str(tmp_path / "e.json"), "--plot", str(plots[1])]
     assert main(["evaluate", truth, *flags]) == 0
     (result,) = json.loads((tmp_path / "e.json").read_text())["results"]
