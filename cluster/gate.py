@@ -1,0 +1,159 @@
+"""The gate: new prompts go live only when nothing that was measured got worse.
+
+On every set, fixed or of new labels,
+
+- pixel F1 and image AUC may fall by the margin at most;
+- the false-positive rate may rise by its own margin at most, and not at all above its limit. It
+  is the share of authentic images labelled manipulated or, while the policy claims no labels, of
+  those with more than 0.5 % flagged pixels;
+- no more images may fail than before;
+- what could be measured before can be measured now.
+
+Equal prompts pass. One image of a small set may weigh more than a margin; the verdict says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from engine.policy import Policy
+from pipeline.evaluation import SetResult
+from pipeline.run import Json
+
+KEPT = ("f1", "image_auc")
+SLACK = 1e-9  # of a margin: 0.52 - 0.50 is more than 0.02 in binary
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much worse is still let through.
+
+    Attributes:
+        margin: pixel F1 and image AUC may fall by so much.
+        fpr_margin: the false-positive rate may rise by so much,
+        max_fpr: and above this not at all.
+    """
+
+    margin: float = 0.02
+    fpr_margin: float = 0.01
+    max_fpr: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One measure on one set.
+
+    Attributes:
+        set, measure: as in `SetResult`.
+        old, new: None where it could not be measured.
+        least, most: between which new must lie; None: no such bound.
+    """
+
+    set: str
+    measure: str
+    old: float | None
+    new: float | None
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """Why the gate stays shut, or None."""
+        told = f"{self.set}: {self.measure}"
+        if self.old is None:
+            return None
+        if self.new is None:
+            return f"{told} was {self.old:.4g} and cannot be measured any more"
+        if self.least is not None and self.new < self.least - SLACK:
+            return f"{told} fell from {self.old:.4g} to {self.new:.4g}, below {self.least:.4g}"
+        if self.most is not None and self.new > self.most + SLACK:
+            return f"{told} rose from {self.old:.4g} to {self.new:.4g}, above {self.most:.4g}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says.
+
+    Attributes:
+        passed: whether the prompts may go live.
+        reasons: why not; empty when passed.
+        notes: what whoever reads it should know.
+        comparisons: every measure on every set.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+
+    def to_json(self) -> Json:
+        """As the registry holds it."""
+        fields = asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+
+
+def decide(
+    old: Sequence[SetResult],
+    new: Sequence[SetResult],
+    policy: Policy,
+    limits: Limits,
+    faults: Sequence[str] = (),
+) -> Verdict:
+    """Compare the results of old and new prompts on the same sets.
+
+    Args:
+        old, new: in the same order.
+        policy: by which both were judged.
+        faults: what else speaks against the new prompts.
+
+    Raises:
+        ValueError: the sets are not the same, or there is none.
+    """
+    named = [(result.set, result.perturbation) for result in old]
+    if not named or named != [(result.set, result.perturbation) for result in new]:
+        raise ValueError("old and new must be judged on the same sets, and on one at least")
+    alarm = "flagged_rate" if policy.manipulated_at is None else "false_positive_rate"
+    comparisons = [
+        comparison
+        for before, after in zip(old, new, strict=True)
+        for comparison in _compare(before, after, alarm, limits)
+    ]
+    reasons = [*faults, *(fault for one in comparisons if (fault := one.fault))]
+    notes = [note for result in old for note in _notes(result, limits)]
+    return Verdict(not reasons, tuple(reasons), tuple(notes), tuple(comparisons))
+
+
+def _compare(old: SetResult, new: SetResult, alarm: str, limits: Limits) -> list[Comparison]:
+    before, after = old.to_dict(), new.to_dict()
+    kept = [
+        Comparison(
+            old.set, name, before[name], after[name], least=_lowered(before[name], limits.margin)
+        )
+        for name in KEPT
+    ]
+    rate = before[alarm]
+    most = None if rate is None else min(rate + limits.fpr_margin, max(rate, limits.max_fpr))
+    return [
+        *kept,
+        Comparison(old.set, alarm, rate, after[alarm], most=most),
+        Comparison(old.set, "failed", old.failed, new.failed, most=old.failed),
+    ]
+
+
+def _lowered(value: float | None, margin: float) -> float | None:
+    return None if value is None else value - margin
+
+
+def _notes(result: SetResult, limits: Limits) -> list[str]:
+    """Which class of a set is so small that one image outweighs a margin."""
+    sizes = {
+        "forged": (result.forged, limits.margin),
+        "authentic": (result.authentic, limits.fpr_margin),
+    }
+    return [
+        f"{result.set} has {count} {name} images: one outweighs the margin of {margin:g}"
+        for name, (count, margin) in sizes.items()
+        if count * margin < 1
+    ]
