@@ -179,11 +179,15 @@ def prompts_of(tensors: Tensors, old: Model) -> PromptSet:
 
 
 def frozen_digest(tensors: Tensors) -> str:
-    """sha256 over names, shapes and float32 values of all that is no prompt."""
+    """sha256 over names, shapes and float32 values of all that is no prompt.
+
+    A scalar counts as one value in a row: that is how a model's weights file holds it.
+    """
     digest = hashlib.sha256()
     for name in sorted(name for name in tensors if not name.startswith(_PROMPT)):
-        digest.update(f"{name} {tensors[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(tensors[name], "<f4").tobytes())
+        values = np.ascontiguousarray(np.atleast_1d(tensors[name]), "<f4")
+        digest.update(f"{name} {values.shape}\n".encode())
+        digest.update(values.tobytes())
     return digest.hexdigest()
 
 

@@ -76,7 +76,7 @@ def write_red_model(folder: Path) -> Model:
         version="test",
         config=CONFIG,
         card={},
-        weights={"frozen": np.arange(3, dtype=np.float32)},
+        weights={"frozen": np.arange(3, dtype=np.float32), "gate": np.float32(0.5).reshape(())},
         prompts=red_prompts(2.0),
         policy=POLICY,
     )
@@ -182,6 +182,7 @@ class Trained:
 def keep(settings: TrainSettings, model: Model, prompts: PromptSet, **frozen: Any) -> Trained:
     """Leave what a training leaves."""
     tensors = {name: np.asarray(t, np.float32) for name, t in model.weights().items()} | frozen
+    tensors["gate"] = tensors["gate"].reshape(())  # a scalar in PyTorch, a row in a weights file
     tensors |= {f"prompts.{i}": tensor for i, tensor in enumerate(prompts.tensors)}
     uri = f"{settings.output}/weights.safetensors"
     storage.write(uri, save(tensors))
@@ -417,8 +418,9 @@ def test_exported_and_pytorch_agree_on_new_prompts_or_the_gate_hears_of_it(
 ) -> None:
     """The packaged model: its graph takes other prompts as PyTorch does, unless they are lost."""
     model = load_model("prompt-iml-micro")
+    model = replace(model, config=replace(model.config, sides=(256,)))
     monkeypatch.setattr(engine.export, "BATCH_SIZES", (1,))
-    monkeypatch.setattr(cycle, "COMPARED", ("openvino",))
+    monkeypatch.setattr(cycle, "COMPARED", ("onnxruntime",))
     rng = np.random.default_rng(0)
     tensors = (t + rng.normal(0, 1, t.shape).astype(np.float32) for t in model.prompts.tensors)
     tuned = replace(model, prompts=PromptSet(tuple(tensors)))
@@ -435,3 +437,13 @@ def test_a_version_nobody_judged_cannot_be_promoted(fleet: Fleet) -> None:
     )
     with pytest.raises(NotPromoted, match="never evaluated"):
         promote(fleet.registry, version, expected=None, by="test")
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("passed", 0), ("refused", 3)])
+def test_the_exit_code_tells_the_verdict(
+    verdict: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cycle, "retrain", lambda settings: {"verdict": verdict})
+    flags = ("photos", "labels", "registry", "output", "sets")
+    assert main(["retrain", *(word for flag in flags for word in (f"--{flag}", "x"))]) == code
+    assert json.loads(capsys.readouterr().out) == {"verdict": verdict}
