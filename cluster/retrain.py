@@ -148,13 +148,14 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
         "base": old.sha256,
         "current": current,
     }
+    output = storage.canonical(settings.output)
     name = "cycle-" + hashlib.sha256(encode(cycle)).hexdigest()[:16]
     return TrainSettings(
         what="prompts",
-        start=settings.model if current is None else _start(old, name),
+        start=settings.model if current is None else _start(old, output, name),
         semantic=None,
         labels=labels,
-        output=f"{storage.canonical(settings.output)}/{name}",
+        output=f"{output}/{name}",
         preset=old.config.name if old.config.name in PRESETS else "prompt-iml-micro",
         fusion=old.config.fusion,
         judge_every=min(settings.samples, 2000),
@@ -206,17 +207,19 @@ def judge(
     return [*results, labelled] if labelled else results
 
 
-def _start(old: Model, name: str) -> str:
+def _start(old: Model, output: str, name: str) -> str:
     """Path of a weights file of the frozen network with the current prompts.
 
+    Training reads it from a disk: beside the output, or on this machine alone when that is on S3.
     The same cycle has the same path, as a training goes on only with the settings it began with.
     """
+    folder = Path(tempfile.gettempdir()) if storage.is_s3(output) else storage.local_path(output)
     tensors: dict[str, NDArray[np.float32]] = {
         key: np.asarray(tensor, np.float32) for key, tensor in old.weights().items()
     }
     prompts = enumerate(old.prompts.tensors)
     tensors |= {f"{_PROMPT}{stage}": tensor for stage, tensor in prompts}
-    path = Path(tempfile.gettempdir()) / f"prompt-iml-{name}.safetensors"
+    path = folder / f"{name}-start.safetensors"
     storage.write(storage.canonical(str(path)), save(tensors))
     return str(path)
 
