@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: scan test check bench model clean
+.PHONY: scan test check train-smoke bench model clean
 
 scan: $(VENV)/scan.stamp  ## Forge real photographs, scan them, show what was found.
 	$(BIN)/prompt-iml demo --output demo
@@ -16,6 +16,9 @@ check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+train-smoke: $(VENV)/test.stamp  ## Train, kill, resume, evaluate, gate, promote, roll back: minutes.
+	$(BIN)/python -m pytest tests/test_cycle.py
 
 bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
 	$(BIN)/python -m tests.bench
@@ -38,5 +41,5 @@ $(VENV)/scan.stamp: pyproject.toml constraints.txt | $(BIN)/python
 # torch first and by its exact version: a looser pin takes another build with gigabytes of CUDA.
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[torch,dev]'
+	$(PIP) --editable '.[torch,train,dev]'
 	touch $@ $(VENV)/scan.stamp

@@ -1,6 +1,6 @@
 """The frozen semantic branch of the embedded default, distilled from a MobileNetV2.
 
-    python -m cluster.distill --photos DIR --teacher FILE --output FILE --minutes 11
+    python -m cluster.distill --photos DIR --teacher FILE --output FILE --samples 40000
 
 The student is the preset's Swin without prompts; each of its layers predicts, through a linear
 head that is thrown away, the standardised features of the teacher at the same stride. Writes
@@ -10,7 +10,6 @@ the Swin's weights under their official names.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,9 +28,10 @@ from engine.network.model import MEAN, STD
 from engine.network.stems import PatchEmbedding
 from engine.network.swin import Swin
 
-# MobileNetV2 1.0: stride of each block, and the last block at strides 4, 8, 16, 32
+# MobileNetV2 1.0: stride of each block, and what is taken as its features at a stride
 STRIDES = (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)
-TAPS = {2: 24, 5: 32, 12: 96, 16: 320}  # block: channels
+TAPS = {4: 2, 8: 5, 16: 12, 32: 16}  # stride: last block
+CHANNELS = {4: 24, 8: 32, 16: 96, 32: 320, 64: 320}
 
 
 class Student(nn.Module):
@@ -39,35 +39,41 @@ class Student(nn.Module):
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
-        self.swin = Swin(config, PatchEmbedding(config.channels, config.position_grid))
+        self.swin = Swin(
+            config, PatchEmbedding(config.channels, config.patch, config.position_grid)
+        )
         self.heads = nn.ModuleList(
-            nn.Linear(c, taught)
-            for c, taught in zip(config.stage_channels, TAPS.values(), strict=True)
+            nn.Linear(c, CHANNELS[stride])
+            for c, stride in zip(config.stage_channels, config.strides, strict=True)
         )
 
     def forward(self, image_BHW3: Tensor) -> list[Tensor]:
-        """(B, H, W, 3) RGB, 0..255 -> (B, H/s, W/s, C of the teacher), s = 4, 8, 16, 32."""
+        """(B, H, W, 3) RGB, 0..255 -> (B, H/s, W/s, C of the teacher) at the branch's strides."""
         normal = (image_BHW3 / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
         maps_BHWC = self.swin(normal.permute(0, 3, 1, 2))
         return [head(x) for head, x in zip(self.heads, maps_BHWC, strict=True)]
 
 
-def teacher_features(weights: Mapping[str, Tensor], image_BHW3: Tensor) -> list[Tensor]:
-    """MobileNetV2's maps (B, H/s, W/s, C), s = 4, 8, 16, 32, from RGB 0..255.
+def teacher_features(
+    weights: Mapping[str, Tensor], image_BHW3: Tensor, strides: Sequence[int] = (4, 8, 16, 32)
+) -> list[Tensor]:
+    """MobileNetV2's maps (B, H/s, W/s, C) at `strides`, from RGB 0..255.
 
+    It has none at stride 64: that is the mean of four at 32.
     `weights` have batch norm folded: `stem`, `blocks.0..16.{expand,dw,project}`.
     """
     x = _relu6(weights, "stem", image_BHW3.permute(0, 3, 1, 2) / 127.5 - 1, 2)
-    taps = []
+    taps = {}
     for index, stride in enumerate(STRIDES):
         block = f"blocks.{index}"
         y = _relu6(weights, f"{block}.expand", x) if index else x
         y = _relu6(weights, f"{block}.dw", y, stride, groups=y.shape[1])
         y = _conv(weights, f"{block}.project", y)
         x = x + y if y.shape == x.shape else y
-        if index in TAPS:
-            taps.append(x.permute(0, 2, 3, 1))
-    return taps
+        taps[index] = x
+    maps = {stride: taps[block] for stride, block in TAPS.items()}
+    maps[64] = functional.avg_pool2d(maps[32], 2)
+    return [maps[stride].permute(0, 2, 3, 1) for stride in strides]
 
 
 def _relu6(
@@ -129,13 +135,13 @@ def distil(
     config: SwinConfig,
     photos: Sequence[Photo],
     teacher: Mapping[str, Tensor],
-    minutes: float,
+    samples: int,
     start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     batch: int = 8,
     side: int = 256,
 ) -> Swin:
-    """Train a semantic branch for `minutes`, from `start` if given; prints the losses."""
+    """Train a semantic branch on `samples` crops, from `start` if given; prints the losses."""
     torch.manual_seed(seed)
     train, validation = split(photos)
     student = Student(config)
@@ -144,32 +150,32 @@ def distil(
     optimiser = torch.optim.AdamW(weight_decay_groups(student, 0.05), betas=(0.9, 0.98))
     held_back = torch.from_numpy(next(crops(validation, side, 48, np.random.default_rng(seed))))
     stream = crops(train, side, batch, np.random.default_rng(seed + 1))
-    started, step = time.monotonic(), 0
-    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
+    for step in range(samples // batch):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(progress, peak=2e-3)
+            group["lr"] = learning_rate(step * batch / samples, peak=2e-3)
         image_BHW3 = torch.from_numpy(next(stream))
         with torch.no_grad():
-            target = teacher_features(teacher, image_BHW3)
+            target = teacher_features(teacher, image_BHW3, config.strides)
         loss = distillation_loss(student(image_BHW3), target)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.parameters(), 2.0)
         optimiser.step()
-        if step % 50 == 0:
-            print(
-                f"{step} {progress:.3f} {loss:.4f} {_held_back(student, teacher, held_back)}",
-                flush=True,
-            )
-        step += 1
-    print(f"{step} samples {step * batch} {_held_back(student, teacher, held_back)}")
+        if step % 100 == 99 or step == samples // batch - 1:
+            unexplained = _held_back(student, teacher, held_back, config.strides)
+            print(f"{(step + 1) * batch} {loss:.4f} {unexplained}", flush=True)
     return student.swin
 
 
 @torch.no_grad()
-def _held_back(student: Student, teacher: Mapping[str, Tensor], image_BHW3: Tensor) -> list[float]:
+def _held_back(
+    student: Student,
+    teacher: Mapping[str, Tensor],
+    image_BHW3: Tensor,
+    strides: Sequence[int],
+) -> list[float]:
     """Unexplained share of each map, on photographs held back."""
-    pairs = zip(student(image_BHW3), teacher_features(teacher, image_BHW3), strict=True)
+    pairs = zip(student(image_BHW3), teacher_features(teacher, image_BHW3, strides), strict=True)
     return [round(functional.mse_loss(mine, standardised(his)).item(), 4) for mine, his in pairs]
 
 
@@ -181,7 +187,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="go on from the weights of an earlier run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=11)
+    parser.add_argument("--samples", type=int, default=40_000)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -190,7 +196,7 @@ def main() -> None:
         PRESETS[args.preset].swin,
         list_photos(args.photos),
         teacher,
-        args.minutes,
+        args.samples,
         start=load_file(args.start) if args.start else None,
         seed=args.seed,
     )

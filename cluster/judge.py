@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from cluster.batches import as_tensors
 from cluster.forgery import Example
 from cluster.history import SIDE
 from engine.network.model import PromptIML
@@ -60,7 +59,7 @@ class Found:
 
 
 def _find(network: PromptIML, example: Example) -> Found:
-    image, qtable, _ = as_tensors(example)
+    image, qtable = (torch.from_numpy(x.copy()) for x in (example.pixels, example.qtable))
     mask_1HW, score_1 = network(image[None], qtable[None])
     mask_11HW = functional.interpolate(mask_1HW[None], (SIDE, SIDE), mode="bilinear")
     return Found(example, mask_11HW[0, 0].numpy(), score_1.item())

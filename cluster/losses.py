@@ -10,7 +10,7 @@ from torch.nn import functional
 
 POSITIVE_WEIGHT = 4.0  # forged pixels are few
 DICE_WEIGHT = 0.5
-SCORE_WEIGHT = 0.2
+SCORE_WEIGHT = 0.5
 
 
 def training_loss(masks_BHW: Sequence[Tensor], score_B: Tensor, target_BHW: Tensor) -> Tensor:

@@ -158,7 +158,8 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
         output=f"{output}/{name}",
         preset=old.config.name if old.config.name in PRESETS else "prompt-iml-micro",
         fusion=old.config.fusion,
-        judge_every=min(settings.samples, 2000),
+        judge_every=max(1, min(settings.samples // 4, 2000)),
+        judged=min(settings.samples, 64),
         workers=settings.workers,
         gpus=settings.gpus,
         address=settings.address,
@@ -208,20 +209,18 @@ def judge(
 
 
 def _start(old: Model, output: str, name: str) -> str:
-    """Path of a weights file of the frozen network with the current prompts.
+    """URI of a weights file of the frozen network with the current prompts, beside the output.
 
-    Training reads it from a disk: beside the output, or on this machine alone when that is on S3.
-    The same cycle has the same path, as a training goes on only with the settings it began with.
+    The same cycle has the same one, as a training goes on only with the settings it began with.
     """
-    folder = Path(tempfile.gettempdir()) if storage.is_s3(output) else storage.local_path(output)
     tensors: dict[str, NDArray[np.float32]] = {
         key: np.asarray(tensor, np.float32) for key, tensor in old.weights().items()
     }
     prompts = enumerate(old.prompts.tensors)
     tensors |= {f"{_PROMPT}{stage}": tensor for stage, tensor in prompts}
-    path = folder / f"{name}-start.safetensors"
-    storage.write(storage.canonical(str(path)), save(tensors))
-    return str(path)
+    uri = f"{output}/{name}-start.safetensors"
+    storage.write(uri, save(tensors))
+    return uri
 
 
 def _frozen_faults(tensors: Tensors, old: Model) -> list[str]:

@@ -32,6 +32,8 @@ class TrainSettings(Command):
     """Shape of the network, where `start` does not tell."""
     fusion: Fusion = "full"
     """What of the two branches reaches the decoder; for ablations."""
+    prompts: int | None = Field(None, ge=0)
+    """Prompts a block, where `start` does not tell; for ablations."""
     samples: int = Field(50_000, ge=1)
     """Examples to see."""
     batch: int = Field(8, ge=1)
@@ -48,6 +50,8 @@ class TrainSettings(Command):
     """A GPU each, and NCCL; else CPUs and Gloo."""
     judge_every: int = Field(2000, ge=1)
     """Samples between two judgements, each with a checkpoint."""
+    judged: int = Field(64, ge=1)
+    """Held-back examples of a judgement."""
     seed: int = 0
     """Of weights and examples."""
     address: str = "auto"

@@ -1,168 +1,165 @@
-"""A first training of everything but the frozen semantic branch, for as many minutes as given.
+"""Train on Ray Train: `prompt-iml train`.
 
-    python -m cluster.train --photos DIR --semantic FILE --folder DIR --minutes 50
+    photographs -> Ray Data: forgers -> training processes (DDP) -> checkpoints -> weights
 
-Goes on from `folder/checkpoint.safetensors` where there is one, and keeps `folder/log.csv`:
-seconds, samples seen, loss, and how it does on photographs held back.
+A run is its output folder: the same command goes on from the newest checkpoint there, whether a
+process died or the whole driver.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import time
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import fsspec
+import pyarrow.fs
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from safetensors.torch import load_file, save
 
-from cluster.batches import batches
-from cluster.forgery import Example, Forger
-from cluster.history import SIDE
-from cluster.judge import Judgement, judge
-from cluster.losses import training_loss
-from cluster.photos import list_photos, split
-from cluster.schedule import learning_rate, weight_decay_groups
-from engine.config import PRESETS
-from engine.network.model import PromptIML
+from cluster.curves import CURVES, Curves, read_curves
+from cluster.examples import FORGER_CPUS, examples
+from cluster.loop import FILE, network_tensors, start_network, train_worker
+from cluster.photos import list_photos
+from cluster.settings import TrainSettings
+from engine.errors import MissingInput, PromptImlError, UsageError
+from pipeline import storage
+from pipeline.waves import quiet_ray_data, ray_session
 
-PEAK = 1.5e-3
-DECAY = 0.02
-CLIP = 2.0
-WHOLE_FROM = 0.75  # of the time: until then a quarter of each example, for four times as many
-SAVE_EVERY = 600.0  # seconds
-FINAL = 240  # held-back examples of the last judgement
+RUN = "ray"  # Ray Train's own folder in the output
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+MAX_FAILURES = 3
+# What may change between two starts of one run: where it runs, not what it learns.
+PLACE = {"workers", "max_workers", "gpus", "address", "output"}
 
 
-class Run:
-    """Network, optimiser, and how far they are: what a checkpoint holds.
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run left.
 
     Attributes:
+        weights: URI of the network's state dict, safetensors, prompts and all.
         samples: examples seen.
-        seconds: spent, over all starts.
+        judgement: the last one, on photographs held back; names as in `cluster.judge`.
     """
 
-    def __init__(self, network: PromptIML, folder: Path) -> None:
-        self.network, self.folder = network, folder
-        groups = weight_decay_groups(network, DECAY)
-        self.parameters = [p for group in groups for p in group["params"]]
-        self.optimiser = torch.optim.AdamW(groups, lr=PEAK)
-        self.samples, self.seconds = 0, 0.0
+    weights: str
+    samples: int
+    judgement: dict[str, float]
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor], rate: float) -> float:
-        """One step of the optimiser; the loss before it."""
-        image, qtable, mask = batch
-        loss = training_loss(*self.network.predictions(image, qtable), mask)
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parameters, CLIP)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
-        self.samples += len(image)
-        return loss.item()
-
-    def save(self) -> None:
-        """Write `checkpoint.safetensors`, whole or not at all."""
-        tensors = {f"network.{n}": t for n, t in self.network.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{n}": t for n, t in state.items()}
-        partial = self.folder / "checkpoint.partial"
-        save_file(tensors, partial, {"samples": str(self.samples), "seconds": str(self.seconds)})
-        partial.replace(self.folder / "checkpoint.safetensors")
-
-    def resume(self) -> None:
-        """Go on from `checkpoint.safetensors`, if there is one."""
-        path = self.folder / "checkpoint.safetensors"
-        if not path.exists():
-            return
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        self.samples, self.seconds = int(metadata["samples"]), float(metadata["seconds"])
-        network, states = {}, defaultdict[int, dict[str, Tensor]](dict)
-        for name, tensor in load_file(path).items():
-            part, rest = name.split(".", 1)
-            if part == "network":
-                network[rest] = tensor
-            else:
-                index, key = rest.split(".")
-                states[int(index)][key] = tensor
-        self.network.load_state_dict(network)
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": states})
+    def summary(self) -> dict[str, Any]:
+        """As JSON's types."""
+        return asdict(self)
 
 
-def train(
-    run: Run, forger: Forger, held_back: Sequence[Example], minutes: float, seed: int
-) -> None:
-    """Train until `minutes` are spent: small windows first, whole examples after."""
-    started, next_save, losses = time.monotonic() - run.seconds, run.seconds + SAVE_EVERY, []
-    for side, until in ((SIDE // 2, WHOLE_FROM), (SIDE, 1.0)):
-        stream = batches(forger, seed, side, run.samples)
-        while (progress := run.seconds / (60 * minutes)) < until:
-            losses.append(run.step(next(stream), learning_rate(progress, PEAK)))
-            run.seconds = time.monotonic() - started
-            if run.seconds > next_save:
-                next_save = run.seconds + SAVE_EVERY
-                run.save()
-                log(run, losses, judge(run.network, held_back)["all"])
-                losses.clear()
-    run.save()
+def train(settings: TrainSettings) -> Trained:
+    """Train, or go on with a run, or say what a finished one left.
+
+    Raises:
+        UsageError: settings that contradict each other, or those of another run.
+        MissingInput: no photographs.
+        PromptImlError: training failed more often than `MAX_FAILURES`.
+    """
+    output = storage.canonical(settings.output)
+    settings = settings.model_copy(update={"output": output})
+    _check(settings)
+    _bind(settings)
+    if not storage.exists(f"{output}/{WEIGHTS}"):
+        workers = settings.max_workers or settings.workers
+        with ray_session(settings.address, None if settings.gpus else workers + 1):
+            _fit(settings)
+    *_, last = read_curves(f"{output}/{CURVES}")
+    judgement = {name: float(value) for name, value in last.items() if name != "samples"}
+    return Trained(f"{output}/{WEIGHTS}", int(last["samples"]), judgement)
 
 
-def log(run: Run, losses: Sequence[float], judgement: Judgement) -> None:
-    """Add a line to `log.csv`."""
-    path = run.folder / "log.csv"
-    row = {"seconds": round(run.seconds), "samples": run.samples, "loss": np.mean(losses)}
-    row |= asdict(judgement)
-    begins = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if begins:
-            writer.writeheader()
-        writer.writerow({n: f"{v:.4f}" if isinstance(v, float) else v for n, v in row.items()})
+def _check(settings: TrainSettings) -> None:
+    try:
+        photos = list_photos(Path(settings.photos))
+    except FileNotFoundError as error:
+        raise MissingInput(f"{settings.photos}: no photographs ({error.filename})") from error
+    if not photos:
+        raise MissingInput(f"{settings.photos}: no photographs")
+    if settings.max_workers is not None and settings.max_workers < settings.workers:
+        raise UsageError("--max-workers is less than --workers")
+    if settings.samples < settings.batch:
+        raise UsageError(f"--samples {settings.samples} is less than a batch of {settings.batch}")
+    start_network(settings)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--semantic", type=Path, required=True, help="from cluster.distill")
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    network = PromptIML(PRESETS[args.preset])
-    network.semantic.load_state_dict(load_file(args.semantic))
-    photos, held_back = split(list_photos(args.photos))
-    judged = Forger(held_back)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    run = Run(network, args.folder)
-    run.resume()
-    train(
-        run,
-        Forger(photos),
-        [judged.example(args.seed, i) for i in range(32)],
-        args.minutes,
-        args.seed,
+def _bind(settings: TrainSettings) -> None:
+    """One folder, one run: another configuration is refused."""
+    uri = f"{settings.output}/{CONFIG}"
+    fields = settings.model_dump(exclude=PLACE)
+    storage.create_once(uri, json.dumps(fields, indent=2).encode())
+    bound = json.loads(storage.read_bytes(uri))
+    if other := [name for name in fields if fields[name] != bound.get(name)]:
+        raise UsageError(f"{settings.output} holds a run with other {', '.join(other)}")
+
+
+def _fit(settings: TrainSettings) -> None:
+    quiet_ray_data()
+    scheme, path = _split(settings.output)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=settings.model_dump(),
+        torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
+        scaling_config=_scaling(settings),
+        run_config=RunConfig(
+            name=RUN,
+            storage_path=path,
+            storage_filesystem=_filesystem(scheme),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[Curves(settings.output)],  # type: ignore[list-item]  # V2's
+        ),
+        # A callable: asked again whenever processes start anew, so that what was seen before
+        # the checkpoint is not seen again.
+        datasets={"examples": lambda: examples(settings, _seen(settings))},
     )
-    save_file(network.state_dict(), args.folder / "weights.safetensors")
-    final = judge(network, [judged.example(args.seed + 1, i) for i in range(FINAL)])
-    path = args.folder / "judgement.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = [{"group": name} | asdict(judgement) for name, judgement in final.items()]
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    result = trainer.fit()
+    if result.error or result.checkpoint is None:
+        raise PromptImlError(f"training ended without weights: {result.error}")
+    with result.checkpoint.as_directory() as folder:
+        tensors = network_tensors(load_file(Path(folder) / FILE))
+    storage.create_once(f"{settings.output}/{WEIGHTS}", save(tensors))
 
 
-if __name__ == "__main__":
-    main()
+def _seen(settings: TrainSettings) -> int:
+    """Examples before the newest report."""
+    reports = read_curves(f"{settings.output}/{CURVES}")
+    return int(reports[-1]["samples"]) if reports else 0
+
+
+def _scaling(settings: TrainSettings) -> ScalingConfig:
+    """Fixed, or elastic between `workers` and `max_workers`."""
+    resources = {"GPU": 1.0, "CPU": 4.0} if settings.gpus else {"CPU": 1.0}
+    least, most = settings.workers, settings.max_workers or settings.workers
+    cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+    needed = least * resources["CPU"] + FORGER_CPUS
+    if needed > cpus:
+        raise UsageError(
+            f"{least} training processes and a forger need {needed:g} CPUs and the cluster has "
+            f"{cpus:g}: lower --workers or add nodes"
+        )
+    return ScalingConfig(
+        num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2's
+        use_gpu=settings.gpus,
+        resources_per_worker=resources,
+    )
+
+
+def _split(uri: str) -> tuple[str, str]:
+    if storage.is_s3(uri):
+        return "s3", uri.removeprefix("s3://")
+    return "file", str(storage.local_path(uri))
+
+
+def _filesystem(scheme: str) -> pyarrow.fs.FileSystem | None:
+    if scheme == "file":
+        return None
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem(scheme)))

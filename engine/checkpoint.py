@@ -95,7 +95,7 @@ def load_model(name_or_path: str | Path) -> Model:
         DamagedModel: a file is missing, unreadable, or does not fit the others.
     """
     name, _, version = str(name_or_path).partition("@")
-    if (PACKAGED / name / WEIGHTS).is_file() and Path(name).name == name:
+    if Path(name).name == name and (PACKAGED / name / WEIGHTS).is_file():
         model = open_folder(PACKAGED / name)
         if version in ("", model.version):
             return model
@@ -169,7 +169,8 @@ def check_digest(recorded: str | None, model: Model) -> None:
 
 def _as_stored(key: str, tensor: NDArray[np.floating]) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(tensor, np.float16)
+        # not ascontiguousarray: that makes a row of a scalar
+        stored = np.asarray(tensor, np.float16, order="C")
     if not np.isfinite(stored).all():
         raise UsageError(f"{key} holds a value that is not finite in float16")
     return stored

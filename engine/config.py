@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Fusion = Literal["semantic", "high_frequency", "add", "align", "fuse", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +21,29 @@ class SwinConfig:
         channels: C of the first stage; doubles from stage to stage.
         depths: blocks a stage.
         heads: attention heads a stage.
-        window: side of the attention windows, in tokens.
+        windows: side of the attention windows a stage, in tokens.
         mlp_ratio: width of a block's MLP over C.
+        patch: stride of the stem, in pixels; each stage doubles it.
         position_grid: side of a learnable position embedding in the semantic stem; 0 = none.
     """
 
     channels: int
     depths: tuple[int, ...]
     heads: tuple[int, ...]
-    window: int
+    windows: tuple[int, ...]
     mlp_ratio: int = 4
+    patch: int = 4  # P
     position_grid: int = 0  # C: the paper draws one; stock Swin, whose weights we load, has none
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
         """C of each stage."""
         return tuple(self.channels * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between the tokens of each stage."""
+        return tuple(self.patch * 2**stage for stage in range(len(self.depths)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class DecoderConfig:
         points: samples a level and head of the deformable attention.
         encoder_layers: deformable layers of the pixel decoder.
         encoder_ffn: their feed-forward width.
-        decoder_layers: masked-attention layers, over 1/32, 1/16, 1/8 in turn.
+        decoder_layers: masked-attention layers, over the coarser maps, coarse to fine, in turn.
         decoder_ffn: their feed-forward width.
     """
 
@@ -83,6 +92,9 @@ class NetworkConfig:
         name: of the preset.
         swin: shape of both branches.
         prompts: prompt tokens n_p that join every window of every semantic block.
+        fusion: what of the two branches reaches the decoder, as the paper's ablation has it:
+            `semantic` or `high_frequency` alone; `add`, their sum; `align`, the sum after each
+            took from the other; `fuse`, deformable attention without that; `full`, both.
         fusion_points: samples a head of the deformable attention between the branches.
         decoder: shape of the decoder.
         jpeg_view: the JPEG view, or None without it; with it the network takes `qtable`.
@@ -94,6 +106,7 @@ class NetworkConfig:
     name: str
     swin: SwinConfig
     prompts: int = 5  # C: gives the 0.09 M the paper's successor reports, for two sets
+    fusion: Fusion = "full"  # P
     fusion_points: int = 4  # C: the usual number for deformable attention
     decoder: DecoderConfig = DecoderConfig()
     jpeg_view: JpegViewConfig | None = None  # off = the paper
@@ -127,20 +140,29 @@ PRESETS = {
         NetworkConfig(
             name="prompt-iml-s",
             # C: Swin-S; MM's 93.14 M for two backbones is 2 x 48,835,722 in units of 2^20
-            swin=SwinConfig(channels=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24), window=7),
+            swin=SwinConfig(
+                channels=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24), windows=(7,) * 4
+            ),
             views=("fit", "native"),
         ),
         NetworkConfig(
             name="prompt-iml-micro",
-            # C: as small as 10 images/s on 2 CPU cores ask for; window 8 divides every map of
-            # a side that is a multiple of 256, so nothing is ever padded
+            # C: as large as 10 images/s on 2 CPU cores allow. Patches of 8 take three quarters
+            # of the tokens away and lie on JPEG's grid; a window of 16 at stride 16 sees both
+            # ends of a copy-move; the windows divide every map of a side that is a multiple
+            # of 256, so nothing is ever padded
             swin=SwinConfig(
-                channels=24, depths=(2, 2, 4, 2), heads=(1, 2, 4, 8), window=8, mlp_ratio=2
+                channels=32,
+                depths=(2, 4, 2, 1),
+                heads=(1, 2, 4, 8),
+                windows=(8, 16, 8, 4),
+                mlp_ratio=2,
+                patch=8,
             ),
             decoder=DecoderConfig(
                 hidden=64,
                 heads=4,
-                encoder_layers=2,
+                encoder_layers=1,
                 encoder_ffn=256,
                 decoder_layers=3,
                 decoder_ffn=256,

@@ -2,7 +2,8 @@
 
     python -m engine.export [--preset NAME] [--seed N | --weights FILE] [--output FOLDER]
 
-writes a model that claims nothing. The graph holds no weights: its initializers are references into
+writes a model whose policy claims nothing, until `prompt-iml calibrate` makes one. Given neither
+seed nor weights, it exports the graph of the folder's own weights anew. The graph holds no weights: its initializers are references into
 model.safetensors, whose float16 tensors it casts to float32, which runtimes do once, on loading.
 So the weights exist once, and their digest is the model's.
 """
@@ -46,13 +47,11 @@ from engine.policy import UNTRAINED, Policy
 from engine.prompts import PromptSet
 from engine.protocol import Batch, Detection
 from engine.runtimes import open_engine
+from engine.torch_engine import load_network
 
 BATCH_SIZES = (1, 4)  # compared before a model is stored
 TOLERANCE = 1e-2  # of logits; the JPEG view counts rounded values, and some lie on the edge
-WARMED_UP = (
-    "A warm-up of cluster.distill and cluster.train on one CPU: about 6,000 synthetic examples. "
-    "Not evaluated; the score is close to chance."
-)
+UNCLAIMED = "the model is untrained: nothing is claimed for masks and scores"
 _PROMPT = "prompts."
 
 
@@ -263,25 +262,35 @@ def _stored(weights: Path) -> dict[str, ir.ExternalTensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a model folder from a seed, or from trained weights."""
+    """Write a model folder from trained weights or a seed; with neither, the graph anew."""
     parser = argparse.ArgumentParser(prog="python -m engine.export", description=__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights")
-    parser.add_argument("--weights", type=Path, help="state dict, as cluster.train writes it")
+    parser.add_argument("--seed", type=int, help="of random weights")
+    parser.add_argument("--weights", type=Path, help="state dict, as `prompt-iml train` writes it")
+    parser.add_argument("--version", default="untrained", help="after the @ of the model's id")
+    parser.add_argument("--summary", default="Random weights.", help="what the model is")
+    parser.add_argument("--note", action="append", default=[], help="what its users must be told")
     parser.add_argument("--output", type=Path, help="model folder; default: the packaged one")
     options = parser.parse_args(arguments)
-    torch.manual_seed(options.seed)
+    folder = options.output or PACKAGED / options.preset
+    if options.weights is None and options.seed is None:
+        model = open_folder(folder)
+        export_model(
+            load_network(model), folder, version=model.version, card=model.card, policy=model.policy
+        )
+        return
+    torch.manual_seed(options.seed or 0)
     network = PromptIML(PRESETS[options.preset])
     if options.weights:
         network.load_state_dict(load_file(options.weights))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     model = export_model(
         network,
-        options.output or PACKAGED / options.preset,
-        version="untrained",
+        folder,
+        version=options.version,
         card={
-            "summary": WARMED_UP if options.weights else "Random weights.",
-            "notes": [f"{options.preset} is untrained: nothing is claimed for masks and scores"],
+            "summary": options.summary,
+            "notes": options.note or ([UNCLAIMED] if options.version == "untrained" else []),
             "parameters": parameters,
             "architecture": "Prompt-IML, arXiv 2401.00653",
             "license": "Apache-2.0",

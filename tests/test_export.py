@@ -48,7 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
     config = replace(
         PRESETS["prompt-iml-s"],
         name="tiny",
-        swin=SwinConfig(channels=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=7),
+        swin=SwinConfig(channels=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), windows=(7,) * 4),
         decoder=DecoderConfig(16, 2, 4, 1, 16, 1, 16),
         sides=(64,),
     )

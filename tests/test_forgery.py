@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cluster.batches import turned, window
+from cluster.examples import turned
 from cluster.forgery import KINDS, Example, Forger, Scene
 from cluster.history import FRAME, SIDE
 from cluster.photos import Photo, list_photos, read_polygons, split
@@ -90,30 +90,16 @@ def _fitted_auc(features: NDArray[np.float64], truth: NDArray[np.bool_]) -> floa
     return auc(test @ np.linalg.solve(gram, fit.T @ truth[::2]), truth[1::2])
 
 
-def test_a_table_is_that_of_the_pixels_and_a_quarter_have_none(examples: list[Example]) -> None:
+def test_a_table_is_that_of_the_pixels_and_a_third_have_none(examples: list[Example]) -> None:
     view = JpegView(JpegViewConfig(), 8)
     tabled = [example for example in examples if example.qtable.max() > 1]
-    assert 0.65 < len(tabled) / len(examples) < 0.85
+    assert 0.55 < len(tabled) / len(examples) < 0.75
     coarse = [example for example in tabled if example.qtable.min() >= 6]
     assert coarse
     for example in coarse:
         image = torch.from_numpy(example.pixels.copy()).permute(2, 0, 1)[None].float()
         found = view.coefficients(image, torch.from_numpy(example.qtable)[None])
         assert (found - found.round()).abs().mean() < 0.1
-
-
-def test_a_window_stays_on_the_grid_and_sees_the_forgery(examples: list[Example]) -> None:
-    rng = np.random.default_rng(0)
-    for example in examples[:40]:
-        part = window(example, SIDE // 2, rng)
-        starts = [
-            (y, x)
-            for y in range(0, SIDE // 2 + 1, 8)
-            for x in range(0, SIDE // 2 + 1, 8)
-            if np.array_equal(example.pixels[y : y + SIDE // 2, x : x + SIDE // 2], part.pixels)
-        ]
-        assert starts
-        assert part.mask.shape == (SIDE // 2, SIDE // 2)
 
 
 def test_turning_turns_mask_pixels_and_table_together() -> None:

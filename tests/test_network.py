@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.config import PRESETS, DecoderConfig, JpegViewConfig, NetworkConfig, SwinConfig
+from engine.config import PRESETS, DecoderConfig, Fusion, JpegViewConfig, NetworkConfig, SwinConfig
 from engine.network.decoder import DecoderLayer, attention_mask
 from engine.network.fusion import DeformableAttention, cell_centres
 from engine.network.model import PromptIML
@@ -18,7 +19,9 @@ from engine.network.stems import BayarKernel, HighFrequencyStem, PatchEmbedding
 CPU = torch.device("cpu")
 TINY = NetworkConfig(
     name="tiny",
-    swin=SwinConfig(channels=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), window=4, mlp_ratio=2),
+    swin=SwinConfig(
+        channels=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), windows=(4,) * 4, mlp_ratio=2
+    ),
     prompts=2,
     decoder=DecoderConfig(
         hidden=16, heads=2, encoder_layers=1, encoder_ffn=32, decoder_layers=3, decoder_ffn=32
@@ -41,7 +44,7 @@ def _batch(size: int, height: int = 64, width: int = 96) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize(
     ("preset", "prompts", "limit"),
-    [("prompt-iml-s", 45_120, 130e6), ("prompt-iml-micro", 4_560, 3.5e6)],
+    [("prompt-iml-s", 45_120, 130e6), ("prompt-iml-micro", 4_160, 4e6)],
 )
 def test_parameter_counts(preset: str, prompts: int, limit: float) -> None:
     with torch.device("meta"):
@@ -66,6 +69,50 @@ def test_shapes() -> None:
     mask_logits, score_logit = _tiny()(image, table.float())
     assert mask_logits.shape == (2, 16, 24)
     assert score_logit.shape == (2,)
+
+
+COARSE = replace(TINY, swin=replace(TINY.swin, patch=8, windows=(4, 4, 4, 2)))
+
+
+def test_patches_of_8_still_give_masks_at_stride_4() -> None:
+    network, (image, table) = PromptIML(COARSE), _batch(1, 128, 64)
+    assert network(image, table.float())[0].shape == (1, 32, 16)
+    maps = network.fused_maps(image, table.float(), list(network.prompts))
+    assert [x.shape[1:3] for x in maps] == [(16, 8), (8, 4), (4, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("patch", [4, 8])
+def test_the_jpeg_view_joins_where_blocks_are_tokens(patch: int) -> None:
+    """A change of the table alone changes the first fused map only with patches of 8."""
+    torch.manual_seed(0)
+    network = PromptIML(replace(COARSE, swin=replace(COARSE.swin, patch=patch))).eval()
+    image, table = _batch(1, 128, 64)
+    prompts = list(network.prompts)
+    plain, other = (network.fused_maps(image, t.float(), prompts) for t in (table, table + 9))
+    changed = [not torch.equal(a, b) for a, b in zip(plain, other, strict=True)]
+    assert changed == [patch == 8, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "idle"),
+    [
+        ("semantic", {"high_frequency", "jpeg_view", "fusion"}),
+        ("high_frequency", {"prompts", "fusion"}),
+        ("add", {"fusion"}),
+        ("align", {"fusion"}),
+        ("fuse", {"fusion"}),
+        ("full", set()),
+    ],
+)
+def test_an_ablation_trains_what_it_uses(fusion: Fusion, idle: set[str]) -> None:
+    """No more, or a distributed run waits for gradients that never come; and no less."""
+    network, (image, table) = PromptIML(replace(TINY, fusion=fusion)), _batch(2)
+    masks, score = network.predictions(image, table.float())
+    (sum(mask.square().sum() for mask in masks) + score.sum()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+    still = {n.split(".")[0] for n, p in network.named_parameters() if not p.requires_grad}
+    assert still == idle | {"semantic"}
 
 
 def test_bytes_and_floats_are_the_same_image() -> None:
@@ -97,7 +144,7 @@ def test_only_the_prompts_of_the_semantic_branch_train() -> None:
 
 
 def test_position_embedding_of_the_semantic_stem_trains() -> None:
-    swin = SwinConfig(channels=8, depths=(1, 1), heads=(1, 1), window=4, position_grid=8)
+    swin = SwinConfig(channels=8, depths=(1, 1), heads=(1, 1), windows=(4, 4), position_grid=8)
     network = PromptIML(NetworkConfig(name="position", swin=swin))
     training = [name for name, p in network.semantic.named_parameters() if p.requires_grad]
     assert training == ["patch_embed.position"]

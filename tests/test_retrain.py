@@ -376,7 +376,7 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
     fleet.cycle(train)
     fleet.cycle(train)
     current = with_version(fleet.model, fleet.registry, first["version"])
-    tensors = cycle.load(Path(str(started[0].start)).read_bytes())
+    tensors = cycle.load(storage.read_bytes(str(started[0].start)))
     assert cycle.prompts_of(tensors, fleet.model).id == current.prompts.id
     assert frozen_digest(tensors) == frozen_digest(fleet.model.weights())
     assert started[0].what == "prompts"

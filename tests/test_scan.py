@@ -37,6 +37,7 @@ from pipeline.scanner import Scanner, ScanSpec
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
 from pipeline.waves import pool_size
+from tests.bench.null_model import write_null_model
 from tests.conftest import Bucket, Folder, Store, TarOf
 
 ROOT = Path(__file__).parent.parent
@@ -236,13 +237,14 @@ def test_the_readme_query(inputs: str, tmp_path: Path, monkeypatch: pytest.Monke
         assert duckdb.sql(query).fetchall()
 
 
-def test_untrained_weights_are_told_once(
+def test_what_a_model_must_tell_is_told_once(
     inputs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = run_scan(inputs, output=str(tmp_path / "out"), limit=4)
-    assert summary["model"] == "prompt-iml-micro@untrained"
+    model = write_null_model(tmp_path / "model", notes=("it is untrained",))
+    summary = run_scan(inputs, output=str(tmp_path / "out"), limit=4, model=str(model))
+    assert summary["model"] == "null@bench"
     assert capsys.readouterr().err.count("untrained") == 1
-    assert any("untrained" in note for note in summary["notes"])
+    assert "it is untrained" in summary["notes"]
 
 
 @pytest.fixture

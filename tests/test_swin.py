@@ -49,7 +49,9 @@ def _official(reference: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("window", [4, 5])
 def test_without_prompts_equals_the_reference(window: int, height: int, width: int) -> None:
     torch.manual_seed(0)
-    config = SwinConfig(channels=8, depths=(2, 1, 3), heads=(1, 2, 4), window=window, mlp_ratio=2)
+    config = SwinConfig(
+        channels=8, depths=(2, 1, 3), heads=(1, 2, 4), windows=(window,) * 3, mlp_ratio=2
+    )
     options: dict[str, Any] = {
         "embed_dim": 8,
         "depths": [2, 1, 3],
@@ -138,14 +140,14 @@ def test_official_checkpoints_load(prefix: str) -> None:
     ],
 )
 def test_other_weights_are_refused(change: dict[str, Tensor | None], message: str) -> None:
-    branch = _branch(SwinConfig(channels=4, depths=(1,), heads=(1,), window=2))
+    branch = _branch(SwinConfig(channels=4, depths=(1,), heads=(1,), windows=(2,)))
     tensors = dict(branch.named_parameters()) | change
     with pytest.raises(ValueError, match=re.escape(message)):
         load_official(branch, {name: t for name, t in tensors.items() if t is not None})
 
 
 def test_a_position_embedding_is_no_official_checkpoints() -> None:
-    config = SwinConfig(channels=4, depths=(1,), heads=(1,), window=2)
+    config = SwinConfig(channels=4, depths=(1,), heads=(1,), windows=(2,))
     branch = Swin(config, PatchEmbedding(4, position_grid=3))
     load_official(branch, dict(_branch(config).named_parameters()))
     assert branch.get_parameter("patch_embed.position").shape == (1, 4, 3, 3)
@@ -169,8 +171,7 @@ def test_prompts_are_read_as_tokens_without_position() -> None:
 
 def test_prompts_are_normalised_like_tokens() -> None:
     torch.manual_seed(0)
-    config = SwinConfig(channels=6, depths=(1,), heads=(2,), window=3)
-    block = SwinBlock(channels=6, heads=2, config=config, shift=0)
+    block = SwinBlock(channels=6, heads=2, window=3, shift=0, mlp_ratio=4)
     x_BHWC, prompts, none = torch.randn(1, 3, 3, 6), torch.randn(4, 6), torch.zeros(1)
     found, expected = block(x_BHWC, 7 * prompts + 3, none), block(x_BHWC, prompts, none)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -179,7 +180,7 @@ def test_prompts_are_normalised_like_tokens() -> None:
 
 def test_every_window_of_every_image_reads_the_prompts() -> None:
     torch.manual_seed(0)
-    config = SwinConfig(channels=8, depths=(2,), heads=(2,), window=4)
+    config = SwinConfig(channels=8, depths=(2,), heads=(2,), windows=(4,))
     branch, image = _branch(config), torch.randn(2, 3, 64, 64)
     prompts = [torch.randn(2, 3, 8)]
     change_BHWC = branch(image, prompts)[0] - branch(image)[0]

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from skimage.transform import resize
 
 from cluster.distill import distillation_loss, standardised, teacher_features
+from cluster.loop import Objective, Run
 from cluster.losses import training_loss
 from cluster.schedule import learning_rate, weight_decay_groups
-from cluster.train import Run
 from engine.config import PRESETS, SwinConfig
 from engine.network.model import PromptIML
 
 TEACHER = Path(__file__).parents[2] / "shared/data/backbones/mobilenet_v2_imagenet_f16.safetensors"
 
 MICRO = PRESETS["prompt-iml-micro"]
-TINY = replace(MICRO, swin=SwinConfig(8, (1, 1, 1, 1), (1, 1, 2, 2), window=8, mlp_ratio=1))
+TINY = replace(MICRO, swin=SwinConfig(8, (1, 1, 1, 1), (1, 1, 2, 2), (8,) * 4, mlp_ratio=1))
 
 
 def _target() -> torch.Tensor:
@@ -69,19 +69,33 @@ def test_all_that_trains_is_optimised_once_and_only_matrices_decay() -> None:
     assert {id(p) for p in network.prompts} <= set(map(id, spared))
 
 
-def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
+def _step(run: Run) -> float:
     torch.manual_seed(0)
     image, mask = torch.randint(0, 255, (1, 64, 64, 3)), torch.ones(1, 64, 64, dtype=torch.bool)
-    batch = image, torch.full((1, 64), 4.0), mask
-    run = Run(PromptIML(TINY), tmp_path)
-    run.step(batch, 1e-3)
-    run.save()
-    torch.manual_seed(1)
-    again = Run(PromptIML(TINY), tmp_path)
-    again.resume()
-    assert again.samples == 1
-    losses = [[r.step(batch, 1e-3) for _ in range(2)] for r in (run, again)]
-    assert losses[0] == losses[1]
+    loss = Objective(run.network)(image, torch.full((1, 64), 4.0), mask)
+    run.step(loss, 1e-3)
+    return loss.item()
+
+
+def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
+    run, again = (Run(PromptIML(TINY)) for _ in range(2))
+    _step(run)
+    run.samples = 8
+    run.judged(0.5)
+    run.judged(0.4)
+    run.save(tmp_path)
+    again.load(tmp_path)
+    assert (again.samples, again.best, again.since_best) == (8, 0.5, 1)
+    assert [_step(run) for _ in range(2)] == [_step(again) for _ in range(2)]
+
+
+def test_tuning_prompts_moves_nothing_else() -> None:
+    network = PromptIML(TINY)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    _step(Run(network, "prompts"))
+    moved = {n for n, t in network.state_dict().items() if not t.equal(before[n])}
+    assert moved
+    assert all(name.startswith("prompts.") for name in moved)
 
 
 def test_explaining_all_of_the_teacher_costs_nothing() -> None:

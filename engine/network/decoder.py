@@ -16,29 +16,37 @@ from torch.nn import functional
 from engine.config import DecoderConfig
 from engine.network.fusion import DeformableAttention, cell_centres
 
+MASK_STRIDE = 4
+
 
 class PixelDecoder(nn.Module):
-    """Deformable encoder over strides 8, 16, 32, then one step of feature pyramid to stride 4."""
+    """Deformable encoder over the three coarser maps, then a step of feature pyramid.
 
-    def __init__(self, config: DecoderConfig, channels: Sequence[int]) -> None:
+    The mask features have stride 4. Where the finest map's is `spread` times that, each of its
+    cells has spread x spread of them, from a sub-pixel convolution (arXiv 1609.05158).
+    """
+
+    def __init__(self, config: DecoderConfig, channels: Sequence[int], spread: int = 1) -> None:
         super().__init__()
         d = config.hidden
+        self.spread = spread
         self.inputs = nn.ModuleList(_conv_norm(c, d, 1) for c in channels[1:])
         self.level_embed = nn.Parameter(torch.empty(len(channels) - 1, d).normal_())
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.lateral = _conv_norm(channels[0], d, 1)
         self.smooth = nn.Sequential(_conv_norm(d, d, 3), nn.ReLU())
-        self.mask_features = nn.Conv2d(d, d, 1)
+        self.mask_features = nn.Conv2d(d, d * spread**2, 1)
 
     def forward(self, maps_BHWC: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Mask features (B, D, H/4, W/4), and the maps (B, D, H/s, W/s) at s = 8, 16, 32."""
+        """Mask features (B, D, H/4, W/4), and the coarser maps (B, D, H/s, W/s)."""
         finest, *coarse = (map_BHWC.permute(0, 3, 1, 2) for map_BHWC in maps_BHWC)
         maps = self.encode([conv(x) for conv, x in zip(self.inputs, coarse, strict=True)])
         lateral = self.lateral(finest)
         upsampled = functional.interpolate(
             maps[0], lateral.shape[2:], mode="bilinear", align_corners=False
         )
-        return self.mask_features(self.smooth(lateral + upsampled)), maps
+        features = self.mask_features(self.smooth(lateral + upsampled))
+        return functional.pixel_shuffle(features, self.spread), maps
 
     def encode(self, maps_BDHW: Sequence[Tensor]) -> list[Tensor]:
         """The deformable encoder; same shapes out as in."""
@@ -108,7 +116,7 @@ class MaskDecoder(nn.Module):
         query_B1D = self.query.expand(features_BDHW.shape[0], -1, -1)
         masks = [self.predict(query_B1D, features_BDHW)]
         for index, layer in enumerate(self.layers):
-            level = 2 - index % 3  # 1/32, 1/16, 1/8
+            level = 2 - index % 3  # coarse to fine
             height, width = size = maps_BDHW[level].shape[2:]
             memory_BSD = maps_BDHW[level].flatten(2).transpose(1, 2)
             position_SD = sine_position(height, width, memory_BSD)
@@ -170,19 +178,37 @@ class DecoderLayer(nn.Module):
 
 
 class ScoreHead(nn.Module):
-    """The image score, from the query and the pooled fused maps; not from the mask."""
+    """The image score: from the query, the pooled fused maps, and how what lies inside the
+    predicted mask differs from what lies outside; not from the mask alone."""
 
     def __init__(self, hidden: int, channels: Sequence[int]) -> None:
         super().__init__()
-        width = hidden + sum(channels)
+        width = 3 * hidden + sum(channels)
+        self.norm = nn.LayerNorm(width)
         self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1)
-        )
+            nn.Linear(width + 3, hidden), nn.GELU(), nn.Linear(hidden, 1)
+        )  # not ReLU: all of its units died within 10,000 samples
 
-    def forward(self, query_BD: Tensor, maps_BHWC: Sequence[Tensor]) -> Tensor:
-        """Logits (B,)."""
+    def forward(
+        self,
+        query_BD: Tensor,
+        features_BDHW: Tensor,
+        mask_BHW: Tensor,
+        maps_BHWC: Sequence[Tensor],
+    ) -> Tensor:
+        """Logits (B,). The mask is taken as given: its own loss alone shapes it."""
+        inside_BS1 = mask_BHW.detach().sigmoid().flatten(1)[:, :, None]
+        features_BDS = features_BDHW.flatten(2)
+        inside_BD = features_BDS @ (inside_BS1 / (inside_BS1.sum(1, keepdim=True) + 1))
+        outside_BS1 = 1 - inside_BS1
+        outside_BD = features_BDS @ (outside_BS1 / (outside_BS1.sum(1, keepdim=True) + 1))
         pooled = [map_BHWC.mean((1, 2)) for map_BHWC in maps_BHWC]
-        y: Tensor = self.layers(torch.cat([query_BD, *pooled], 1))
+        found = torch.cat([query_BD, inside_BD[:, :, 0], outside_BD[:, :, 0], *pooled], 1)
+        logits_BS = mask_BHW.detach().flatten(1)
+        evidence_B3 = torch.stack(
+            [logits_BS.amax(1), logits_BS.mean(1), inside_BS1[:, :, 0].mean(1)], 1
+        )
+        y: Tensor = self.layers(torch.cat([self.norm(found), evidence_B3], 1))
         return y[:, 0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from engine.deform_attn import ms_deform_attn
 class Fusion(nn.Module):
     """One FAF module (paper, section 2.3): two maps of C channels in, both aligned, and one."""
 
-    def __init__(self, channels: int, heads: int, points: int) -> None:
+    def __init__(self, channels: int, heads: int, points: int, aligns: bool, fuses: bool) -> None:
         super().__init__()
+        self.aligns, self.fuses = aligns, fuses
         c = channels
         self.channel_weights = nn.Sequential(
             nn.Linear(2 * c, 2 * c), nn.ReLU(), nn.Linear(2 * c, 2 * c), nn.Sigmoid()
@@ -28,11 +30,20 @@ class Fusion(nn.Module):
         self.attend_hfq = DeformableAttention(c, heads, levels=1, points=points)
         self.gate_sem = nn.Parameter(torch.tensor(0.5))
         self.gate_hfq = nn.Parameter(torch.tensor(0.5))
+        for weights in (self.channel_weights, self.spatial_weights):
+            # C: each begins as itself; with 0 the other branch would come in at full strength
+            nn.init.constant_(cast("nn.Linear", weights[2]).bias, -2.0)
 
     def forward(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Semantic and high-frequency maps -> the two for the next layers, and the fused one."""
-        sem_BHWC, hfq_BHWC = self.align(sem_BHWC, hfq_BHWC)
+        if self.aligns:
+            sem_BHWC, hfq_BHWC = self.align(sem_BHWC, hfq_BHWC)
         return sem_BHWC, hfq_BHWC, self.fuse(self.norm_sem(sem_BHWC), self.norm_hfq(hfq_BHWC))
+
+    def unused(self) -> list[nn.Module]:
+        """Parts that an ablation switched off."""
+        align = [] if self.aligns else [self.channel_weights, self.spatial_weights]
+        return align + ([] if self.fuses else [self.attend_sem, self.attend_hfq])
 
     def align(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Each takes from the other, weighted by channel and by place."""
@@ -46,7 +57,9 @@ class Fusion(nn.Module):
         )
 
     def fuse(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> Tensor:
-        """Each looks into the other; their sum, gated."""
+        """Each looks into the other, if they do; their sum, gated."""
+        if not self.fuses:
+            return self.gate_sem * sem_BHWC + self.gate_hfq * hfq_BHWC
         _, height, width, _ = shape = sem_BHWC.shape
         sem, hfq = sem_BHWC.flatten(1, 2), hfq_BHWC.flatten(1, 2)
         centres, sizes = cell_centres(height, width, sem.device), [(height, width)]

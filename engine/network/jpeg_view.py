@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from engine.config import JpegViewConfig
 
+BLOCK = 8  # pixels
 LUMA = (0.299, 0.587, 0.114)  # JFIF
 
 
@@ -60,7 +61,7 @@ class JpegView(nn.Module):
         RGB. The level shift touches the DC alone, which is not among them.
         """
         luma_B1HW = (image_B3HW * self.luma).sum(1, keepdim=True).round()
-        coefficients = functional.conv2d(luma_B1HW - 128, self.basis.to(luma_B1HW), stride=8)
+        coefficients = functional.conv2d(luma_B1HW - 128, self.basis.to(luma_B1HW), stride=BLOCK)
         return coefficients / qtable_B64[:, self.order, None, None]
 
     def forward(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
@@ -83,5 +84,7 @@ class JpegView(nn.Module):
 
 
 def _mean(x_BCHW: Tensor, size: int) -> Tensor:
-    """Local mean; at the border, over what is there."""
-    return functional.avg_pool2d(x_BCHW, size, 1, size // 2, count_include_pad=False)
+    """Local mean, by columns and then by rows; at the border, over what is there."""
+    half = size // 2
+    columns = functional.avg_pool2d(x_BCHW, (size, 1), 1, (half, 0), count_include_pad=False)
+    return functional.avg_pool2d(columns, (1, size), 1, (0, half), count_include_pad=False)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from engine.config import NetworkConfig
-from engine.network.decoder import MaskDecoder, PixelDecoder, ScoreHead
+from engine.network.decoder import MASK_STRIDE, MaskDecoder, PixelDecoder, ScoreHead
 from engine.network.fusion import Fusion
-from engine.network.jpeg_view import JpegView
-from engine.network.stems import PATCH, HighFrequencyStem, PatchEmbedding
+from engine.network.jpeg_view import BLOCK, JpegView
+from engine.network.stems import HighFrequencyStem, PatchEmbedding
 from engine.network.swin import Swin
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the frozen weights saw
@@ -31,15 +32,24 @@ class PromptIML(nn.Module):
         super().__init__()
         self.config = config
         swin, channels = config.swin, config.swin.stage_channels
-        self.semantic = Swin(swin, PatchEmbedding(swin.channels, swin.position_grid))
-        self.high_frequency = Swin(swin, HighFrequencyStem(swin.channels))
+        self.semantic = Swin(swin, PatchEmbedding(swin.channels, swin.patch, swin.position_grid))
+        self.high_frequency = Swin(swin, HighFrequencyStem(swin.channels, swin.patch))
         self.prompts = nn.ParameterList(_prompts(config))
-        self.jpeg_view = JpegView(config.jpeg_view, channels[1]) if config.jpeg_view else None
+        self.jpeg_stage = swin.strides.index(BLOCK)
+        self.jpeg_view = (
+            JpegView(config.jpeg_view, channels[self.jpeg_stage]) if config.jpeg_view else None
+        )
         self.fusion = nn.ModuleList(
-            Fusion(c, heads, config.fusion_points)
+            Fusion(
+                c,
+                heads,
+                config.fusion_points,
+                aligns=config.fusion in ("align", "full"),
+                fuses=config.fusion in ("fuse", "full"),
+            )
             for c, heads in zip(channels, swin.heads, strict=True)
         )
-        self.pixel_decoder = PixelDecoder(config.decoder, channels)
+        self.pixel_decoder = PixelDecoder(config.decoder, channels, swin.patch // MASK_STRIDE)
         self.mask_decoder = MaskDecoder(config.decoder)
         self.score_head = ScoreHead(config.decoder.hidden, channels)
         self.register_buffer("mean", 255 * torch.tensor(MEAN), persistent=False)
@@ -47,6 +57,18 @@ class PromptIML(nn.Module):
         self.semantic.layers.requires_grad_(False)
         self.semantic.patch_embed.proj.requires_grad_(False)
         self.semantic.patch_embed.norm.requires_grad_(False)
+        for unused in self._unused():
+            unused.requires_grad_(False)
+
+    def _unused(self) -> list[nn.Module]:
+        """What the config's way of fusion leaves out; nothing of the paper's."""
+        if self.config.fusion == "semantic":
+            views = [self.jpeg_view] if self.jpeg_view is not None else []
+            return [self.high_frequency, self.fusion, *views]
+        if self.config.fusion == "high_frequency":
+            return [self.semantic, self.prompts, self.fusion]
+        fusions = cast("list[Fusion]", list(self.fusion))
+        return [part for fusion in fusions for part in fusion.unused()]
 
     def forward(
         self,
@@ -76,33 +98,53 @@ class PromptIML(nn.Module):
     ) -> tuple[list[Tensor], Tensor]:
         """As `forward`, with the mask logits of every decoder layer, for deep supervision."""
         maps_BHWC = self.fused_maps(image_BHW3, qtable_B64, prompts or list(self.prompts))
-        masks, query_BD = self.mask_decoder(*self.pixel_decoder(maps_BHWC))
-        return masks, self.score_head(query_BD, maps_BHWC)
+        features_BDHW, maps_BDHW = self.pixel_decoder(maps_BHWC)
+        masks, query_BD = self.mask_decoder(features_BDHW, maps_BDHW)
+        return masks, self.score_head(query_BD, features_BDHW, masks[-1], maps_BHWC)
 
     def fused_maps(
         self, image_BHW3: Tensor, qtable_B64: Tensor | None, prompts: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Both branches: (B, H/s, W/s, C) at s = 4, 8, 16, 32."""
+        """Both branches: (B, H/s, W/s, C), s the config's strides."""
         pixels_BHW3 = image_BHW3.to(self.mean.dtype)
         normal_B3HW = ((pixels_BHW3 - self.mean) / self.std).permute(0, 3, 1, 2)
+        if self.config.fusion == "semantic":
+            maps: list[Tensor] = self.semantic(normal_B3HW, prompts)
+            return maps
+        view_BHWC = None
+        if self.jpeg_view is not None:
+            view_BHWC = self.jpeg_view(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
+        if self.config.fusion == "high_frequency":
+            return self._high_frequency_maps(normal_B3HW, view_BHWC)
         sem = self.semantic.patch_embed(normal_B3HW)
         hfq = self.high_frequency.patch_embed(normal_B3HW)
         stages = zip(
             self.semantic.stages(), self.high_frequency.stages(), self.fusion, prompts, strict=True
         )
         fused: list[Tensor] = []
-        for sem_layer, hfq_layer, fuse, prompts_depthPC in stages:
+        for stage, (sem_layer, hfq_layer, fuse, prompts_depthPC) in enumerate(stages):
+            hfq = self._with_view(hfq, view_BHWC, stage)
             sem, hfq, both = fuse(sem_layer(sem, prompts_depthPC), hfq_layer(hfq))
             sem, hfq = sem_layer.downsample(sem), hfq_layer.downsample(hfq)
-            if not fused and self.jpeg_view is not None:
-                hfq = hfq + self.jpeg_view(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
             fused.append(both)
         return fused
+
+    def _high_frequency_maps(self, image_B3HW: Tensor, view_BHWC: Tensor | None) -> list[Tensor]:
+        """The branch alone, as in the ablation."""
+        x_BHWC, maps = self.high_frequency.patch_embed(image_B3HW), []
+        for stage, layer in enumerate(self.high_frequency.stages()):
+            maps.append(layer(self._with_view(x_BHWC, view_BHWC, stage)))
+            x_BHWC = layer.downsample(maps[-1])
+        return maps
+
+    def _with_view(self, x_BHWC: Tensor, view_BHWC: Tensor | None, stage: int) -> Tensor:
+        """The JPEG view joins the high-frequency branch where its stride is a block's side."""
+        return x_BHWC + view_BHWC if view_BHWC is not None and stage == self.jpeg_stage else x_BHWC
 
 
 def _prompts(config: NetworkConfig) -> list[Tensor]:
     """(depth, P, C) a stage, drawn as VPT draws them."""
-    limit = math.sqrt(6 / (3 * PATCH**2 + config.swin.channels))
+    limit = math.sqrt(6 / (3 * config.swin.patch**2 + config.swin.channels))
     return [
         torch.empty(depth, config.prompts, channels).uniform_(-limit, limit)
         for depth, channels in zip(config.swin.depths, config.swin.stage_channels, strict=True)

@@ -1,4 +1,4 @@
-"""The two stems: pixels to tokens at stride 4, (B, 3, H, W) -> (B, H/4, W/4, C)."""
+"""The two stems: pixels to tokens, a patch each, (B, 3, H, W) -> (B, H/patch, W/patch, C)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PATCH = 4
 
-
-def pad_to_patches(image_B3HW: Tensor) -> Tensor:
+def pad_to_patches(image_B3HW: Tensor, patch: int) -> Tensor:
     """Pad right and bottom with zeros to whole patches, as the official Swin."""
-    right, bottom = -image_B3HW.shape[3] % PATCH, -image_B3HW.shape[2] % PATCH
+    right, bottom = -image_B3HW.shape[3] % patch, -image_B3HW.shape[2] % patch
     return functional.pad(image_B3HW, (0, right, 0, bottom)) if right or bottom else image_B3HW
 
 
 class PatchEmbedding(nn.Module):
     """Semantic stem: patch embedding, norm, and a learnable position embedding if asked."""
 
-    def __init__(self, channels: int, position_grid: int = 0) -> None:
+    def __init__(self, channels: int, patch: int = 4, position_grid: int = 0) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, channels, PATCH, PATCH)
+        self.patch = patch
+        self.proj = nn.Conv2d(3, channels, patch, patch)
         self.norm = nn.LayerNorm(channels)
         if position_grid:
             self.position = nn.Parameter(torch.zeros(1, channels, position_grid, position_grid))
@@ -28,8 +27,8 @@ class PatchEmbedding(nn.Module):
             self.register_parameter("position", None)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        """(B, H/4, W/4, C); the position embedding is scaled to the map."""
-        tokens_BCHW = self.proj(pad_to_patches(image_B3HW.to(self.proj.weight.dtype)))
+        """(B, H/patch, W/patch, C); the position embedding is scaled to the map."""
+        tokens_BCHW = self.proj(pad_to_patches(image_B3HW.to(self.proj.weight.dtype), self.patch))
         tokens_BHWC: Tensor = self.norm(tokens_BCHW.permute(0, 2, 3, 1))
         if self.position is None:
             return tokens_BHWC
@@ -65,20 +64,21 @@ class BayarKernel(nn.Module):
 class HighFrequencyStem(nn.Module):
     """HF stem: three BayarConvs side by side, then the patch embedding and norm.
 
-    The full-resolution BayarConvs (padding size // 2) and the 4x4/4 patch embedding over their
+    The full-resolution BayarConvs (padding size // 2) and the patch embedding over their
     9 channels are both linear with nothing between, so they run as one strided convolution.
     """
 
     sizes = (3, 5, 7)
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, patch: int = 4) -> None:
         super().__init__()
+        self.patch = patch
         self.bayar = nn.ModuleList(BayarKernel(size) for size in self.sizes)
-        self.proj = nn.Conv2d(3 * len(self.sizes), channels, PATCH, PATCH)
+        self.proj = nn.Conv2d(3 * len(self.sizes), channels, patch, patch)
         self.norm = nn.LayerNorm(channels)
 
     def kernel(self) -> Tensor:
-        """(C, 3, 10, 10) float32: patch embedding after BayarConvs, as one kernel."""
+        """(C, 3, patch + 6, patch + 6) float32: patch embedding after BayarConvs, as one kernel."""
         largest = max(self.sizes)
         bayar_9377 = torch.cat(
             [
@@ -89,14 +89,14 @@ class HighFrequencyStem(nn.Module):
         return functional.conv_transpose2d(self.proj.weight.to(bayar_9377.dtype), bayar_9377)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        """(B, H/4, W/4, C). In float32 throughout: residuals are small differences."""
+        """(B, H/patch, W/patch, C). In float32 throughout: residuals are small differences."""
         with torch.autocast(image_B3HW.device.type, enabled=False):
             kernel = self.kernel()
             residual_BCHW = functional.conv2d(
-                pad_to_patches(image_B3HW.to(kernel.dtype)),
+                pad_to_patches(image_B3HW.to(kernel.dtype), self.patch),
                 kernel,
                 self.proj.bias.to(kernel.dtype) if self.proj.bias is not None else None,
-                stride=PATCH,
+                stride=self.patch,
                 padding=max(self.sizes) // 2,
             )
         tokens_BHWC: Tensor = self.norm(

@@ -33,7 +33,7 @@ class Swin(nn.Module):
     def forward(
         self, image_B3HW: Tensor, prompts: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
-        """Each layer's (B, H/s, W/s, C) before merging, s = 4, 8, 16, 32; `prompts` as
+        """Each layer's (B, H/s, W/s, C) before merging, s the config's strides; `prompts` as
         (depth, P, C) a layer. The branch alone; in the network, fusion comes in between."""
         x_BHWC, outputs = self.patch_embed(image_B3HW), []
         for stage, layer in enumerate(self.stages()):
@@ -52,9 +52,9 @@ class SwinLayer(nn.Module):
     def __init__(self, config: SwinConfig, stage: int, merge: bool) -> None:
         super().__init__()
         channels, heads = config.stage_channels[stage], config.heads[stage]
-        self.window = config.window
+        self.window = window = config.windows[stage]
         self.blocks = nn.ModuleList(
-            SwinBlock(channels, heads, config, shift=config.window // 2 * (depth % 2))
+            SwinBlock(channels, heads, window, window // 2 * (depth % 2), config.mlp_ratio)
             for depth in range(config.depths[stage])
         )
         self.downsample = PatchMerging(channels) if merge else nn.Identity()
@@ -75,12 +75,12 @@ class SwinLayer(nn.Module):
 class SwinBlock(nn.Module):
     """Window attention and MLP, pre-norm."""
 
-    def __init__(self, channels: int, heads: int, config: SwinConfig, shift: int) -> None:
+    def __init__(self, channels: int, heads: int, window: int, shift: int, mlp_ratio: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(channels, heads, config.window, shift)
+        self.attn = WindowAttention(channels, heads, window, shift)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = Mlp(channels, channels * config.mlp_ratio)
+        self.mlp = Mlp(channels, channels * mlp_ratio)
 
     def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
         """(B, H, W, C); `mask_N1TT` from `shift_mask`."""

@@ -17,8 +17,8 @@ from engine.prompts import PromptSet
 CONFIG = PRESETS["prompt-iml-micro"]
 
 
-def write_null_model(folder: Path) -> Path:
-    """Every pixel gets the logit -8; no pixel is read."""
+def write_null_model(folder: Path, notes: tuple[str, ...] = ()) -> Path:
+    """Every pixel gets the logit -8; no pixel is read. `notes` are what its users are told."""
     shapes = [
         (depth, CONFIG.prompts, channels)
         for depth, channels in zip(CONFIG.swin.depths, CONFIG.swin.stage_channels, strict=True)
@@ -28,7 +28,7 @@ def write_null_model(folder: Path) -> Path:
         name="null",
         version="bench",
         config=CONFIG,
-        card={},
+        card={"notes": list(notes)},
         weights={"none": np.zeros(1, np.float32)},
         prompts=PromptSet(tuple(np.zeros(shape, np.float32) for shape in shapes)),
         policy=UNTRAINED,

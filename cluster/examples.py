@@ -1,0 +1,92 @@
+"""Training examples through Ray Data: numbers in, forged and authentic images out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import ray.data
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, Dataset
+
+from cluster.forgery import Example, Forger
+from cluster.photos import list_photos, split
+from cluster.settings import TrainSettings
+
+Columns = dict[str, NDArray[np.generic]]
+
+LABELLED_SHARE = 0.25  # of the examples, where reviewers' labels are mixed in
+FORGER_CPUS = 0.25  # one forger keeps up with some four training processes
+BLOCK = 64  # examples: 17 MB
+BATCH = 16
+
+
+class Examples(Protocol):
+    """Where an example comes from: the same seed gives the same one."""
+
+    def example(self, *seed: int) -> Example: ...
+
+
+class ForgeExamples:
+    """Ray Data's face of a `Forger`: a batch of numbers in, their examples out.
+
+    Example `i` of a seed is always the same, whoever makes it and in whatever order.
+    """
+
+    def __init__(self, photos: str, labels: str | None, seed: int) -> None:
+        self._forger = Forger(split(list_photos(Path(photos)))[0])
+        self._labelled = _labelled(labels) if labels else None
+        self._seed = seed
+
+    def __call__(self, batch: Columns) -> Columns:
+        """data (N,), numbers -> image (N, 256, 256, 3) uint8, qtable (N, 64) float32 and mask
+        (N, 256, 256) bool."""
+        made = [self.example(int(number)) for number in batch["data"]]
+        return {
+            "image": np.stack([example.pixels for example in made]),
+            "qtable": np.stack([example.qtable for example in made]),
+            "mask": np.stack([example.mask for example in made]),
+        }
+
+    def example(self, number: int) -> Example:
+        """Made, or a reviewer's; turned at random."""
+        rng = np.random.default_rng((self._seed, number, 1))
+        source: Examples = self._forger
+        if self._labelled and rng.random() < LABELLED_SHARE:
+            source = self._labelled
+        return turned(source.example(self._seed, number, 0), rng)
+
+
+def examples(settings: TrainSettings, first: int) -> Dataset:
+    """What a run sees from example number `first` on, made while it is being read."""
+    numbers = np.arange(first, settings.samples)
+    # Not `range`: that reads, and a read takes a whole CPU, which there may not be.
+    blocks = np.split(numbers, np.arange(BLOCK, len(numbers), BLOCK))
+    return ray.data.from_numpy(blocks).map_batches(
+        ForgeExamples,
+        fn_constructor_args=(settings.photos, settings.labels, settings.seed),
+        batch_size=BATCH,
+        num_cpus=FORGER_CPUS,
+        compute=ActorPoolStrategy(min_size=1, max_size=max(1, settings.workers // 4)),
+    )
+
+
+def turned(example: Example, rng: np.random.Generator) -> Example:
+    """Flipped and transposed at random; a transposed image has a transposed table."""
+    pixels, mask, qtable = example.pixels, example.mask, example.qtable
+    across, down, transposed = rng.random(3) < 0.5
+    if across:
+        pixels, mask = pixels[:, ::-1], mask[:, ::-1]
+    if down:
+        pixels, mask = pixels[::-1], mask[::-1]
+    if transposed:
+        pixels, mask = pixels.swapaxes(0, 1), mask.T
+        qtable = qtable.reshape(8, 8).T.reshape(64)
+    return Example(pixels, qtable, mask, example.kind)
+
+
+def _labelled(uri: str) -> Examples:
+    from cluster.labels import LabelledExamples
+
+    return LabelledExamples(uri)

@@ -1,0 +1,43 @@
+"""Training processes of a driver, to be watched and killed."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+from cluster.curves import read_curves
+
+PATIENCE = 240  # seconds
+
+
+def wait_for_reports(curves: str, number: int, driver: subprocess.Popen[bytes]) -> None:
+    """Until a run that `driver` started has made so many reports."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and driver.poll() is None:
+        if len(read_curves(curves)) >= number:
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"no report number {number}: {driver.poll()}")
+
+
+def training_processes(driver: int) -> list[int]:
+    """Process ids of Ray Train's workers below a driver."""
+    names = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    workers = [int(n) for n in names if "ray::RayTrainWorker" in _read(f"/proc/{n}/cmdline")]
+    return [pid for pid in workers if driver in _ancestors(pid)]
+
+
+def _ancestors(pid: int) -> list[int]:
+    parents: list[int] = []
+    while pid > 1 and (stat := _read(f"/proc/{pid}/stat")):
+        pid = int(stat.rpartition(")")[2].split()[1])
+        parents.append(pid)
+    return parents
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""  # it has ended

@@ -1,0 +1,90 @@
+"""`prompt-iml train` on a real Ray Train: its driver killed, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load
+
+from cluster.curves import CURVES, EVENTS, PICTURE, read_curves
+from cluster.loop import start_network
+from cluster.settings import TrainSettings
+from cluster.train import train
+from engine.errors import MissingInput, UsageError
+from pipeline import storage
+from tests.conftest import Bucket
+from tests.photos import write_photos
+from tests.processes import wait_for_reports
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos") / "photos")
+
+
+def _command(photos: Path, output: str) -> list[str]:
+    flags = ["--photos", str(photos), "--output", output, "--samples", "32", "--batch", "4"]
+    flags += ["--judge-every", "8", "--judged", "4", "--workers", "2", "--address", "local"]
+    return [sys.executable, "-m", "pipeline.cli", "train", *flags]
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_driver_goes_on(photos: Path, s3: Bucket) -> None:
+    """With all that it keeps in an object store."""
+    output, command = f"{s3.uri}/run", _command(photos, f"{s3.uri}/run")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
+        wait_for_reports(f"{output}/{CURVES}", 2, driver)
+        driver.kill()
+    before = read_curves(f"{output}/{CURVES}")
+    done = subprocess.run(command, capture_output=True, check=True)
+    after = read_curves(f"{output}/{CURVES}")
+    assert after[: len(before)] == before
+    assert [int(report["samples"]) for report in after] == [8, 16, 24, 32]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["samples"] == 32
+    trained = load(storage.read_bytes(summary["weights"]))
+    fresh = start_network(TrainSettings(photos=str(photos), output=output))
+    moved = {n for n, t in fresh.state_dict().items() if not t.equal(trained[n])}
+    assert not any(name.startswith("semantic.") for name in moved)
+    assert {"prompts", "fusion", "high_frequency"} <= {name.split(".")[0] for name in moved}
+    assert storage.read_bytes(f"{output}/{PICTURE}").startswith(b"\x89PNG")
+    assert len(storage.read_bytes(f"{output}/{EVENTS}")) > 100
+
+
+def test_a_finished_run_is_not_run_again(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / CURVES).write_text("samples,loss\n32,0.5\n")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    trained = train(TrainSettings(photos=str(photos), output=str(tmp_path)))
+    assert (trained.samples, trained.judgement) == (32, {"loss": 0.5})
+
+
+def test_another_configuration_is_refused(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / CURVES).write_text("samples,loss\n32,0.5\n")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    train(TrainSettings(photos=str(photos), output=str(tmp_path)))
+    train(TrainSettings(photos=str(photos), output=str(tmp_path), workers=2))
+    with pytest.raises(UsageError, match="other seed"):
+        train(TrainSettings(photos=str(photos), output=str(tmp_path), seed=1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"photos": "nowhere"}, "no photographs"),
+        ({"workers": 3, "max_workers": 2}, "--max-workers"),
+        ({"samples": 4}, "--samples"),
+        ({"start": "no-such-model"}, "no-such-model"),
+        ({"start": "gone.safetensors"}, "no weights to start from"),
+        ({"semantic": "gone.safetensors"}, "no weights to start from"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    photos: Path, tmp_path: Path, fields: dict[str, object], said: str
+) -> None:
+    known: dict[str, object] = {"photos": str(photos), "output": str(tmp_path)}
+    with pytest.raises((UsageError, MissingInput), match=said):
+        train(TrainSettings.model_validate(known | fields))
