@@ -3,9 +3,11 @@
     python -m engine.export [--preset NAME] [--seed N | --weights FILE] [--output FOLDER]
 
 writes a model whose policy claims nothing, until `prompt-iml calibrate` makes one. Given neither
-seed nor weights, it exports the graph of the folder's own weights anew. The graph holds no weights: its initializers are references into
-model.safetensors, whose float16 tensors it casts to float32, which runtimes do once, on loading.
-So the weights exist once, and their digest is the model's.
+seed nor weights, it exports the graph of the folder's own weights anew.
+
+The graph holds no weights: its initializers are references into model.safetensors, whose float16
+tensors it casts to float32, which runtimes do once, on loading. So the weights exist once, and
+their digest is the model's.
 """
 
 from __future__ import annotations
