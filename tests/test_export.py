@@ -77,7 +77,7 @@ def test_the_weights_lie_outside_the_graph(graph: onnx.ModelProto, packaged: Mod
     assert {e.value for t in outside for e in t.external_data if e.key == "location"} == {
         "model.safetensors"
     }
-    assert packaged.graph.stat().st_size < 500_000
+    assert packaged.graph.stat().st_size < 1_000_000  # windows of 16 have an index of half of that
     onnx.checker.check_model(packaged.graph)
 
 
