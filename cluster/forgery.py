@@ -147,7 +147,7 @@ def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
     if history.on_grid:
         corner -= corner % 8
     x, y = corner
-    pixels = resize(scene.pixels[y : y + box, x : x + box], side)
+    pixels = resize(scene.pixels[y : y + box, x : x + box], (side, side))
     if history.first is not None:
         pixels = resave(pixels, history.first)
     moved = ((polygon - corner) * (side / box) for polygon in scene.polygons)
@@ -162,7 +162,7 @@ def _publish(
     rng: np.random.Generator,
 ) -> Example:
     """Stress, last save, crop."""
-    pixels = wear(resize(pixels, FRAME), history.stress, rng)
+    pixels = wear(resize(pixels, (FRAME, FRAME)), history.stress, rng)
     mask = np.asarray(Image.fromarray(mask).resize((FRAME, FRAME), Image.Resampling.NEAREST))
     qtable = np.ones(64, np.float32)
     if history.last is not None:

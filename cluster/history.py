@@ -132,11 +132,11 @@ def rounded(pixels: Floats) -> Pixels:
     return nearest
 
 
-def resize(pixels: Pixels, side: int) -> Pixels:
-    """A square view to side x side."""
-    if pixels.shape[0] == side:
+def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """To (width, height)."""
+    if pixels.shape[1::-1] == size:
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def encode(pixels: Pixels, save: Save) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cluster.forgery import Example
 from cluster.history import SIDE
 from engine.network.model import PromptIML
 from pipeline.comparison import FLAGGED_FRACTION, auc, f1_and_iou
+from pipeline.evaluation.measures import mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,11 @@ def _judgement(found: Sequence[Found]) -> Judgement:
     truth = np.array([one.example.mask[::4, ::4] for one in forged], bool)
     return Judgement(
         examples=len(found),
-        f1=_mean([f1_and_iou(one.mask > 0, one.example.mask)[0] for one in forged]),
+        f1=mean([f1_and_iou(one.mask > 0, one.example.mask)[0] for one in forged]),
         pixel_auc=auc(pixels.ravel(), truth.ravel()),
         score_auc=auc(
             np.array([one.score for one in found]),
             np.array([one.example.mask.any() for one in found]),
         ),
-        flagged=_mean([float((one.mask > 0).mean() > FLAGGED_FRACTION) for one in authentic]),
+        flagged=mean([float((one.mask > 0).mean() > FLAGGED_FRACTION) for one in authentic]),
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

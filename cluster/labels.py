@@ -41,7 +41,7 @@ from engine.errors import BadLabels, EmptySource, ImageError, MissingInput, NotF
 from engine.policy import Policy
 from engine.protocol import Engine
 from pipeline import storage
-from pipeline.comparison import auc
+from pipeline.comparison import BRIGHT, auc, bright
 from pipeline.decode import DecodeLimits, decode
 from pipeline.evaluation import Judged, Labelled, SetResult, judge_samples, summarize_set
 from pipeline.sources import read_unit
@@ -54,7 +54,6 @@ HELD_BACK_SHARE = 0.2
 PIXEL_BYTES = 512 << 20
 FETCH_THREADS = 16
 MAX_OBJECT_BYTES = 256 << 20
-BRIGHT = 127
 NO_MASK = "without mask"
 
 _TYPES = {"uri": "string", "member": "string", "label": "string", "mask": "binary"}
@@ -351,8 +350,7 @@ def _check_mask(labels: str, row: int, png: bytes, size: tuple[int, int]) -> Non
 
 def _parse_mask(png: bytes) -> Mask:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
-        mask: Mask = np.asarray(picture.convert("L")) > BRIGHT
-    return mask
+        return bright(picture)
 
 
 def _corner(mask: Mask, rng: np.random.Generator) -> tuple[int, int]:

@@ -30,13 +30,13 @@ from engine.checkpoint import load_model
 from engine.config import PRESETS
 from engine.errors import FetchError, UsageError
 from engine.network.model import PromptIML
+from engine.prompts import PREFIX
 from engine.torch_engine import load_network
 from pipeline import storage
 
 DECAY = 0.02
 CLIP = 2.0
 FILE = "checkpoint.safetensors"
-_PROMPTS = "prompts."
 
 
 class Objective(nn.Module):
@@ -115,7 +115,7 @@ def network_tensors(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
 def freeze_all_but_prompts(network: PromptIML) -> None:
     """Re-training: some thousands of numbers move, and nothing else."""
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(_PROMPTS))
+        parameter.requires_grad_(name.startswith(PREFIX))
 
 
 def start_network(settings: TrainSettings) -> PromptIML:

@@ -10,19 +10,17 @@ import hashlib
 import json
 import secrets
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from engine.checkpoint import POLICY, PROMPTS
 from engine.errors import FetchError, LeaseHeld, LeaseLost, NotPromoted, UsageError
 from engine.policy import Policy
-from engine.prompts import PromptSet, save_prompts
+from engine.prompts import PromptSet, prompt_bytes
 from pipeline import storage
 from pipeline.registry import RECORD, VERDICT, Holder, Move, Registry, State, version_digest
 from pipeline.run import Json, encode
@@ -244,14 +242,6 @@ def _keep(lease: Lease, ended: threading.Event) -> None:
             return
         except (FetchError, UsageError):  # the store does not answer: again in a third
             continue
-
-
-def prompt_bytes(prompts: PromptSet) -> bytes:
-    """The bytes of a prompt set's file: the same set, parent and metrics, the same bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PROMPTS
-        save_prompts(prompts, path)
-        return path.read_bytes()
 
 
 def name_of(version: str | None) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,17 +38,17 @@ from cluster.settings import RetrainSettings, TrainSettings
 from engine.checkpoint import Model, load_model
 from engine.config import PRESETS
 from engine.errors import PromptImlError, UsageError
-from engine.prompts import PromptSet, check_fits
+from engine.prompts import PREFIX, PromptSet, check_fits, parameters
 from engine.protocol import Engine
 from engine.runtimes import check_engine, open_engine
 from pipeline import storage
 from pipeline.evaluation import SetResult, evaluate_set, read_manifest
 from pipeline.registry import Registry, with_version
 from pipeline.run import Json, encode
+from pipeline.scan import say
 
 Tensors = Mapping[str, NDArray[Any]]
 
-_PROMPT = "prompts."
 # What of the settings shapes the prompts that come out; with the labels and what is current, the
 # name of a cycle.
 TRAINING = ("photos", "samples", "batch", "peak", "seed")
@@ -170,8 +169,8 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
 def prompts_of(tensors: Tensors, old: Model) -> PromptSet:
     """The prompts of a trained network; raises `UsageError` when they do not fit the model."""
     names = sorted(
-        (name for name in tensors if name.startswith(_PROMPT)),
-        key=lambda name: int(name.removeprefix(_PROMPT)),
+        (name for name in tensors if name.startswith(PREFIX)),
+        key=lambda name: int(name.removeprefix(PREFIX)),
     )
     prompts = PromptSet(
         tuple(np.asarray(tensors[name], np.float32) for name in names), old.prompts.id
@@ -186,7 +185,7 @@ def frozen_digest(tensors: Tensors) -> str:
     A scalar counts as one value in a row: that is how a model's weights file holds it.
     """
     digest = hashlib.sha256()
-    for name in sorted(name for name in tensors if not name.startswith(_PROMPT)):
+    for name in sorted(name for name in tensors if not name.startswith(PREFIX)):
         values = np.ascontiguousarray(np.atleast_1d(tensors[name]), "<f4")
         digest.update(f"{name} {values.shape}\n".encode())
         digest.update(values.tobytes())
@@ -216,8 +215,7 @@ def _start(old: Model, output: str, name: str) -> str:
     tensors: dict[str, NDArray[np.float32]] = {
         key: np.asarray(tensor, np.float32) for key, tensor in old.weights().items()
     }
-    prompts = enumerate(old.prompts.tensors)
-    tensors |= {f"{_PROMPT}{stage}": tensor for stage, tensor in prompts}
+    tensors |= parameters(old.prompts)
     uri = f"{output}/{name}-start.safetensors"
     storage.write(uri, save(tensors))
     return uri
@@ -286,8 +284,3 @@ def _summary(version: str, prompt_set: str, parent: str | None, verdict: Json) -
         "verdict": word,
         **{name: verdict[name] for name in ("reasons", "notes", "results")},
     }
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)

@@ -40,6 +40,7 @@ from cluster.history import (
     draw_save,
     encode,
     resave,
+    resize,
     rounded,
     wear,
 )
@@ -144,7 +145,7 @@ def show(scene: Scene, course: Course, rng: np.random.Generator) -> Scene:
     (x, y), (w, h) = corner, size
     scale = min(1.0, max(course.scale, LEAST_SIDE / int(size.min())))
     target = max(1, round(int(w) * scale)), max(1, round(int(h) * scale))
-    pixels = _resized(scene.pixels[y : y + h, x : x + w], target)
+    pixels = resize(scene.pixels[y : y + h, x : x + w], target)
     if course.first is not None:
         pixels = resave(pixels, course.first)
     return Scene(pixels, tuple((polygon - corner) * scale for polygon in scene.polygons))
@@ -202,7 +203,7 @@ def _resave(pixels: Pixels, tables: Sequence[Tables], rng: np.random.Generator) 
 def _resize(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> Pixels:
     height, width = pixels.shape[:2]
     factor = float(np.exp(rng.uniform(np.log(0.5), np.log(1.5))))
-    return _resized(pixels, (round(width * factor), round(height * factor)))
+    return resize(pixels, (round(width * factor), round(height * factor)))
 
 
 def _sharpen(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> Pixels:
@@ -230,7 +231,7 @@ def _screenshot(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -
         words = "".join(choose("abcdefghijklmnoprstuvw   ", rng) for _ in range(width // 7))
         draw.text((12, top), words, fill=ink)
     factor = float(rng.uniform(0.4, 0.8))
-    photo = Image.fromarray(_resized(pixels, (round(width * factor), round(height * factor))))
+    photo = Image.fromarray(resize(pixels, (round(width * factor), round(height * factor))))
     place = int(rng.integers(width - photo.width)), int(rng.integers(36, height - photo.height))
     page.paste(photo, place)
     return np.asarray(page)
@@ -304,13 +305,6 @@ def _png(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png", compress_level=3)
     return file.getvalue()
-
-
-def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """To (width, height)."""
-    if pixels.shape[1::-1] == size:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def _large(photo: Photo) -> bool:

@@ -46,7 +46,7 @@ from engine.deform_attn_onnx import DOMAIN, FUNCTION, OPSET, VERSION
 from engine.errors import PromptImlError
 from engine.network.model import PromptIML
 from engine.policy import UNTRAINED, Policy
-from engine.prompts import PromptSet
+from engine.prompts import PREFIX, PromptSet
 from engine.protocol import Batch, Detection
 from engine.runtimes import open_engine
 from engine.torch_engine import load_network
@@ -54,7 +54,6 @@ from engine.torch_engine import load_network
 BATCH_SIZES = (1, 4)  # compared before a model is stored
 TOLERANCE = 1e-2  # of logits; the JPEG view counts rounded values, and some lie on the edge
 UNCLAIMED = "the model is untrained: nothing is claimed for masks and scores"
-_PROMPT = "prompts."
 
 
 def export_model(
@@ -83,14 +82,14 @@ def export_model(
     with tempfile.TemporaryDirectory(dir=output.parent) as staging:
         folder = Path(staging)
         state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-        prompts = [tensor for name, tensor in state.items() if name.startswith(_PROMPT)]
+        prompts = [tensor for name, tensor in state.items() if name.startswith(PREFIX)]
         save_folder(
             folder,
             name=network.config.name,
             version=version,
             config=network.config,
             card=card,
-            weights={n: tensor for n, tensor in state.items() if not n.startswith(_PROMPT)},
+            weights={n: tensor for n, tensor in state.items() if not n.startswith(PREFIX)},
             prompts=PromptSet(tuple(prompts)),
             policy=policy,
         )

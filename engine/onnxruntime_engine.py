@@ -9,7 +9,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from engine.checkpoint import WEIGHTS_DIGEST, Model, check_digest
 from engine.errors import DamagedModel, InferError
-from engine.prompts import PromptSet, check_fits
+from engine.prompts import PromptSet, graph_inputs
 from engine.protocol import Batch, Detection
 
 _LOAD_ERRORS = (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile)
@@ -38,8 +38,7 @@ class OnnxRuntimeEngine:
 
     def load_prompts(self, prompts: PromptSet) -> None:
         """Use another prompt set from the next batch on."""
-        check_fits(prompts, self._model.config)
-        self._prompts = {f"prompts_{i}": tensor for i, tensor in enumerate(prompts.tensors)}
+        self._prompts = graph_inputs(prompts, self._model.config)
 
     def run(self, batch: Batch) -> Detection:
         """Detect. Raises `InferError` when ONNX Runtime fails."""

@@ -15,7 +15,7 @@ from openvino.frontend.onnx import ConversionExtension
 from engine.checkpoint import WEIGHTS_DIGEST, Model, check_digest
 from engine.deform_attn_onnx import DOMAIN, NAME
 from engine.errors import DamagedModel, InferError
-from engine.prompts import PromptSet, check_fits
+from engine.prompts import PromptSet, graph_inputs
 from engine.protocol import Batch, Detection
 
 
@@ -46,8 +46,7 @@ class OpenVinoEngine:
 
     def load_prompts(self, prompts: PromptSet) -> None:
         """Use another prompt set from the next batch on."""
-        check_fits(prompts, self._model.config)
-        self._prompts = {f"prompts_{i}": tensor for i, tensor in enumerate(prompts.tensors)}
+        self._prompts = graph_inputs(prompts, self._model.config)
 
     def run(self, batch: Batch) -> Detection:
         """Detect. Raises `InferError` when OpenVINO fails."""

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from engine.config import NetworkConfig
 from engine.errors import DamagedModel, UsageError
 
+PREFIX = "prompts."  # of their names among the network's parameters
 _METADATA = "prompt_set"  # one key: safetensors writes several in no fixed order
 
 
@@ -59,9 +60,24 @@ def load_prompts(path: Path) -> PromptSet:
 
 def save_prompts(prompts: PromptSet, path: Path) -> None:
     """Write a prompt set: one file, its id, parent and metrics in the metadata."""
+    path.write_bytes(prompt_bytes(prompts))
+
+
+def prompt_bytes(prompts: PromptSet) -> bytes:
+    """The bytes of a prompt set's file: the same set, parent and metrics, the same bytes."""
     stored = {"id": prompts.id, "parent": prompts.parent, "metrics": dict(prompts.metrics)}
-    tensors = {_key(stage): tensor for stage, tensor in enumerate(prompts.tensors)}
-    path.write_bytes(save(tensors, {_METADATA: json.dumps(stored, sort_keys=True)}))
+    return save(parameters(prompts), {_METADATA: json.dumps(stored, sort_keys=True)})
+
+
+def parameters(prompts: PromptSet) -> dict[str, NDArray[np.float32]]:
+    """The tensors under their names among the network's parameters."""
+    return {_key(stage): tensor for stage, tensor in enumerate(prompts.tensors)}
+
+
+def graph_inputs(prompts: PromptSet, config: NetworkConfig) -> dict[str, NDArray[np.float32]]:
+    """The tensors under their names as inputs of the exported graph; raises as `check_fits`."""
+    check_fits(prompts, config)
+    return {f"prompts_{stage}": tensor for stage, tensor in enumerate(prompts.tensors)}
 
 
 def check_fits(prompts: PromptSet, config: NetworkConfig) -> None:
@@ -77,4 +93,4 @@ def check_fits(prompts: PromptSet, config: NetworkConfig) -> None:
 
 
 def _key(stage: int) -> str:
-    return f"prompts.{stage}"
+    return f"{PREFIX}{stage}"

@@ -8,7 +8,7 @@ from torch import Tensor
 from engine.checkpoint import Model
 from engine.errors import InferError
 from engine.network.model import PromptIML
-from engine.prompts import PromptSet, check_fits
+from engine.prompts import PromptSet, check_fits, parameters
 from engine.protocol import Batch, Detection
 
 
@@ -44,7 +44,7 @@ def load_network(model: Model) -> PromptIML:
     """The network with the model's weights and prompts, float32, in evaluation mode."""
     network = PromptIML(model.config)
     state = {name: torch.from_numpy(tensor).float() for name, tensor in model.weights().items()}
-    prompts = {f"prompts.{i}": tensor for i, tensor in enumerate(_tensors(model.prompts))}
+    prompts = {n: torch.from_numpy(tensor) for n, tensor in parameters(model.prompts).items()}
     network.load_state_dict(state | prompts)
     return network.eval()
 

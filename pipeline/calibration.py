@@ -32,6 +32,7 @@ from pipeline.evaluation.measures import (
     expected_calibration_error,
     mean,
     reliability,
+    without_nan,
 )
 
 Floats = NDArray[np.float64]
@@ -93,7 +94,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON's types; nan, which JSON does not know, is None."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Group:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON's types; nan, which JSON does not know, is None."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
 
 def claim_all(targets: Targets) -> Policy:
@@ -245,10 +246,6 @@ def choose_mask_threshold(judged: Sequence[Judged], flagged_rate: float) -> floa
 def rate_bound(count: int, images: int) -> float:
     """Highest rate at which so few of so many are not surprising (Clopper-Pearson, 97.5 %)."""
     return 1.0 if count >= images else float(beta.ppf(0.975, count + 1, images - count))
-
-
-def _without_nan(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if value != value else value for name, value in fields.items()}
 
 
 def _f1_rows(judged: Sequence[Judged]) -> list[NDArray[np.floating[Any]]]:

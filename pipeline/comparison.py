@@ -26,6 +26,7 @@ Mask = NDArray[np.bool_]
 Row = Mapping[str, Any]
 
 FLAGGED_FRACTION = 0.005
+BRIGHT = 127  # a mask's pixels above it are forged
 COLUMNS = ["sha256", "score", "mask_rle", "mask_height", "mask_width"]
 
 
@@ -133,6 +134,12 @@ def compare(rows: Iterable[Row], truth: Sequence[Truth]) -> Comparison:
     )
 
 
+def bright(picture: Image.Image) -> Mask:
+    """(H, W) bool: the pixels of a mask's picture that say forged."""
+    mask: Mask = np.asarray(picture.convert("L")) > BRIGHT
+    return mask
+
+
 def f1_and_iou(found: Mask, truth: Mask) -> tuple[float, float]:
     """Pixel F1 and IoU of two (H, W) masks; nan when both are empty."""
     both, either = int((found & truth).sum()), int((found | truth).sum())
@@ -169,7 +176,7 @@ def table(comparison: Comparison) -> str:
 
 def _localisation(row: Row, mask: Path) -> tuple[float, float]:
     with Image.open(mask) as image:
-        truth: Mask = np.asarray(image.convert("L")) > 127
+        truth = bright(image)
     found = _flagged(row)
     if found.shape != truth.shape:
         raise UsageError(f"{mask}: {truth.shape} pixels, but its image has {found.shape}")

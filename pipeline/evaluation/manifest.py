@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.errors import MissingInput, UsageError
+from pipeline.comparison import bright
 
 Mask = NDArray[np.bool_]
-
-BRIGHT = 127  # a mask's pixels above it are forged
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +95,9 @@ def read_mask(sample: Labelled) -> Mask | None:
         raise MissingInput(f"{sample.mask}: no such file, though the manifest names it")
     try:
         with Image.open(sample.mask) as image:
-            mask: Mask = np.asarray(image.convert("L")) > BRIGHT
+            return bright(image)
     except OSError as error:
         raise UsageError(f"{sample.mask} is no image: write the mask again") from error
-    return mask
 
 
 def _labelled(row: dict[str, str], folder: Path) -> Labelled:

@@ -7,7 +7,7 @@ never against its inverse, and never the better of both.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,11 @@ def balanced(forged: Mask) -> NDArray[np.float64]:
     """(n,) weights that sum to 1, one half a class."""
     weights: NDArray[np.float64] = np.where(forged, 0.5 / forged.sum(), 0.5 / (~forged).sum())
     return weights
+
+
+def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON, which does not know nan: None instead."""
+    return {name: None if value != value else value for name, value in fields.items()}
 
 
 def mean(values: Sequence[float] | Floats) -> float:

@@ -18,7 +18,7 @@ from engine.protocol import Engine
 from pipeline.comparison import FLAGGED_FRACTION, auc
 from pipeline.evaluation.judged import Judged, judge_samples
 from pipeline.evaluation.manifest import read_manifest
-from pipeline.evaluation.measures import expected_calibration_error, mean, reliability
+from pipeline.evaluation.measures import expected_calibration_error, mean, reliability, without_nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,7 @@ class SetResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON's types; nan, which JSON does not know, is None."""
-        fields = asdict(self)
-        return {name: None if value != value else value for name, value in fields.items()}
+        return without_nan(asdict(self))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SetResult:
