@@ -3,10 +3,12 @@
 A URI is `file:///abs/path` or `s3://bucket/key`, and is literal: nothing in it is
 percent-encoded. Names need not be UTF-8 (surrogateescape); `display_name` makes them so.
 
-Reading goes through fsspec (s3fs: ranged and retried) and fails with a `FetchError`. Writing
-goes through boto3, whose conditional PUT creates an object once and whole, or through a hard
-link, which does the same on a disk, and fails with a `UsageError`. S3 is configured as every AWS
-tool is: AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and so on.
+Reading goes through fsspec (s3fs) and fails with a `FetchError`; what an object store answers is
+tried again for minutes (`PATIENCE`) and believed only if the bytes are as many as they should be.
+Writing goes through boto3, which retries by itself and whose conditional PUT creates an object
+once and whole, or through a hard link, which does the same on a disk, and fails with a
+`UsageError`. S3 is configured as every AWS tool is: AWS_ENDPOINT_URL, AWS_PROFILE,
+AWS_ACCESS_KEY_ID and so on.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -42,6 +45,7 @@ from engine.errors import (
     OutputNotWritable,
     UsageError,
 )
+from pipeline.retries import Patience, patiently
 from pipeline.units import ObjectRef
 
 if TYPE_CHECKING:
@@ -50,12 +54,10 @@ if TYPE_CHECKING:
 STREAM_BLOCK = 8 << 20  # bytes a ranged GET of a stream asks for
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_CLIENT = {
-    "connect_timeout": 10,
-    "read_timeout": 60,
-    "max_pool_connections": 64,
-    "retries": {"mode": "standard", "total_max_attempts": 4},
-}
+PATIENCE = Patience()  # with one read from an object store
+_CLIENT = {"connect_timeout": 10, "read_timeout": 30, "max_pool_connections": 64}
+_WRITE_ATTEMPTS = {"mode": "standard", "total_max_attempts": 10}  # waits up to 20 s, with jitter
+_ONE_ATTEMPT = {"mode": "standard", "total_max_attempts": 1}  # `patiently` does it
 _BAD_CREDENTIALS = {
     "ExpiredToken",
     "InvalidAccessKeyId",
@@ -113,11 +115,16 @@ def look_up(uri: str) -> ObjectRef | None:
     """
     if not is_s3(uri):
         return _look_up_local(uri)
-    with fetching(uri):
-        found = _filesystem("s3", os.getpid()).info(uri.removeprefix("s3://"))
+    found = patiently(lambda: _info(uri), PATIENCE)
     if found["type"] == "directory":
         return None
     return ObjectRef(uri, found["size"], found["ETag"].strip('"'))
+
+
+def _info(uri: str) -> dict[str, Any]:
+    with fetching(uri):
+        found: dict[str, Any] = _filesystem("s3", os.getpid()).info(uri.removeprefix("s3://"))
+    return found
 
 
 def _look_up_local(uri: str) -> ObjectRef | None:
@@ -144,12 +151,30 @@ def exists(uri: str) -> bool:
     return True
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, size_bytes: int = -1) -> bytes:
     """All bytes of a file or object.
+
+    Args:
+        uri: where it is.
+        size_bytes: as listed; -1 when unknown. An object must have as many, or as many as the
+            store says now: a body that breaks off can look whole.
 
     Raises:
         FetchError: `NotFound`, `Denied`, `FetchTimeout`, or another reason.
     """
+    if not is_s3(uri):
+        return _read_once(uri)
+    return patiently(lambda: _read_whole(uri, size_bytes), PATIENCE)
+
+
+def _read_whole(uri: str, size_bytes: int) -> bytes:
+    data = _read_once(uri)
+    if len(data) != size_bytes and len(data) != _info(uri)["size"]:
+        raise FetchError(f"{display_name(uri)}: {len(data)} bytes arrived, and there are more")
+    return data
+
+
+def _read_once(uri: str) -> bytes:
     scheme, _, path = uri.partition("://")
     with fetching(uri):
         data: bytes = _filesystem(scheme, os.getpid()).cat_file(path)
@@ -162,19 +187,18 @@ def open_stream(uri: str) -> BinaryIO:
     Raises:
         FetchError: here, and from every method of the stream.
     """
-    scheme, _, path = uri.partition("://")
-    options = {"block_size": STREAM_BLOCK, "cache_type": "readahead"} if is_s3(uri) else {}
-    with fetching(uri):
-        file = _filesystem(scheme, os.getpid()).open(path, "rb", **options)
-    return io.BufferedReader(_Stream(uri, file), 1 << 20)
+    return io.BufferedReader(_Stream(uri), 1 << 20)
 
 
 class _Stream(io.RawIOBase):
-    """A file of fsspec whose failures are FetchErrors."""
+    """A file of fsspec whose failures are FetchErrors; over an object, they are outlasted."""
 
-    def __init__(self, uri: str, file: Any) -> None:
+    def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._file = file
+        self._patience = PATIENCE if is_s3(uri) else Patience(attempts=1)
+        self._position = 0
+        self._file: Any = None
+        patiently(self._opened, self._patience)
 
     def readable(self) -> bool:
         return True
@@ -183,23 +207,52 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        with fetching(self._uri):
-            count: int = self._file.readinto(buffer)
+        count = patiently(lambda: self._read_once(buffer), self._patience)
+        self._position += count
         return count
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         with fetching(self._uri):
-            position: int = self._file.seek(offset, whence)
-        return position
+            self._position = self._opened().seek(offset, whence)
+        return self._position
 
     def tell(self) -> int:
-        position: int = self._file.tell()
-        return position
+        return self._position
 
     def close(self) -> None:
         if not self.closed:
-            self._file.close()
+            self._drop()
         super().close()
+
+    def _read_once(self, buffer: WriteableBuffer) -> int:
+        """Read on, in a file opened anew if the last attempt failed: what that one holds of the
+        object may be wrong."""
+        file = self._opened()
+        try:
+            with fetching(self._uri):
+                count: int = file.readinto(buffer)
+                if not count and self._position < file.size:
+                    raise OSError(f"breaks off at byte {self._position} of {file.size}")
+        except FetchError:
+            self._drop()
+            raise
+        return count
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            scheme, _, path = self._uri.partition("://")
+            options = {"block_size": STREAM_BLOCK, "cache_type": "readahead"}
+            with fetching(self._uri):
+                filesystem = _filesystem(scheme, os.getpid())
+                file = filesystem.open(path, "rb", **(options if is_s3(self._uri) else {}))
+                file.seek(self._position)
+            self._file = file
+        return self._file
+
+    def _drop(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def create_once(uri: str, data: bytes) -> bool:
@@ -317,10 +370,10 @@ def _put_once(uri: str, data: bytes, retries: int = 5) -> bool:
     try:
         s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
     except ClientError as error:
-        code = error.response["Error"].get("Code")
-        if code == "PreconditionFailed":
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]  # a body may break off
+        if status == HTTPStatus.PRECONDITION_FAILED:
             return False
-        if code == "ConditionalRequestConflict" and retries:  # another PUT is under way
+        if status == HTTPStatus.CONFLICT and retries:  # another PUT is under way
             time.sleep(0.5)
             return _put_once(uri, data, retries - 1)
         raise
@@ -354,13 +407,15 @@ def _filesystem(scheme: str, pid: int) -> Any:
     """One a process, for all its threads: connections outlive no fork."""
     if scheme == "file":
         return fsspec.filesystem("file")
-    return fsspec.filesystem(
+    filesystem = fsspec.filesystem(
         scheme,
         use_listings_cache=False,
         max_concurrency=1,  # else every read asks for the size first
-        config_kwargs=_CLIENT,
+        config_kwargs=_CLIENT | {"retries": _ONE_ATTEMPT},
         skip_instance_cache=True,
     )
+    filesystem.retries = 1
+    return filesystem
 
 
 @functools.cache
@@ -368,4 +423,4 @@ def _client(pid: int) -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.session.Session().client("s3", config=Config(**_CLIENT))
+    return boto3.session.Session().client("s3", config=Config(**_CLIENT, retries=_WRITE_ATTEMPTS))

@@ -90,20 +90,21 @@ def s3_endpoint() -> Iterator[str]:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
             patch.delenv(name, raising=False)
         try:
-            _wait_for(port)
+            wait_for(port)
             yield endpoint
         finally:
             server.terminate()
             server.wait()
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Until a server listens on the port of this machine."""
     for _ in range(300):
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise TimeoutError("moto_server did not start")
+    raise TimeoutError(f"nothing listens on port {port}")
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def _fetch(ref: ObjectRef, max_object_bytes: int) -> Sample:
     try:
         size = ref.size_bytes if ref.size_bytes >= 0 else _size_bytes(ref.uri)
         error: ImageError | None = too_large(size, max_object_bytes)
-        data = None if error else storage.read_bytes(ref.uri)
+        data = None if error else storage.read_bytes(ref.uri, size)
     except ImageError as failure:
         data, error = None, failure
     return Sample(ref.uri, content_id=ref.content_id, data=data, error=error)
