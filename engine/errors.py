@@ -27,7 +27,11 @@
         │   ├── Unsupported    unsupported
         │   ├── NotAnImage     not_an_image        status=skipped, not failed
         │   └── TooLarge       too_large
-        └── InferError         infer_failed        stage "infer"
+        ├── InferError         infer_failed        stage "infer"
+        └── Fatal                                  the stage that it was in
+            ├── Crashed        crashed
+            ├── TimedOut       timeout
+            └── OutOfMemory    out_of_memory
 
 Codes and stages are part of the results schema (version 1): they are added to, never renamed.
 """
@@ -135,7 +139,7 @@ class ImageError(PromptImlError):
         facts: result columns known before the failure (say `width`), kept in the row.
     """
 
-    stage: ClassVar[str]
+    stage: str
     status: ClassVar[str] = "failed"
 
     def __init__(self, message: str, facts: dict[str, Any] | None = None) -> None:
@@ -217,3 +221,34 @@ class InferError(ImageError):
 
     stage = "infer"
     code = "infer_failed"
+
+
+class Fatal(ImageError):
+    """The image ended the process that scanned it, or had to be ended with it.
+
+    Args:
+        message: what happened.
+        stage: where: fetch, decode or infer.
+    """
+
+    def __init__(self, message: str, stage: str = "decode") -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class Crashed(Fatal):
+    """By a signal, or an exit that nobody asked for."""
+
+    code = "crashed"
+
+
+class TimedOut(Fatal):
+    """It was not done in time."""
+
+    code = "timeout"
+
+
+class OutOfMemory(Fatal):
+    """It asked for more memory than one image may have."""
+
+    code = "out_of_memory"

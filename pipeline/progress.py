@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
 LINE_SECONDS = 10.0
 TERMINAL_SECONDS = 0.5
+STALL_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,21 @@ class Done:
 
 
 class Tally:
-    """What is done so far, over all actors; only for progress, so it may be lost."""
+    """What the actors tell: what is done, and who began what. It may be lost: then the progress
+    starts at nothing, and so does the count of the deaths over a unit."""
 
     def __init__(self) -> None:
         self._done = Done()
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, unit_id: str) -> int:
+        """Note that an actor begins a unit; how often one began it before and did not end it."""
+        self._begun[unit_id] += 1
+        return self._begun[unit_id] - 1
+
+    def end(self, unit_id: str) -> None:
+        """Note that the unit is committed."""
+        del self._begun[unit_id]
 
     def add(self, more: Done) -> None:
         """Count what an actor did since it last told."""
@@ -78,14 +91,38 @@ class Progress:
             self._show("\r\x1b[K")
 
     def _run(self) -> None:
+        stall = Stall()
         while not self._over.wait(TERMINAL_SECONDS if self._terminal else LINE_SECONDS):
-            if done := self._read():
+            done = self._read()
+            if warning := stall.warning(done, time.monotonic()):
+                self._show(f"\r\x1b[K{warning}\n" if self._terminal else f"{warning}\n")
+            if done:
                 line = progress_line(done, self._total_bytes, time.monotonic() - self._started)
                 self._show(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
 
     def _show(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+class Stall:
+    """Tells when nothing was done for long: once a stall."""
+
+    def __init__(self) -> None:
+        self._last: Done | None = None
+        self._since = -1.0
+
+    def warning(self, done: Done | None, now: float) -> str | None:
+        """A line, when `done` has not changed for `STALL_SECONDS` before `now`."""
+        if done != self._last or self._since < 0:
+            self._last, self._since = done, now
+        if now - self._since < STALL_SECONDS:
+            return None
+        self._since = now + 10 * STALL_SECONDS  # say it again, but not soon
+        return (
+            f"nothing was done for {STALL_SECONDS:.0f} s: is the cluster short of CPUs, or the "
+            "store down? `ray status` tells what is waited for"
+        )
 
 
 def progress_line(done: Done, total_bytes: int, seconds: float) -> str:

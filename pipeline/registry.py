@@ -350,6 +350,11 @@ class CurrentPrompts:
         self._version = source.version
         self.model = with_version(model, self._registry, source.version)
 
+    @property
+    def source(self) -> PromptSource:
+        """These prompts, and no others later."""
+        return PromptSource(self._registry.uri, self._version)
+
     def look(self) -> bool:
         """Whether `model` has other prompts than at the last look; one request, when nothing moved.
 

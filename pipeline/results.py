@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
@@ -140,8 +141,13 @@ class RowWriter:
         rows, self._rows = self._rows, []
         self._statuses.update(row["status"] for row in rows)
         self._codes.update(row["error_code"] for row in rows if row.get("error_code"))
-        columns = [_column([row.get(field.name) for row in rows], field.type) for field in SCHEMA]
-        self._file.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+        self._file.write_batch(to_batch(rows))
+
+
+def to_batch(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:
+    """Rows as Arrow: column name to value; columns left out are null."""
+    columns = [_column([row.get(field.name) for row in rows], field.type) for field in SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:

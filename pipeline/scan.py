@@ -166,6 +166,7 @@ def scan_plan(settings: ScanSettings, run: Run, plan: Plan, source: PromptSource
         max_pixels=settings.max_pixels,
         max_object_bytes=settings.max_object_bytes,
         heatmap=settings.heatmap,
+        image_timeout=settings.image_timeout,
         prompts=source,
     )
     totals = Totals()

@@ -6,16 +6,17 @@ read_unit -> decode (threads) -> Detector (tiles, engine, masks) -> rows -> one 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from engine.checkpoint import Model, load_model
 from engine.detector import Detector
-from engine.errors import DecodeError, ImageError
+from engine.errors import DecodeError, ImageError, OutOfMemory
 from engine.image import Image
 from engine.runtimes import open_engine
 from pipeline import storage
@@ -27,6 +28,7 @@ from pipeline.run import Run
 from pipeline.sources import claims_to_be_image, read_unit
 from pipeline.sources.ordered import in_order
 from pipeline.units import Sample, Unit
+from pipeline.watchdog import Unwatched, Watch, WatchedEngine
 
 Tick = Callable[[int, int], None]
 
@@ -44,6 +46,7 @@ class ScanSpec:
         threads: threads for the engine, and for decoding.
         max_pixels, max_object_bytes: limits of one image.
         heatmap: whether rows carry the probabilities at network resolution.
+        image_timeout: seconds that an image's decode, or a run of the engine, may take.
         prompts: registry to take prompts and policy from; None: they come with the model.
     """
 
@@ -54,7 +57,23 @@ class ScanSpec:
     max_pixels: int
     max_object_bytes: int
     heatmap: bool
+    image_timeout: float
     prompts: PromptSource | None = None
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ScanSpec:
+        """What `to_json` gave."""
+        fields = json.loads(text)
+        prompts = fields.pop("prompts")
+        source = PromptSource(**prompts) if prompts else None
+        return cls(**fields | {"run": Run(**fields["run"])}, prompts=source)
+
+
+RowsOf = Callable[[ScanSpec, Unit], Iterator[Row]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +98,32 @@ class Part:
 
 
 class Scanner:
-    """Scans units, one after another, with one engine."""
+    """Scans units, one after another, with one engine.
 
-    def __init__(self, spec: ScanSpec) -> None:
+    Args:
+        spec: what it needs to know.
+        watch: told of each decode and each run of the engine.
+    """
+
+    def __init__(self, spec: ScanSpec, watch: Watch | None = None) -> None:
         model = load_model(spec.model)
+        self._watch = watch or Unwatched()
         self._current = CurrentPrompts(model, spec.prompts) if spec.prompts else None
-        self._engine = open_engine(model, spec.engine, threads=spec.threads)
+        engine = open_engine(model, spec.engine, threads=spec.threads)
+        self._engine = WatchedEngine(engine, self._watch)
         self._spec = spec
         self._limits = DecodeLimits(max_pixels=spec.max_pixels)
         self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         self._use(self._current.model if self._current else model)
 
-    def scan(self, unit_id: str, unit: Unit, tick: Tick) -> Part:
+    def scan(self, unit_id: str, unit: Unit, tick: Tick, rows_of: RowsOf | None = None) -> Part:
         """Scan a unit and commit its rows, unless they are committed already.
 
         Args:
             unit_id: the unit's id in this run.
             unit: what to read.
             tick: told the images and bytes done since the last call, for progress.
+            rows_of: who makes the rows; None: this process.
         """
         uri = self._spec.run.part_uri(unit_id)
         if storage.exists(uri):
@@ -104,13 +131,18 @@ class Scanner:
         if self._current and self._current.look():
             self._use(self._current.model)
         writer = RowWriter(unit_id=unit_id, run_id=self._spec.run.run_id)
-        for row in self._rows(unit):
+        rows = rows_of(self._spec_now(), unit) if rows_of else self.rows(self.samples(unit))
+        for row in rows:
             writer.add(row | self._provenance | {"scanned_at": datetime.now(UTC)})
             tick(1, row.get("size_bytes") or 0)
         payload = writer.close()
         if storage.create_once(uri, payload):
             return self._part(uri, payload, new=True)
         return self._part(uri, storage.read_bytes(uri), new=False)
+
+    def _spec_now(self) -> ScanSpec:
+        """With the prompts of this moment, for another process."""
+        return replace(self._spec, prompts=self._current.source if self._current else None)
 
     def _use(self, model: Model) -> None:
         """Scan with the model's prompts and policy from now on, and say so in the rows."""
@@ -130,10 +162,14 @@ class Scanner:
             new=new,
         )
 
-    def _rows(self, unit: Unit) -> Iterator[Row]:
+    def samples(self, unit: Unit) -> Iterator[Sample]:
+        """What there is to scan in a unit."""
+        return read_unit(unit, max_object_bytes=self._spec.max_object_bytes, threads=FETCH_THREADS)
+
+    def rows(self, samples: Iterable[Sample]) -> Iterator[Row]:
         """One row a sample, in the order in which they are done."""
         without_image: deque[Row] = deque()
-        for row, finding in self._detector.detect(self._images(unit, without_image)):
+        for row, finding in self._detector.detect(self._images(samples, without_image)):
             if isinstance(finding, ImageError):
                 yield row | failure(finding)
             else:
@@ -142,11 +178,10 @@ class Scanner:
                 yield without_image.popleft()
         yield from without_image
 
-    def _images(self, unit: Unit, without_image: deque[Row]) -> Iterator[tuple[Row, Image]]:
+    def _images(
+        self, samples: Iterable[Sample], without_image: deque[Row]
+    ) -> Iterator[tuple[Row, Image]]:
         """The images that decode; rows of the others go to `without_image`."""
-        samples = read_unit(
-            unit, max_object_bytes=self._spec.max_object_bytes, threads=FETCH_THREADS
-        )
         # In flight at most 2 images a thread, so that a shard is never held whole.
         ahead = 2 * self._spec.threads
         for row, outcome in in_order(self._pool, self._open, samples, ahead):
@@ -163,11 +198,14 @@ class Scanner:
         claims_image = claims_to_be_image(sample.member or sample.uri)
         started = time.perf_counter()
         try:
-            outcome: Decoded | ImageError = decode(
-                sample.data or b"", self._limits, claims_image=claims_image
-            )
+            with self._watch.working("decode"):
+                outcome: Decoded | ImageError = decode(
+                    sample.data or b"", self._limits, claims_image=claims_image
+                )
         except ImageError as error:
             outcome = error
+        except MemoryError:
+            outcome = OutOfMemory("decoding takes more memory than there is")
         except Exception as error:  # here alone: no image may end the job
             outcome = DecodeError(f"{type(error).__name__}: {error}")
         row["decode_ms"] = 1e3 * (time.perf_counter() - started)

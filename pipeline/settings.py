@@ -98,6 +98,8 @@ class ScanSettings(Pool):
     """Larger images fail as too_large, before they are decoded, which takes 10 bytes a pixel."""
     max_object_bytes: int = Field(256 * 2**20, ge=1)
     """Larger images fail as too_large, without being fetched."""
+    image_timeout: float = Field(300.0, gt=0)
+    """Seconds that one image may take to decode, or one run of the network."""
     heatmap: bool = False
     """Also store the probabilities at network resolution, as a 4-bit PNG."""
 

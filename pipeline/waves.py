@@ -22,13 +22,15 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from engine.errors import UsageError
+from pipeline.isolated import isolated_rows
 from pipeline.plan import PlannedUnit
 from pipeline.progress import Done, Tally
 from pipeline.scanner import Part, Scanner, ScanSpec
 from pipeline.units import unit_from_json
+from pipeline.watchdog import Watchdog
 
 TICK_SECONDS = 0.5
-STALL_SECONDS = 300
+TALLY_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class ScanActor:
     """Ray Data's face of a `Scanner`: rows with a unit in, rows with its part out."""
 
     def __init__(self, spec: ScanSpec, tally: Any) -> None:
-        self._scanner = Scanner(spec)
+        self._scanner = Scanner(spec, Watchdog(spec.image_timeout))
         self._tally = tally
         self._images = self._bytes = 0
         self._told = time.monotonic()
@@ -53,10 +55,22 @@ class ScanActor:
         return pa.table({"part": [json.dumps(asdict(part)) for part in parts]})
 
     def _scan(self, planned: PlannedUnit) -> Part:
+        """A unit over which an actor died is scanned by a process of its own: a death that had
+        nothing to do with it costs some seconds, and one that had, one row."""
         unit = unit_from_json(planned.unit)
-        part = self._scanner.scan(planned.unit_id, unit, self._tick)
+        deaths = self._begin(planned.unit_id)
+        rows_of = isolated_rows if deaths else None
+        part = self._scanner.scan(planned.unit_id, unit, self._tick, rows_of)
+        self._tally.end.remote(planned.unit_id)
         self._tell(0 if part.new else max(unit.size_bytes, 0))
         return part
+
+    def _begin(self, unit_id: str) -> int:
+        try:
+            deaths: int = ray.get(self._tally.begin.remote(unit_id), timeout=TALLY_SECONDS)
+        except RayError:
+            return 0
+        return deaths
 
     def _tick(self, images: int, size_bytes: int) -> None:
         self._images += images
@@ -130,7 +144,7 @@ def pool_size(least: int | None, most: int | None) -> PoolSize:
 @contextmanager
 def shared_tally() -> Iterator[Any]:
     """A `Tally` on the cluster that takes no CPU from the scan."""
-    tally: Any = ray.remote(num_cpus=0)(Tally).remote()
+    tally: Any = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote()
     try:
         yield tally
     finally:
@@ -140,7 +154,7 @@ def shared_tally() -> Iterator[Any]:
 def read_tally(tally: Any) -> Done | None:
     """What the tally says, or None when it does not answer."""
     try:
-        done: Done = ray.get(tally.read.remote(), timeout=5)
+        done: Done = ray.get(tally.read.remote(), timeout=TALLY_SECONDS)
     except RayError:
         return None
     return done
@@ -170,9 +184,10 @@ def scan_wave(
 
 
 def quiet_ray_data() -> None:
-    """No bars and no banners, a scan shows its own progress; a stall becomes an error."""
+    """No bars and no banners: a scan shows its own progress, and its stalls. Ray Data would end
+    an execution when nothing moves between operators, but a shard may take an hour."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = STALL_SECONDS
+    context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -306,6 +306,7 @@ def test_prompts_are_refreshed_between_units(
         max_pixels=10**7,
         max_object_bytes=10**7,
         heatmap=False,
+        image_timeout=300,
         prompts=source,
     )
     scanner, found = Scanner(spec), []

@@ -1,0 +1,114 @@
+"""Images that kill cost one row each, whatever they do, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import TarOf
+from PIL import Image
+
+from engine.errors import PromptImlError
+from pipeline.isolated import isolated_rows
+from pipeline.run import Run
+from pipeline.scanner import ScanSpec
+from pipeline.sources import list_units
+from pipeline.watchdog import EXIT_STUCK
+
+ROOT = Path(__file__).parent.parent
+EXPECTED = {
+    "segfault": "crashed",
+    "abort": "crashed",
+    "exit": "crashed",
+    "loop": "timeout",
+    "hang": "timeout",
+    "allocate": "out_of_memory",
+}
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    plant = ROOT / "tests" / "chaos" / "plant"
+    inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return inherited | {"PYTHONPATH": f"{plant}:{ROOT}"}
+
+
+def small_jpeg(data: bytes) -> bytes:
+    sink = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as photograph:
+        photograph.crop((60, 20, 300, 220)).save(sink, "JPEG", quality=85)
+    return sink.getvalue()
+
+
+@pytest.mark.timeout(600)
+def test_every_poison_costs_one_row(
+    photographs: dict[str, bytes], tar_of: TarOf, environment: dict[str, str], tmp_path: Path
+) -> None:
+    healthy = small_jpeg(photographs["astronaut.jpg"])
+    poison = {f"{name}.jpg": healthy + b"POISON:" + name.encode() for name in EXPECTED}
+    for shard in (list(poison)[:3], list(poison)[3:]):
+        members = {"a.jpg": healthy} | {n: poison[n] for n in shard} | {"z.jpg": healthy}
+        (tmp_path / f"{shard[0]}.tar").write_bytes(tar_of(members))
+    command = [sys.executable, "-m", "pipeline.cli", "scan", str(tmp_path / "*.tar")]
+    options = ["--output", str(tmp_path / "out"), "--address", "local", "--max-actors", "2"]
+    limits = ["--image-timeout", "15", "--max-pixels", "1000000"]
+    scan = subprocess.run(
+        [*command, *options, *limits], env=environment, capture_output=True, text=True
+    )
+    assert scan.returncode == 3, scan.stderr  # six of ten failed
+    summary = json.loads(scan.stdout.splitlines()[-1])
+    assert (summary["listed"], summary["ok"], summary["failed"]) == (10, 4, 6)
+    table = pq.read_table(tmp_path / "out" / "results")
+    failed = {
+        row["member"]: (row["error_stage"], row["error_code"])
+        for row in table.to_pylist()
+        if row["status"] == "failed"
+    }
+    assert failed == {f"{n}.jpg": ("decode", code) for n, code in EXPECTED.items()}
+
+
+def test_a_loop_that_keeps_python_s_lock_ends_the_process(environment: dict[str, str]) -> None:
+    hang = """
+import ctypes
+from pipeline.watchdog import Watchdog
+with Watchdog(1.0).working("decode"):
+    ctypes.PyDLL(None).{}
+"""
+    for call in ("sleep(60)", "usleep(1); [None for _ in iter(int, 1)]"):
+        ended = subprocess.run([sys.executable, "-c", hang.format(call)], timeout=30, stderr=-3)
+        assert ended.returncode in (1, EXIT_STUCK)
+
+
+def test_idle_time_is_nobody_s_fault(environment: dict[str, str]) -> None:
+    idle = """
+import time
+from pipeline.watchdog import Watchdog
+watchdog = Watchdog(1.0)
+with watchdog.working("decode"):
+    pass
+time.sleep(4)
+"""
+    assert subprocess.run([sys.executable, "-c", idle], timeout=30).returncode == 0
+
+
+def test_without_an_engine_nothing_is_called_poison(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (unit,) = list_units([str(tmp_path / "a.jpg")], images_per_unit=1)
+    spec = ScanSpec(
+        run=Run(f"file://{tmp_path}", "r"),
+        model="no-such-model",
+        engine="auto",
+        threads=1,
+        max_pixels=10**6,
+        max_object_bytes=10**6,
+        heatmap=False,
+        image_timeout=60,
+    )
+    with pytest.raises(PromptImlError, match="cannot scan"):
+        list(isolated_rows(spec, unit))
