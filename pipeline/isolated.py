@@ -3,8 +3,8 @@
     actor ------ spec, unit, how many images are done -----> child
           <- ready, begin ROW, decode, infer, done ROW, end -
 
-A unit over which an actor died is scanned by a child of the next one. When the child dies, or
-takes too long, the image it was at gets a failed row (`crashed`, `timeout`, `out_of_memory`), and
+A unit over which an actor died is scanned by a child of the next one. When two children die at
+the same image, or take too long, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and
 the next child goes on behind it. Rows travel as Arrow: what comes from a process that read a
 hostile image is not unpickled.
 """
@@ -36,6 +36,7 @@ from pipeline.watchdog import Stage
 
 BYTES_PER_PIXEL = 20  # decoding takes 10 at its peak
 SPARE_BYTES = 1 << 30  # for what else happens to an image
+DEATHS = 2  # at one image, before it is the image's fault: a node may end at any time
 START_SECONDS = 600  # to load the engine
 FETCH_SECONDS = 1800  # between two images: the store has its own, shorter patience
 PR_SET_PDEATHSIG = 1
@@ -47,22 +48,25 @@ def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
     Raises:
         PromptImlError: a child cannot even load the engine.
     """
-    done = 0
+    done = deaths = 0
     while True:
         child = Child(spec, unit, done)
         try:
             for row in child.rows():
-                done += 1
+                done, deaths = done + 1, 0
                 yield row
         finally:
             child.stop()
         if child.death is None:
             return
+        deaths += 1
+        if deaths < DEATHS:
+            continue
         if child.at is None:
             yield from _unread(unit, done, child.death)
             return
         yield child.at | failure(child.death)
-        done += 1
+        done, deaths = done + 1, 0
 
 
 def _unread(unit: Unit, done: int, death: Fatal) -> Iterator[Row]:
