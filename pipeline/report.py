@@ -14,23 +14,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from engine.errors import DecodeError, FetchError, MissingInput, PromptImlError, UsageError
+from engine.errors import DecodeError, FetchError, MissingInput, PromptImlError
 from pipeline import storage
 from pipeline.decode import DecodeLimits, decode
 from pipeline.page import LABELS, Content, Picture, Row, render
 from pipeline.pictures import mask_layer, thumbnail
-from pipeline.results import SCHEMA, decode_mask, image_id
+from pipeline.results import decode_mask, image_id
 from pipeline.run import Json, Run, read_json
 from pipeline.sources import list_units, read_unit
-from pipeline.sources.listing import list_objects
-from pipeline.sources.names import is_hidden
+from pipeline.table import only_run, open_results
 from pipeline.units import ObjectRef, Sample, Unit
 
 BINS = 20
@@ -95,40 +93,6 @@ def write_report(
         raise MissingInput(f"no results to report: {error}") from error
     storage.write(target, render(content).encode())
     return target
-
-
-def only_run(output: str) -> str:
-    """The id of the one run under an output; raises as `write_report`."""
-    folder = f"{output}/_runs"
-    files = (ref.uri.removeprefix(f"{folder}/") for ref in list_objects(folder))
-    names = [name.removesuffix("/config.json") for name in files if name.endswith("/config.json")]
-    if not names:
-        raise MissingInput(f"{output} holds no run: give the --output of a scan")
-    if len(names) > 1:
-        raise UsageError(f"{output} holds several runs: add --run-id, one of {', '.join(names)}")
-    return names[0]
-
-
-def open_results(run: Run) -> ds.Dataset:
-    """The rows of a run that are committed by now.
-
-    Raises:
-        MissingInput: there are none.
-        FetchError: the output cannot be read.
-    """
-    manifest = run.manifest()
-    if manifest:
-        parts = [f"{run.output}/{part['file']}" for part in manifest["parts"]]
-    else:
-        parts = [ref.uri for ref in list_objects(f"{run.output}/results", is_hidden)]
-    filesystem, _ = fsspec.core.url_to_fs(run.output, use_listings_cache=False)
-    paths = [uri.partition("://")[2] for uri in parts]
-    with storage.fetching(run.output):
-        every = ds.dataset(paths, filesystem=filesystem, format="parquet", schema=SCHEMA)
-        results = every.filter(ds.field("run_id") == run.run_id)
-        if not results.head(1, columns=["run_id"]).num_rows:
-            raise MissingInput(f"{run.output} holds no rows of run {run.run_id} yet")
-    return results
 
 
 def gather(run: Run, limit: int) -> Content:

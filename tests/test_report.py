@@ -21,9 +21,10 @@ from engine.errors import MissingInput, UsageError
 from pipeline import storage
 from pipeline.page import text
 from pipeline.pictures import FOUND, contact_sheet, mask_layer, outline, overlay, thumbnail
-from pipeline.report import best_rows, find, open_results, take_survey, write_report
+from pipeline.report import best_rows, find, take_survey, write_report
 from pipeline.results import SCHEMA, RowWriter, encode_mask, image_id
 from pipeline.run import Run
+from pipeline.table import open_results
 from pipeline.units import Sample
 
 Row = dict[str, Any]
