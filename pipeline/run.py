@@ -5,10 +5,13 @@
     OUTPUT/_runs/<run id>/plan/*.parquet      the units
     OUTPUT/_runs/<run id>/plan.json           names the plan's files; the plan exists with it
     OUTPUT/_runs/<run id>/manifest.json       written last: every part, every count
+    OUTPUT/_runs/<run id>/manifest-000001.json, ...   of each compaction; the newest stands
     OUTPUT/_runs/<run id>/summary.json        of the last launch: rate, notes
 
 All but summary.json are created once and never replaced, so that any number of drivers and
-retries converge on one table.
+retries converge on one table. A compaction does not replace the manifest either: it creates the
+next generation, which names other parts with the same rows. Every reader asks `Run.manifest`,
+which finds the newest; parts that it does not name are no part of the table any more.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import RunMismatch
+from engine.errors import NotFound, RunMismatch
 from pipeline import storage
+from pipeline.sources.listing import list_objects
 from pipeline.units import Unit, unit_to_json
 
 Json = dict[str, Any]
@@ -43,7 +47,11 @@ class Run:
 
     @property
     def manifest_uri(self) -> str:
-        return f"{self.folder}/manifest.json"
+        return self.generation_uri(0)
+
+    def generation_uri(self, generation: int) -> str:
+        """Where a generation of the manifest is: 0 the scan's, n that of the n-th compaction."""
+        return f"{self.folder}/manifest{f'-{generation:06d}' if generation else ''}.json"
 
     @property
     def plan_uri(self) -> str:
@@ -80,14 +88,28 @@ class Run:
         return read_json(uri) if storage.exists(uri) else None
 
     def manifest(self) -> Json | None:
-        """The manifest, or None while the run is not complete."""
-        return read_json(self.manifest_uri) if storage.exists(self.manifest_uri) else None
+        """The manifest that stands, or None while the run is not complete."""
+        generations = self.generations()
+        return read_json(self.generation_uri(generations[-1])) if generations else None
 
-    def commit(self, manifest: Json) -> Json:
-        """Complete the run; returns the manifest that stands, which may be another driver's."""
-        if storage.create_once(self.manifest_uri, encode(manifest)):
-            return manifest
-        return read_json(self.manifest_uri)
+    def generations(self) -> list[int]:
+        """The generations of the manifest that there are, ascending; none are ever removed."""
+        start = f"{self.folder}/manifest"
+        try:
+            names = [
+                ref.uri.removeprefix(start) for ref in list_objects(self.folder, starts="manifest")
+            ]
+        except NotFound:
+            return []
+        numbers = (name.removesuffix(".json").removeprefix("-") or "0" for name in names)
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def commit(self, manifest: Json, generation: int = 0) -> Json:
+        """Create a generation; returns the manifest that stands, which may be another driver's."""
+        storage.create_once(self.generation_uri(generation), encode(manifest))
+        standing = self.manifest()
+        assert standing is not None, "a manifest is never removed"
+        return standing
 
     def write_summary(self, summary: Json) -> None:
         """Replace the summary of the last launch."""
