@@ -1,8 +1,8 @@
 """The command line: `prompt-iml COMMAND ...`.
 
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that says the fix), 3 done
-with more failures than `--max-failure-rate`, 130 interrupted. The last line on stdout is a JSON
-summary; everything else goes to stderr.
+with more failures than `--max-failure-rate` or, of `verify`, with problems, 130 interrupted. The
+last line on stdout is a JSON summary; everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.settings import (
     EvaluateSettings,
     ReportSettings,
     ScanSettings,
+    VerifySettings,
 )
 
 DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
@@ -57,6 +58,15 @@ def run_report(settings: ReportSettings) -> int:
     return DONE
 
 
+def run_verify(settings: VerifySettings) -> int:
+    """`prompt-iml verify`"""
+    from pipeline.verify import verify
+
+    summary = verify(settings)
+    print(json.dumps(summary))
+    return FAILURES if summary["problems"] else DONE
+
+
 def run_evaluate(settings: EvaluateSettings) -> int:
     """`prompt-iml evaluate`"""
     from pipeline.evaluate import evaluate
@@ -86,6 +96,7 @@ COMMANDS = {
     "scan": Entry(ScanSettings, run_scan),
     "demo": Entry(DemoSettings, run_demo),
     "report": Entry(ReportSettings, run_report),
+    "verify": Entry(VerifySettings, run_verify),
     "evaluate": Entry(EvaluateSettings, run_evaluate),
     "calibrate": Entry(CalibrateSettings, run_calibrate),
 }

@@ -86,6 +86,12 @@ def read_plan(run: Run) -> Plan:
     return Plan(files, plan["units"], plan["size_bytes"], plan["images"])
 
 
+def read_plan_file(uri: str) -> pa.Table:
+    """One file of a plan: `unit_id`, `kind`, `uri`, `images` of its units."""
+    columns = ["unit_id", "kind", "uri", "images"]
+    return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+
+
 def waves(plan: Plan, units_per_wave: int) -> Iterator[list[PlannedUnit]]:
     """The plan's units, at most `units_per_wave` at a time."""
     for file in plan.files:

@@ -166,10 +166,24 @@ def read_summary(file: bytes | BinaryIO) -> dict[str, Any]:
 
     Returns:
         `unit_id`, `run_id`, `rows`, `statuses` (rows by status), `codes` (rows by error code).
+
+    Raises:
+        ValueError: it is not a whole Parquet file (`pyarrow.ArrowInvalid` is one), or not ours.
     """
     source = io.BytesIO(file) if isinstance(file, bytes) else file
-    metadata = pq.read_metadata(source).metadata
+    metadata = pq.read_metadata(source).metadata or {}
+    if _SUMMARY_KEY not in metadata:
+        raise ValueError("a Parquet file, and no part of a scan")
     return cast(dict[str, Any], json.loads(metadata[_SUMMARY_KEY]))
+
+
+def units_of(summary: dict[str, Any]) -> dict[str, int]:
+    """The units in a part, in the order of their rows, and the rows of each.
+
+    Args:
+        summary: from `read_summary`.
+    """
+    return {summary["unit_id"]: summary["rows"]}
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes | None:

@@ -132,6 +132,17 @@ class ReportSettings(Command):
     """Show at most this many pictures, highest score first."""
 
 
+class VerifySettings(Command):
+    """Prove that the results of a scan are whole: read everything again."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml verify")
+
+    output: CliPositionalArg[str]
+    """Folder of the results, as it was given to `scan`."""
+    run_id: str | None = None
+    """Run to verify; none given: every run."""
+
+
 class Judging(Command):
     """What is judged, by which model in which runtime."""
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import boto3
 import pytest
+import ray
 import skimage.data
 from PIL import Image
 
@@ -118,6 +119,14 @@ def s3_buckets(s3_endpoint: str) -> Callable[[], Bucket]:
         return Bucket(name, client)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cluster(s3_endpoint: str) -> Iterator[None]:
+    """Two CPUs of Ray on this machine; its actors know the S3 server."""
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error")
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

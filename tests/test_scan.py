@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -21,7 +20,6 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
 
 from cluster.registry import add_verdict, add_version, promote, roll_back
@@ -40,16 +38,9 @@ from pipeline.waves import pool_size
 from tests.bench.null_model import write_null_model
 from tests.conftest import Bucket, Folder, Store, TarOf
 
+pytestmark = pytest.mark.usefixtures("cluster")
 ROOT = Path(__file__).parent.parent
 FINDING = ["sha256", "status", "error_code", "score", "score_raw", "mask_rle", "width", "height"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cluster(s3_endpoint: str) -> Iterator[None]:
-    """Two CPUs of Ray on this machine; its actors know the S3 server."""
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error")
-    yield
-    ray.shutdown()
 
 
 def run_scan(*inputs: str, output: str, **settings: object) -> Json:
