@@ -42,6 +42,11 @@ class Unit:
         objects: the objects of an `objects` unit; empty otherwise.
         images: number of images when known, else -1 (tar).
         limit: read at most this many images; -1 for all.
+        first_row: number of the first row of `first` in the Parquet file; 0 otherwise.
+        members: read only these members of a tar, or rows of a Parquet file, as results name
+            them; empty for all.
+        scanned_in: the run that has rows of these objects already, so that they are not read;
+            empty otherwise. Shards are objects here.
     """
 
     kind: UnitKind
@@ -54,6 +59,9 @@ class Unit:
     objects: tuple[ObjectRef, ...] = ()
     images: int = -1
     limit: int = -1
+    first_row: int = 0
+    members: tuple[str, ...] = ()
+    scanned_in: str = ""
 
 
 def unit_to_json(unit: Unit) -> str:
@@ -64,7 +72,17 @@ def unit_to_json(unit: Unit) -> str:
 def unit_from_json(text: str) -> Unit:
     """What `unit_to_json` gave."""
     fields = json.loads(text)
-    return Unit(**fields | {"objects": tuple(ObjectRef(**ref) for ref in fields["objects"])})
+    fields["objects"] = tuple(ObjectRef(**ref) for ref in fields["objects"])
+    fields["members"] = tuple(fields.get("members", ()))
+    return Unit(**fields)
+
+
+class AlreadyScanned(ImageError):
+    """Another run has a row of the same bytes, as far as URI and etag tell."""
+
+    stage = "fetch"
+    code = "already_scanned"
+    status = "skipped"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from typing import Protocol
 
 from engine.errors import EmptySource
 from pipeline import storage
@@ -19,6 +20,20 @@ from pipeline.units import ObjectRef, Unit
 
 PLANNING_THREADS = 16
 
+SCANNED_PER_UNIT = 10_000  # objects of which no byte is read: a row is all there is to do
+ASKED_AT_ONCE = 1000
+
+
+class Scanned(Protocol):
+    """What another run has rows of."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    def has(self, refs: Sequence[ObjectRef]) -> Sequence[bool]:
+        """Whether it has, for each object or shard, as it is listed now."""
+
+
 PlanParquet = Callable[[ObjectRef], list[Unit] | None]
 
 
@@ -29,6 +44,7 @@ def list_units(
     format: Format = "auto",  # noqa: A002  (the name of the flag)
     image_column: str | None = None,
     limit: int | None = None,
+    scanned: Scanned | None = None,
 ) -> Iterator[Unit]:
     """What the inputs hold, as units, while it is listed.
 
@@ -44,6 +60,8 @@ def list_units(
         image_column: the Parquet column with the images.
         limit: plan exactly so many images, or all there are. Counts the images of tar shards,
             which reads them up to the limit.
+        scanned: knows which objects and shards another run has rows of; they become units that
+            say so, and count for no limit.
 
     Raises:
         MissingInput: an input names nothing.
@@ -60,9 +78,9 @@ def list_units(
         image_column=image_column,
         required=format == "parquet",
     )
-    units = _pack(entries, per_unit, plan)
+    units = _pack(entries, per_unit, plan, scanned)
     empty = True
-    for unit in units if limit is None else _limited(units, limit):
+    for unit in units if limit is None else limited(units, limit):
         empty = False
         yield unit
     if empty:
@@ -71,40 +89,61 @@ def list_units(
 
 
 def _pack(
-    entries: Iterator[Entry], images_per_unit: int, plan_parquet: PlanParquet
+    entries: Iterator[Entry],
+    images_per_unit: int,
+    plan_parquet: PlanParquet,
+    scanned: Scanned | None,
 ) -> Iterator[Unit]:
     imageless: list[ObjectRef] = []  # Parquet files: plain objects, like any other sidecar
     with ThreadPoolExecutor(PLANNING_THREADS) as pool:
-        groups = _groups(entries, images_per_unit)
+        groups = _groups(_told(entries, scanned), images_per_unit, scanned)
         plan = partial(_plan, plan_parquet=plan_parquet)
         for units, left in in_order(pool, plan, groups, 2 * PLANNING_THREADS):
             yield from units
             imageless.extend(left)
     for at in range(0, len(imageless), images_per_unit):
-        yield _objects_unit(imageless[at : at + images_per_unit])
+        yield objects_unit(imageless[at : at + images_per_unit])
 
 
-def _groups(entries: Iterator[Entry], images_per_unit: int) -> Iterator[Entry | list[ObjectRef]]:
-    """Each shard, and the plain objects between them in full groups."""
+def _told(entries: Iterator[Entry], scanned: Scanned | None) -> Iterator[tuple[Entry, bool]]:
+    """Each entry, and whether another run has rows of it."""
+    if scanned is None:
+        yield from ((entry, False) for entry in entries)
+        return
+    while batch := list(islice(entries, ASKED_AT_ONCE)):
+        yield from zip(batch, scanned.has([entry.ref for entry in batch]), strict=True)
+
+
+def _groups(
+    entries: Iterator[tuple[Entry, bool]], images_per_unit: int, scanned: Scanned | None
+) -> Iterator[Entry | Unit]:
+    """Each shard, and the plain objects between them in full units."""
     objects: list[ObjectRef] = []
-    for entry in entries:
-        if entry.kind != "objects":
+    skipped: list[ObjectRef] = []
+    in_run = scanned.run_id if scanned else ""
+    for entry, is_scanned in entries:
+        if is_scanned:
+            skipped.append(entry.ref)
+        elif entry.kind == "objects":
+            objects.append(entry.ref)
+        else:
             yield entry
-            continue
-        objects.append(entry.ref)
         if len(objects) == images_per_unit:
-            yield objects
+            yield objects_unit(objects)
             objects = []
+        if len(skipped) == SCANNED_PER_UNIT:
+            yield objects_unit(skipped, scanned_in=in_run)
+            skipped = []
     if objects:
-        yield objects
+        yield objects_unit(objects)
+    if skipped:
+        yield objects_unit(skipped, scanned_in=in_run)
 
 
-def _plan(
-    group: Entry | list[ObjectRef], plan_parquet: PlanParquet
-) -> tuple[list[Unit], list[ObjectRef]]:
+def _plan(group: Entry | Unit, plan_parquet: PlanParquet) -> tuple[list[Unit], list[ObjectRef]]:
     """A group's units, and what turned out to be no shard."""
-    if isinstance(group, list):
-        return [_objects_unit(group)], []
+    if isinstance(group, Unit):
+        return [group], []
     ref = group.ref
     if group.kind == "tar":
         return [Unit("tar", ref.uri, ref.size_bytes, ref.etag)], []
@@ -112,19 +151,25 @@ def _plan(
     return ([], [ref]) if units is None else (units, [])
 
 
-def _objects_unit(objects: Sequence[ObjectRef]) -> Unit:
-    sizes = [ref.size_bytes for ref in objects]
+def objects_unit(objects: Sequence[ObjectRef], scanned_in: str = "") -> Unit:
+    """The unit of some objects; see `Unit`."""
+    sizes = [0 if scanned_in else ref.size_bytes for ref in objects]
     return Unit(
         "objects",
         objects[0].uri,
         size_bytes=-1 if min(sizes) < 0 else sum(sizes),
         objects=tuple(objects),
         images=len(objects),
+        scanned_in=scanned_in,
     )
 
 
-def _limited(units: Iterator[Unit], limit: int) -> Iterator[Unit]:
+def limited(units: Iterator[Unit], limit: int) -> Iterator[Unit]:
+    """The first units, with exactly so many images that are to be read, or all there are."""
     for unit in units:
+        if unit.scanned_in:
+            yield unit
+            continue
         cut = _cut(unit, limit)
         limit -= cut.images
         if cut.images:
@@ -135,7 +180,7 @@ def _limited(units: Iterator[Unit], limit: int) -> Iterator[Unit]:
 
 def _cut(unit: Unit, limit: int) -> Unit:
     if unit.objects:
-        return _objects_unit(unit.objects[:limit])
+        return objects_unit(unit.objects[:limit])
     images = unit.images
     if images < 0:  # with no byte allowed, counting skips every image
         images = sum(1 for _ in islice(read_unit(unit, max_object_bytes=0, threads=1), limit))

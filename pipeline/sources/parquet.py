@@ -116,15 +116,15 @@ def plan_parquet(
 
 def _row_group_units(whole: Unit, metadata: Any, images_per_unit: int) -> list[Unit]:
     units = []
-    first = images = size = 0
+    first = images = size = row = 0
     for group in range(metadata.num_row_groups):
         images += metadata.row_group(group).num_rows
         size += _column_bytes(metadata.row_group(group), whole.column, "total_compressed_size")
         is_last = group == metadata.num_row_groups - 1
         if images >= images_per_unit or (images and is_last):
-            units.append(
-                replace(whole, first=first, last=group + 1, images=images, size_bytes=size)
-            )
+            rows = {"first": first, "last": group + 1, "first_row": row, "images": images}
+            units.append(replace(whole, size_bytes=size, **rows))
+            row += images
             first, images, size = group + 1, 0, 0
     return units
 
@@ -132,20 +132,29 @@ def _row_group_units(whole: Unit, metadata: Any, images_per_unit: int) -> list[U
 def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
     """The images of a unit's row groups, in order; `member` is the row number in the file.
 
-    Where a row group is damaged, one failed sample stands for the rest of its rows.
+    Where a row group is damaged, one failed sample stands for the rest of its rows; where the file
+    cannot be read, one stands for the rest of the unit. It is named by the first of these rows,
+    as other units of the file fail too, or, from the beginning of the file on, by none.
     """
+    row = unit.first_row
     try:
         with open_parquet(unit.uri) as file:
             column = unit.column or column_of_images(unit.uri, file.schema_arrow, None)
             if column is None:
                 raise DamagedShard(f"{storage.display_name(unit.uri)}: no column of image bytes")
             counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            if unit.last > len(counts):
+                told = f"has {len(counts)} row groups, fewer than when it was listed"
+                raise DamagedShard(f"{storage.display_name(unit.uri)} {told}")
             row = sum(counts[: unit.first])
             for group in range(unit.first, unit.last or len(counts)):
-                yield from _read_row_group(unit.uri, file, group, row, column, max_object_bytes)
-                row += counts[group]
+                end = row + counts[group]
+                for sample in _read_row_group(unit.uri, file, group, row, column, max_object_bytes):
+                    yield sample
+                    row += 1
+                row = end
     except FetchError as error:
-        yield Sample(unit.uri, error=error)
+        yield Sample(unit.uri, str(row) if row else None, error=error)
 
 
 def _read_row_group(

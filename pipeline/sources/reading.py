@@ -7,30 +7,59 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
-from engine.errors import ImageError, NotFound, Unsupported, UsageError
+from engine.errors import FetchError, ImageError, NotFound, Unsupported, UsageError
 from pipeline import storage
 from pipeline.sources.limits import too_large
 from pipeline.sources.ordered import in_order
 from pipeline.sources.parquet import read_parquet
 from pipeline.sources.tar import read_tar
-from pipeline.units import ObjectRef, Sample, Unit
+from pipeline.units import AlreadyScanned, ObjectRef, Sample, Unit
 
 
 def read_unit(unit: Unit, *, max_object_bytes: int, threads: int) -> Iterator[Sample]:
     """One sample for every image of a unit, in order: its exact bytes, or why there are none.
+
+    Of the `members` that a unit names each gives one sample, also when it is not there any more.
 
     Args:
         unit: from `list_units`.
         max_object_bytes: larger images become `TooLarge`, unread.
         threads: plain objects fetched at once; twice as many are held at most.
     """
+    if unit.scanned_in:
+        return _already_scanned(unit)
     if unit.kind == "tar":
         samples = read_tar(unit.uri, max_object_bytes=max_object_bytes)
     elif unit.kind == "parquet":
         samples = read_parquet(unit, max_object_bytes=max_object_bytes)
     else:
         samples = _read_objects(unit.objects, max_object_bytes, threads)
+    if unit.members:
+        samples = _only_members(samples, unit)
     return samples if unit.limit < 0 else islice(samples, unit.limit)
+
+
+def _already_scanned(unit: Unit) -> Iterator[Sample]:
+    for ref in unit.objects:
+        error = AlreadyScanned(f"unchanged since run {unit.scanned_in}, which has its row")
+        yield Sample(ref.uri, content_id=ref.content_id, error=error)
+
+
+def _only_members(samples: Iterator[Sample], unit: Unit) -> Iterator[Sample]:
+    left = dict.fromkeys(unit.members)  # in order
+    told = f"{storage.display_name(unit.uri)} has no member {{}} any more"
+    damage: ImageError | None = None
+    for sample in samples:
+        name = None if sample.member is None else storage.display_name(sample.member)
+        if name in left:
+            del left[name]
+            yield sample
+        elif isinstance(sample.error, FetchError):
+            damage = sample.error  # behind it nothing is told
+        if not left:
+            return
+    for name in left:
+        yield Sample(unit.uri, name, error=damage or NotFound(told.format(name)))
 
 
 def _read_objects(
