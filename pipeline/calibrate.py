@@ -22,8 +22,8 @@ from pipeline.evaluation import Judged, judge_samples, read_manifest
 from pipeline.evaluation.perturbations import expand
 from pipeline.evaluation.sets import set_name
 from pipeline.plots import plot_reliability, require_matplotlib
+from pipeline.progress import say
 from pipeline.run import Json
-from pipeline.scan import say
 from pipeline.settings import CalibrateSettings
 
 

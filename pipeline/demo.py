@@ -18,10 +18,11 @@ from pipeline.comparison import compare, read_rows, read_truth, table
 from pipeline.decode import DecodeLimits, decode
 from pipeline.forge import Forged, forge_set, write_shards
 from pipeline.pictures import contact_sheet
+from pipeline.progress import say
 from pipeline.report import write_report
 from pipeline.results import decode_mask
 from pipeline.run import Json, Run
-from pipeline.scan import say, scan
+from pipeline.scan import scan
 from pipeline.settings import DemoSettings, Pool, ScanSettings
 from pipeline.table import open_results
 

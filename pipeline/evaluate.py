@@ -15,8 +15,8 @@ from pipeline.evaluation import SetResult, evaluate_set
 from pipeline.evaluation.perturbations import expand
 from pipeline.evaluation.sets import set_name
 from pipeline.plots import plot_results, require_matplotlib
+from pipeline.progress import say
 from pipeline.run import Json
-from pipeline.scan import say
 from pipeline.settings import EvaluateSettings
 
 NUMBERS = {  # heading -> field of SetResult

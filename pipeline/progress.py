@@ -139,3 +139,8 @@ def clock(seconds: float) -> str:
     """`h:mm:ss`."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal; stdout is for the summary alone."""
+    print(line, file=sys.stderr, flush=True)

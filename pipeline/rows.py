@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -74,6 +75,17 @@ def failure(error: ImageError) -> Row:
         "error_code": error.code,
         "error_message": str(error)[:MESSAGE_CHARACTERS],
     }
+
+
+def known_codes() -> dict[str | None, str]:
+    """The status of every error code; None is that of a row without one."""
+
+    def below(kind: type[ImageError]) -> Iterator[type[ImageError]]:
+        for child in kind.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return {None: "ok"} | {kind.code: kind.status for kind in below(ImageError)}
 
 
 def result(finding: Finding, *, heatmap: bool) -> Row:

@@ -5,9 +5,9 @@ Every step can be repeated: what an earlier launch of the same run finished is f
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 from engine.checkpoint import Model, load_model
@@ -16,8 +16,10 @@ from engine.runtimes import check_engine
 from pipeline import storage
 from pipeline.plan import Plan, make_plan, read_plan, waves
 from pipeline.progress import Progress
+from pipeline.progress import say as say  # others import it from here
 from pipeline.registry import PromptSource, Registry, look_up_version, with_version
 from pipeline.results import SCHEMA_VERSION
+from pipeline.retry import ScannedIn, complete_run, retry_units
 from pipeline.run import Json, Run, default_run_id
 from pipeline.scanner import Part, ScanSpec
 from pipeline.settings import ScanSettings
@@ -29,6 +31,7 @@ BINDING = {
     "engine", "format", "image_column", "limit", "images_per_unit",
     "max_pixels", "max_object_bytes", "heatmap",
 }  # fmt: skip
+GOES_ON = ("retry_failed", "retry_codes", "skip_scanned")
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ def scan(settings: ScanSettings) -> Json:
     model = load_model(settings.model)
     check_engine(settings.engine)
     output = storage.canonical(settings.output)
+    settings, earlier = continued(settings, output, model)
     source = prompt_source(settings, model, output)
     if source:
         model = with_version(model, Registry(source.registry, model.sha256), source.version)
@@ -85,12 +89,39 @@ def scan(settings: ScanSettings) -> Json:
     if manifest:
         say(f"already complete: run {run.run_id}; another --run-id scans again")
     else:
-        plan = plan_of(run, settings)
+        plan = plan_of(run, settings, earlier)
         totals = scan_plan(settings, run, plan, source)
         manifest = run.commit(make_manifest(run, model, config, plan, totals))
     summary = summarize(run, model, manifest, totals.new_rows, time.monotonic() - started)
     run.write_summary(summary)
     return summary
+
+
+def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSettings, Run | None]:
+    """The settings with inputs, and the run that they go on from, if they name one.
+
+    Raises:
+        UsageError: there are no inputs, or flags that exclude each other; the run that is named is
+            missing or not complete.
+    """
+    name = settings.retry_failed or settings.skip_scanned
+    if settings.retry_failed and (settings.inputs or settings.skip_scanned):
+        raise UsageError("--retry-failed takes its inputs from the run: leave out all others")
+    if settings.retry_codes and not settings.retry_failed:
+        raise UsageError("--retry-codes needs --retry-failed RUN")
+    if not settings.inputs and not settings.retry_failed:
+        raise UsageError("INPUTS are missing: name what to scan, or --retry-failed RUN")
+    if name is None:
+        return settings, None
+    if name == settings.run_id:
+        raise UsageError(f"run {name} cannot go on from itself: choose another --run-id")
+    run, config = complete_run(output, name)
+    if config["model_sha256"] != model.sha256:
+        say(f"note: run {name} was made by {config['model']}, this one is by {model.id}")
+    if settings.retry_failed:
+        same = {key: config[key] for key in ("inputs", "format", "image_column")}
+        settings = settings.model_copy(update=same)
+    return settings, run
 
 
 def prompt_source(settings: ScanSettings, model: Model, output: str) -> PromptSource | None:
@@ -137,23 +168,30 @@ def run_config(settings: ScanSettings, model: Model, source: PromptSource | None
         "model": model.id,
         "model_sha256": model.sha256,
         "schema_version": SCHEMA_VERSION,
+        **{name: getattr(settings, name) for name in GOES_ON if getattr(settings, name)},
         **bound,
     }
 
 
-def plan_of(run: Run, settings: ScanSettings) -> Plan:
+def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Plan:
     """The run's plan; listed now if no earlier launch did."""
     if storage.exists(run.plan_uri):
         say(f"resuming run {run.run_id}")
         return read_plan(run)
-    units = list_units(
-        settings.inputs,
-        images_per_unit=settings.images_per_unit,
-        format=settings.format,
-        image_column=settings.image_column,
-        limit=settings.limit,
-    )
-    return make_plan(run, units)
+    if earlier and settings.retry_failed:
+        many, limit = settings.images_per_unit, settings.limit
+        units = retry_units(earlier, settings.retry_codes, images_per_unit=many, limit=limit)
+        return make_plan(run, units)
+    with ScannedIn(earlier) if earlier else nullcontext() as scanned:
+        units = list_units(
+            settings.inputs,
+            images_per_unit=settings.images_per_unit,
+            format=settings.format,
+            image_column=settings.image_column,
+            limit=settings.limit,
+            scanned=scanned,
+        )
+        return make_plan(run, units)
 
 
 def scan_plan(settings: ScanSettings, run: Run, plan: Plan, source: PromptSource | None) -> Totals:
@@ -222,8 +260,3 @@ def summarize(run: Run, model: Model, manifest: Json, new_rows: int, seconds: fl
         "model": model.id,
         "notes": list(model.notes),
     }
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal; stdout is for the summary alone."""
-    print(line, file=sys.stderr, flush=True)

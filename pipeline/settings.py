@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 SETTINGS_FILE = "prompt-iml.toml"
+RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class Command(BaseSettings):
@@ -70,12 +71,18 @@ class ScanSettings(Pool):
 
     model_config = SettingsConfigDict(cli_prog_name="prompt-iml scan")
 
-    inputs: CliPositionalArg[list[str]] = Field(min_length=1)
+    inputs: CliPositionalArg[list[str]] = Field([])
     """Directory, glob, file, list of URIs, tar or Parquet shard; local or s3://."""
     output: str
     """Folder for the results, local or s3://."""
-    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    run_id: str | None = Field(None, pattern=RUN_ID)
     """Name of the run; none given: a digest of its configuration."""
+    retry_failed: str | None = Field(None, pattern=RUN_ID)
+    """Run under the same output of which to scan what failed, and nothing else; no INPUTS then."""
+    retry_codes: list[str] = []
+    """Retry only failures with these codes; none given: all."""
+    skip_scanned: str | None = Field(None, pattern=RUN_ID)
+    """Run under the same output whose inputs are not scanned again while URI and etag are same."""
     model: str = "prompt-iml-micro"
     """Name of a packaged model, or the path of a model folder."""
     engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"

@@ -11,7 +11,6 @@ their key columns. Image ids go to `Digests`: 20 bytes of temporary disk a row.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from engine.errors import FetchError, ImageError, MissingInput, NotFound
+from engine.errors import FetchError, MissingInput, NotFound, UsageError
 from pipeline import storage
 from pipeline.digests import Digests, digests_of_hex
 from pipeline.plan import read_plan, read_plan_file
+from pipeline.progress import say
 from pipeline.results import SCHEMA, SCHEMA_VERSION, read_summary, units_of
+from pipeline.rows import known_codes
 from pipeline.run import Json, Run
 from pipeline.settings import VerifySettings
 from pipeline.sources.listing import list_objects
@@ -89,6 +90,7 @@ def verify(settings: VerifySettings) -> Json:
 
     Raises:
         MissingInput: there is no such run, or none at all.
+        UsageError: the output cannot be listed.
     """
     output = storage.canonical(settings.output)
     every = run_ids(output)
@@ -97,9 +99,12 @@ def verify(settings: VerifySettings) -> Json:
         raise MissingInput(f"{output} holds no run {missing.pop()}: one of {', '.join(every)}")
     totals: Counter[str] = Counter({"rows": 0, "ok": 0, "failed": 0, "skipped": 0})
     problems = 0
-    for problem in _problems(output, every, chosen, totals):
-        problems += 1
-        print(problem, file=sys.stderr, flush=True)
+    try:
+        for problem in _problems(output, every, chosen, totals):
+            problems += 1
+            say(str(problem))
+    except FetchError as error:
+        raise UsageError(f"cannot read {error}") from error
     return {"output": output, "runs": chosen, **totals, "problems": problems}
 
 
@@ -110,7 +115,13 @@ def _problems(
     complete: set[str] = set()
     for run_id in every:
         run = Run(output, run_id)
-        manifest = run.manifest()
+        try:
+            manifest = run.manifest()
+        except ValueError as error:
+            generation = run.generations()[-1]
+            what = f"is no JSON ({_line(error)})"
+            yield Problem(run.generation_uri(generation), what, _remake(run, generation))
+            continue
         if manifest:
             complete.add(run_id)
             named.update(part["file"] for part in manifest["parts"])
@@ -119,7 +130,7 @@ def _problems(
         elif run_id in chosen:
             fix = "the same scan command completes it"
             yield Problem(run.manifest_uri, f"run {run_id} is not complete", fix)
-    # The parts of an incomplete run are in no manifest yet, and those of others are theirs.
+    # The parts of an incomplete run are in no manifest yet, and those of others are not asked for.
     elsewhere = set(every) - (complete & set(chosen))
     yield from _strays(output, named, elsewhere)
 
@@ -221,17 +232,6 @@ def _check_schema(schema: pa.Schema) -> None:
     missing = [c.name for c in SCHEMA if not c.nullable and c.name not in schema.names]
     if other or missing:
         raise ValueError(f"columns of another schema: {', '.join(other + missing)}")
-
-
-def known_codes() -> dict[str | None, str]:
-    """The status of every error code; None is that of a row without one."""
-
-    def below(kind: type[ImageError]) -> Iterator[type[ImageError]]:
-        for child in kind.__subclasses__():
-            yield child
-            yield from below(child)
-
-    return {None: "ok"} | {kind.code: kind.status for kind in below(ImageError)}
 
 
 def _remake(run: Run, generation: int) -> str:

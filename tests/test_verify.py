@@ -150,6 +150,12 @@ def lose_plan(output: Path) -> Path:
     return path
 
 
+def spoil_manifest(output: Path) -> Path:
+    path = storage.local_path(Run(output.as_uri(), "r").manifest_uri)
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
+
+
 def forget(output: Path) -> Path:
     """A manifest that lost a part: the file is foreign now and its unit has no rows."""
     path = part(output)
@@ -168,6 +174,7 @@ def forget(output: Path) -> Path:
         (rubbish, 1, "in no manifest and no readable part"),
         (lose_plan_file, 1, "this file of the plan cannot be read"),
         (lose_plan, 1, "the plan cannot be read"),
+        (spoil_manifest, 1, "is no JSON"),
         (forget, 3, "no part holds unit [0-9a-f]{32}"),
     ],
 )
