@@ -20,6 +20,7 @@ from engine.errors import UsageError
 from pipeline.settings import (
     CalibrateSettings,
     Command,
+    CompactSettings,
     DemoSettings,
     EvaluateSettings,
     ReportSettings,
@@ -55,6 +56,14 @@ def run_report(settings: ReportSettings) -> int:
         settings.output, run_id=settings.run_id, path=settings.path, limit=settings.limit
     )
     print(json.dumps({"report": str(path)}))
+    return DONE
+
+
+def run_compact(settings: CompactSettings) -> int:
+    """`prompt-iml compact`"""
+    from pipeline.compact import compact
+
+    print(json.dumps(compact(settings)))
     return DONE
 
 
@@ -96,6 +105,7 @@ COMMANDS = {
     "scan": Entry(ScanSettings, run_scan),
     "demo": Entry(DemoSettings, run_demo),
     "report": Entry(ReportSettings, run_report),
+    "compact": Entry(CompactSettings, run_compact),
     "verify": Entry(VerifySettings, run_verify),
     "evaluate": Entry(EvaluateSettings, run_evaluate),
     "calibrate": Entry(CalibrateSettings, run_calibrate),

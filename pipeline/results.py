@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ SCHEMA_VERSION: Final = 1
 
 _SUMMARY_KEY = b"prompt_iml.summary"
 _ROW_GROUP_ROWS = 4096
+_MERGED_GROUP_ROWS = 32_768  # about 30 MB: what engines like to read at once
 
 _REGION = pa.struct(
     [
@@ -105,12 +106,7 @@ class RowWriter:
         self._codes: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
         self._sink = pa.BufferOutputStream()
-        self._file = pq.ParquetWriter(
-            self._sink,
-            SCHEMA,
-            compression="zstd",
-            use_dictionary=[name for name in SCHEMA.names if name not in _UNIQUE],
-        )
+        self._file = _open_writer(self._sink)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row: column name to value; columns left out are null.
@@ -150,6 +146,51 @@ def to_batch(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
+def merge_parts(parts: Iterable[bytes]) -> bytes:
+    """The rows of several parts of one run, in order, as one part.
+
+    In memory are the file that grows, one part and `_MERGED_GROUP_ROWS` rows.
+
+    Raises:
+        ValueError: one is no whole part, or they are not of one run.
+    """
+    statuses, codes, units = Counter[str](), Counter[str](), Counter[str]()
+    run_ids: set[str] = set()
+    sink = pa.BufferOutputStream()
+    file = _open_writer(sink)
+    waiting = [SCHEMA.empty_table()]
+    for part in parts:
+        summary = read_summary(part)
+        run_ids.add(summary["run_id"])
+        statuses.update(summary["statuses"])
+        codes.update(summary["codes"])
+        units.update(units_of(summary))
+        waiting.append(pq.read_table(pa.BufferReader(part)))
+        if sum(table.num_rows for table in waiting) >= _MERGED_GROUP_ROWS:
+            waiting = [_write_rows(file, waiting).slice(0, 0)]
+    _write_rows(file, waiting)
+    if len(run_ids) != 1:
+        raise ValueError(f"parts of the runs {sorted(run_ids)}")
+    merged = {"run_id": run_ids.pop(), "rows": statuses.total(), "units": dict(units)}
+    counts = {"statuses": dict(sorted(statuses.items())), "codes": dict(sorted(codes.items()))}
+    file.add_key_value_metadata({_SUMMARY_KEY: json.dumps(merged | counts)})
+    file.close()
+    return cast(bytes, sink.getvalue().to_pybytes())
+
+
+def _write_rows(file: pq.ParquetWriter, tables: list[pa.Table]) -> pa.Table:
+    """Write tables as one row group; columns that an older part lacks are null."""
+    rows = pa.concat_tables(tables, promote_options="default").select(SCHEMA.names)
+    if rows.num_rows:
+        file.write_table(rows, row_group_size=rows.num_rows)
+    return rows
+
+
+def _open_writer(sink: pa.BufferOutputStream) -> pq.ParquetWriter:
+    columns = [name for name in SCHEMA.names if name not in _UNIQUE]
+    return pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=columns)
+
+
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, kind)
@@ -165,7 +206,8 @@ def read_summary(file: bytes | BinaryIO) -> dict[str, Any]:
     """What `RowWriter` says of a file in its footer, with no row read.
 
     Returns:
-        `unit_id`, `run_id`, `rows`, `statuses` (rows by status), `codes` (rows by error code).
+        `unit_id`, `run_id`, `rows`, `statuses` (rows by status), `codes` (rows by error code). A
+        merged part has `units` (rows by unit id) in place of `unit_id`.
 
     Raises:
         ValueError: it is not a whole Parquet file (`pyarrow.ArrowInvalid` is one), or not ours.
@@ -183,6 +225,8 @@ def units_of(summary: dict[str, Any]) -> dict[str, int]:
     Args:
         summary: from `read_summary`.
     """
+    if "units" in summary:
+        return cast(dict[str, int], summary["units"])
     return {summary["unit_id"]: summary["rows"]}
 
 

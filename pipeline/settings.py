@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
@@ -137,6 +137,21 @@ class ReportSettings(Command):
     """File to write; none given: report.html in OUTPUT."""
     limit: int = Field(200, ge=0)
     """Show at most this many pictures, highest score first."""
+
+
+class CompactSettings(Command):
+    """Merge the many small files of a finished scan into few."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml compact")
+
+    output: CliPositionalArg[str]
+    """Folder of the results, as it was given to `scan`."""
+    run_id: str | None = None
+    """Run to compact; none given: every run that is complete."""
+    target_size: ByteSize = Field(ByteSize(256 * 2**20), ge=1)
+    """Merge files up to this size together, say 256MiB; so much memory it takes."""
+    grace: float = Field(10, ge=0)
+    """Seconds for which replaced files stay, for those who are reading them."""
 
 
 class VerifySettings(Command):

@@ -281,6 +281,16 @@ def write(uri: str, data: bytes) -> None:
             _write_aside(local_path(uri), data).replace(local_path(uri))
 
 
+def remove(uri: str) -> None:
+    """Remove a file, if it is there. Raises as `create_once`."""
+    with _writing(uri):
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            s3_client().delete_object(Bucket=bucket, Key=key)
+        else:
+            local_path(uri).unlink(missing_ok=True)
+
+
 def check_writable(uri: str) -> None:
     """Prove that `create_once` works under a folder: leaves an empty `_runs/.writable` there.
 
