@@ -47,6 +47,24 @@ def complete_run(output: str, run_id: str) -> tuple[Run, Json]:
     return run, config
 
 
+def check_retry(run: Run, codes: Sequence[str]) -> None:
+    """Prove from the manifest of a complete run that there is something to retry.
+
+    Raises:
+        EmptySource: nothing of it failed, by these codes.
+        UsageError: a code that rows never have.
+    """
+    failing = sorted(code for code, status in known_codes().items() if code and status == "failed")
+    if unknown := set(codes) - set(failing):
+        raise UsageError(
+            f"--retry-codes {unknown.pop()} is no code of a failure: one of {', '.join(failing)}"
+        )
+    manifest = run.manifest() or {"codes": {}}
+    if not set(codes or failing) & set(manifest["codes"]):
+        by = f" by {', '.join(codes)}" if codes else ""
+        raise EmptySource(f"run {run.run_id} has no row that failed{by}: nothing to retry")
+
+
 def retry_units(
     run: Run, codes: Sequence[str], *, images_per_unit: int, limit: int | None
 ) -> Iterator[Unit]:
@@ -67,15 +85,8 @@ def retry_units(
         limit: retry at most so many images.
 
     Raises:
-        EmptySource: nothing of it failed, by these codes.
-        UsageError: a code that rows never have; the run cannot be read, or its plan lacks what
-            its rows name.
+        UsageError: the run cannot be read, or its plan lacks what its rows name.
     """
-    failing = sorted(code for code, status in known_codes().items() if code and status == "failed")
-    if unknown := set(codes) - set(failing):
-        raise UsageError(
-            f"--retry-codes {unknown.pop()} is no code of a failure: one of {', '.join(failing)}"
-        )
     try:
         failed = _failed_rows(run, codes)
         units = _units_of(run, failed, images_per_unit)
@@ -99,9 +110,6 @@ def _failed_rows(run: Run, codes: Sequence[str]) -> Failed:
         for batch in rows.to_batches(columns=["uri", "member", "error_stage"]):
             for uri, member, stage in zip(*(c.to_pylist() for c in batch.columns), strict=True):
                 failed[uri][member] = stage
-    if not failed:
-        by = f" by {', '.join(codes)}" if codes else ""
-        raise EmptySource(f"run {run.run_id} has no row that failed{by}: nothing to retry")
     return dict(failed)
 
 

@@ -1,6 +1,7 @@
 """A run's folder: what it is bound to, its plan, its parts, its manifest.
 
     OUTPUT/results/part-<unit id>.parquet     one a unit; its existence is the commit
+    OUTPUT/results/part-<digest of the run id>-g<generation>-<digest>.parquet    many, merged
     OUTPUT/_runs/<run id>/config.json         written first: what the run is bound to
     OUTPUT/_runs/<run id>/plan/*.parquet      the units
     OUTPUT/_runs/<run id>/plan.json           names the plan's files; the plan exists with it

@@ -19,7 +19,7 @@ from pipeline.progress import Progress
 from pipeline.progress import say as say  # others import it from here
 from pipeline.registry import PromptSource, Registry, look_up_version, with_version
 from pipeline.results import SCHEMA_VERSION
-from pipeline.retry import ScannedIn, complete_run, retry_units
+from pipeline.retry import ScannedIn, check_retry, complete_run, retry_units
 from pipeline.run import Json, Run, default_run_id
 from pipeline.scanner import Part, ScanSpec
 from pipeline.settings import ScanSettings
@@ -119,6 +119,7 @@ def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSe
     if config["model_sha256"] != model.sha256:
         say(f"note: run {name} was made by {config['model']}, this one is by {model.id}")
     if settings.retry_failed:
+        check_retry(run, settings.retry_codes)  # before anything is written
         same = {key: config[key] for key in ("inputs", "format", "image_column")}
         settings = settings.model_copy(update=same)
     return settings, run

@@ -16,7 +16,7 @@ import pytest
 
 from engine.errors import EmptySource, MissingInput, UsageError
 from pipeline.cli import main
-from pipeline.retry import ScannedIn, retry_units
+from pipeline.retry import ScannedIn, check_retry, retry_units
 from pipeline.run import Json, Run
 from pipeline.scan import scan
 from pipeline.settings import ScanSettings
@@ -126,9 +126,9 @@ def test_codes_and_limit_choose_what_is_retried(
     ]
     assert sum(len(names) for _, names in retried(run, "truncated", "empty", limit=2)) >= 2
     with pytest.raises(EmptySource, match="no row that failed by timeout: nothing to retry"):
-        retried(run, "timeout")
+        check_retry(run, ["timeout"])
     with pytest.raises(UsageError, match="not_an_image is no code of a failure: one of corrupt"):
-        retried(run, "not_an_image")
+        check_retry(run, ["not_an_image"])
 
 
 def test_each_unit_of_a_lost_parquet_file_fails_by_its_own_name(store: Store, good: bytes) -> None:
