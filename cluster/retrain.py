@@ -43,9 +43,9 @@ from engine.protocol import Engine
 from engine.runtimes import check_engine, open_engine
 from pipeline import storage
 from pipeline.evaluation import SetResult, evaluate_set, read_manifest
+from pipeline.progress import say
 from pipeline.registry import Registry, with_version
 from pipeline.run import Json, encode
-from pipeline.scan import say
 
 Tensors = Mapping[str, NDArray[Any]]
 

@@ -20,7 +20,8 @@
         │   ├── NotFound       not_found
         │   ├── Denied         denied
         │   ├── FetchTimeout   timeout
-        │   └── DamagedShard   damaged_shard
+        │   ├── DamagedShard   damaged_shard
+        │   └── AlreadyScanned already_scanned     status=skipped, not failed
         ├── DecodeError        corrupt             stage "decode"
         │   ├── Empty          empty
         │   ├── Truncated      truncated
@@ -176,6 +177,13 @@ class DamagedShard(FetchError):
     """A shard breaks off or is corrupt here: what lies behind cannot be read."""
 
     code = "damaged_shard"
+
+
+class AlreadyScanned(FetchError):
+    """Another run has a row of the same bytes, as far as URI and etag tell."""
+
+    code = "already_scanned"
+    status = "skipped"
 
 
 class DecodeError(ImageError):

@@ -15,8 +15,7 @@ from engine.errors import UsageError
 from engine.runtimes import check_engine
 from pipeline import storage
 from pipeline.plan import Plan, make_plan, read_plan, waves
-from pipeline.progress import Progress
-from pipeline.progress import say as say  # others import it from here
+from pipeline.progress import Progress, say
 from pipeline.registry import PromptSource, Registry, look_up_version, with_version
 from pipeline.results import SCHEMA_VERSION
 from pipeline.retry import ScannedIn, check_retry, complete_run, retry_units

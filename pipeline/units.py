@@ -77,14 +77,6 @@ def unit_from_json(text: str) -> Unit:
     return Unit(**fields)
 
 
-class AlreadyScanned(ImageError):
-    """Another run has a row of the same bytes, as far as URI and etag tell."""
-
-    stage = "fetch"
-    code = "already_scanned"
-    status = "skipped"
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One image as it lies in its source: exact bytes, or why there are none.

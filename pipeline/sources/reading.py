@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
-from engine.errors import FetchError, ImageError, NotFound, Unsupported, UsageError
+from engine.errors import AlreadyScanned, FetchError, ImageError, NotFound, Unsupported, UsageError
 from pipeline import storage
 from pipeline.sources.limits import too_large
 from pipeline.sources.ordered import in_order
 from pipeline.sources.parquet import read_parquet
 from pipeline.sources.tar import read_tar
-from pipeline.units import AlreadyScanned, ObjectRef, Sample, Unit
+from pipeline.units import ObjectRef, Sample, Unit
 
 
 def read_unit(unit: Unit, *, max_object_bytes: int, threads: int) -> Iterator[Sample]:
