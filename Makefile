@@ -4,7 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: scan test check train-smoke bench model clean
+KILLS  ?= 100
+
+.PHONY: scan test check train-smoke chaos bench model clean
 
 scan: $(VENV)/scan.stamp  ## Forge real photographs, scan them, show what was found.
 	$(BIN)/prompt-iml demo --output demo
@@ -19,6 +21,9 @@ check: $(VENV)/test.stamp
 
 train-smoke: $(VENV)/test.stamp  ## Train, kill, resume, evaluate, gate, promote, roll back: minutes.
 	$(BIN)/python -m pytest tests/test_cycle.py
+
+chaos: $(VENV)/test.stamp  ## Scan under a killer (KILLS=100), compare with a scan nobody disturbed.
+	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
 bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
 	$(BIN)/python -m tests.bench

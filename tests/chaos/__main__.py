@@ -39,20 +39,20 @@ POINTS = [
 ]
 KINDS = ("actor", "worker", "node", "driver", "point", "point")
 NODES = 3
-SHARDS, MEMBERS = 40, 8
+MEMBERS = 8  # of a shard
 FINDING = ["image_id", "sha256", "status", "error_code", "score_raw", "mask_rle"]
 PHOTOGRAPHS = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")
 
 Table = dict[str, list[tuple[Any, ...]]]
 
 
-def write_shards(folder: Path) -> None:
+def write_shards(folder: Path, shards: int) -> None:
     """Crops of real photographs, each another, in tar shards; one of each shard is damaged."""
     rng = random.Random(0)
     photographs = [
         Image.open(Path(skimage.data.__file__).parent / name).convert("RGB") for name in PHOTOGRAPHS
     ]
-    for shard in range(SHARDS):
+    for shard in range(shards):
         with tarfile.open(folder / f"{shard:02}.tar", "w") as archive:
             for member in range(MEMBERS):
                 x, y = rng.randrange(100), rng.randrange(60)
@@ -166,13 +166,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--shards", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = folder / "shards"
         source.mkdir()
-        write_shards(source)
+        write_shards(source, args.shards)
         chaos = Chaos(folder, args.seed)
         chaos.scan(source, folder / "clean", most=0)
         clean = read_table(folder / "clean")
