@@ -28,7 +28,7 @@ from pipeline.waves import pool_size, ray_session, read_tally, scan_wave, shared
 # The settings that shape the rows: with the model's digests, what a run is bound to.
 BINDING = {
     "engine", "format", "image_column", "limit", "images_per_unit",
-    "max_pixels", "max_object_bytes", "heatmap",
+    "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
 }  # fmt: skip
 GOES_ON = ("retry_failed", "retry_codes", "skip_scanned")
 
@@ -190,6 +190,7 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
             image_column=settings.image_column,
             limit=settings.limit,
             scanned=scanned,
+            trust_lists=settings.trust_lists,
         )
         return make_plan(run, units)
 

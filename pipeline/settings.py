@@ -105,6 +105,8 @@ class ScanSettings(Pool):
     """Larger images fail as too_large, before they are decoded, which takes 10 bytes a pixel."""
     max_object_bytes: int = Field(256 * 2**20, ge=1)
     """Larger images fail as too_large, without being fetched."""
+    trust_lists: bool = False
+    """Let a list in an object store name files of the machines that scan."""
     image_timeout: float = Field(300.0, gt=0)
     """Seconds that one image may take to decode, or one run of the network."""
     heatmap: bool = False

@@ -20,12 +20,14 @@ class ObjectRef:
         size_bytes: as listed; -1 when the listing does not say (a list of URIs).
         etag: version of the object; empty when unknown. Local files: size and mtime in ns.
         content_id: the caller's own id, when a list carries one.
+        refused: why it must not be read; empty: it may be.
     """
 
     uri: str
     size_bytes: int = -1
     etag: str = ""
     content_id: str | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)

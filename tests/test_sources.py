@@ -374,7 +374,7 @@ def test_one_long_line_is_no_list(folder: Folder) -> None:
 def test_a_list_is_told_from_other_text(told: bytes, is_list: bool, folder: Folder) -> None:
     folder.put("in/a.jpg", b"data")
     source = inputs.resolve(folder.put("README", told))
-    named = [entry.ref.uri for entry in inputs.entries_of(source, "auto", None)]
+    named = [entry.ref.uri for entry in inputs.entries_of(source, "auto", None, False)]
     assert (named != [f"{folder.uri}/README"]) is is_list
 
 

@@ -71,7 +71,12 @@ def resolve(name: str) -> Source:
     return _glob(name, uri, wildcard.start())
 
 
-def entries_of(source: Source, format: Format, image_column: str | None) -> Iterator[Entry]:  # noqa: A002
+def entries_of(
+    source: Source,
+    format: Format,  # noqa: A002
+    image_column: str | None,
+    trust_lists: bool,
+) -> Iterator[Entry]:
     """The files of an input, in the order of `list_objects` or of the list.
 
     Raises:
@@ -82,13 +87,15 @@ def entries_of(source: Source, format: Format, image_column: str | None) -> Iter
     with _usage_errors(source.uri):
         if source.file:
             kind = _kind_of_content(source.file, image_column) if format == "auto" else format
-            yield from _expand(source.file, kind)
+            yield from _expand(source.file, kind, trust_lists)
             return
         matches = 0
         for ref in list_objects(source.uri, is_hidden, source.starts):
             if source.pattern is None or source.pattern.match(ref.uri):
                 matches += 1
-                yield from _expand(ref, kind_of_name(ref.uri) if format == "auto" else format)
+                yield from _expand(
+                    ref, kind_of_name(ref.uri) if format == "auto" else format, trust_lists
+                )
         if source.pattern and not matches:
             raise NotFound(f"nothing matches {storage.display_name(source.name)}")
 
@@ -117,10 +124,10 @@ def _glob(name: str, uri: str, wildcard: int) -> Source:
     return Source(name, folder if folder != "file://" else "file:///", None, starts, pattern)
 
 
-def _expand(ref: ObjectRef, kind: Kind) -> Iterator[Entry]:
+def _expand(ref: ObjectRef, kind: Kind, trust_lists: bool) -> Iterator[Entry]:
     if kind == "list":
-        for named in read_list(ref.uri):
-            yield Entry(kind_of_name(named.uri), named)
+        for named in read_list(ref.uri, trust_lists=trust_lists):
+            yield Entry("objects" if named.refused else kind_of_name(named.uri), named)
     else:
         yield Entry(kind, ref)
 

@@ -45,6 +45,7 @@ def list_units(
     image_column: str | None = None,
     limit: int | None = None,
     scanned: Scanned | None = None,
+    trust_lists: bool = False,
 ) -> Iterator[Unit]:
     """What the inputs hold, as units, while it is listed.
 
@@ -62,6 +63,7 @@ def list_units(
             which reads them up to the limit.
         scanned: knows which objects and shards another run has rows of; they become units that
             say so, and count for no limit.
+        trust_lists: see `read_list`.
 
     Raises:
         MissingInput: an input names nothing.
@@ -70,7 +72,11 @@ def list_units(
         UsageError: anything else that makes an input unreadable as a whole.
     """
     sources = [resolve(name) for name in inputs]
-    entries = (entry for source in sources for entry in entries_of(source, format, image_column))
+    entries = (
+        entry
+        for source in sources
+        for entry in entries_of(source, format, image_column, trust_lists)
+    )
     per_unit = images_per_unit if limit is None else min(images_per_unit, limit)
     plan = partial(
         plan_parquet,

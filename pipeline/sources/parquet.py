@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from pipeline.units import ObjectRef, Sample, Unit
 
 BATCH_BYTES = 16 << 20
 MAX_BATCH_ROWS = 1024
+INDEX_BYTES = 16  # of a value, page headers shared out
 ID_COLUMNS = ("content_id", "id")
 RESULTS_MARK = b"prompt_iml.schema_version"
 
@@ -37,8 +38,12 @@ _USUAL_NAMES = (
 
 
 @contextmanager
-def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(uri: str, dictionaries: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     """The file, with its footer read.
+
+    Args:
+        uri: of the file.
+        dictionaries: columns, as paths, whose values are to stay where they are written once.
 
     Raises:
         FetchError: it cannot be read; `DamagedShard` when it is no Parquet file.
@@ -46,7 +51,9 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     with storage.open_stream(uri) as stream:
         try:
             # Without pre_buffer a row group is streamed; with it, it would be held whole.
-            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+            file = pq.ParquetFile(
+                stream, read_dictionary=list(dictionaries), pre_buffer=False, buffer_size=1 << 20
+            )
         except (pa.ArrowException, OSError) as error:
             raise DamagedShard(f"{storage.display_name(uri)}: {_line(error)}") from error
         yield file
@@ -138,7 +145,7 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
     """
     row = unit.first_row
     try:
-        with open_parquet(unit.uri) as file:
+        with open_parquet(unit.uri, _repeating(unit)) as file:
             column = unit.column or column_of_images(unit.uri, file.schema_arrow, None)
             if column is None:
                 raise DamagedShard(f"{storage.display_name(unit.uri)}: no column of image bytes")
@@ -155,6 +162,30 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
                 row = end
     except FetchError as error:
         yield Sample(unit.uri, str(row) if row else None, error=error)
+
+
+def _repeating(unit: Unit) -> list[str]:
+    """The column of images, if its values lie in dictionaries: a file of 2 kB may repeat one of
+    50 MB a thousand times. Elsewhere a dictionary would only cost."""
+    with open_parquet(unit.uri) as file:
+        column = unit.column or column_of_images(unit.uri, file.schema_arrow, None) or ""
+        chunks = [
+            chunk
+            for group in range(
+                unit.first, min(unit.last or file.num_row_groups, file.num_row_groups)
+            )
+            for chunk in _chunks_of(file.metadata.row_group(group), column)
+        ]
+        return sorted({chunk.path_in_schema for chunk in chunks if _in_dictionary(chunk)})
+
+
+def _in_dictionary(chunk: Any) -> bool:
+    """Whether the pages behind the dictionary hold hardly more than indices into it."""
+    if not chunk.has_dictionary_page:
+        return False
+    dictionary_bytes = chunk.data_page_offset - chunk.dictionary_page_offset
+    page_bytes = chunk.total_compressed_size - dictionary_bytes
+    return bool(page_bytes <= INDEX_BYTES * chunk.num_values)
 
 
 def _read_row_group(
@@ -181,22 +212,29 @@ def _read_row_group(
 
 
 def _sample(uri: str, row: int, cells: tuple[Any, ...], max_object_bytes: int) -> Sample:
-    data, content_id = _bytes_and_path(cells[0])
+    value, content_id = _bytes_and_path(cells[0])
     if len(cells) > 1:
         content_id = text(cells[1])
-    if data is None:
+    if value is None:
         return Sample(uri, str(row), content_id, error=Empty("null in place of image bytes"))
-    if error := too_large(len(data), max_object_bytes):
+    if error := too_large(value.as_buffer().size, max_object_bytes):
         return Sample(uri, str(row), content_id, error=error)
-    return Sample(uri, str(row), content_id, data)
+    return Sample(uri, str(row), content_id, value.as_py())
 
 
-def _bytes_and_path(cell: Any) -> tuple[bytes | None, str | None]:
+def _bytes_and_path(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
     if not isinstance(cell, pa.StructScalar):
-        return cell.as_py(), None
+        return _value(cell), None
     if not cell.is_valid:
         return None, None
-    return cell["bytes"].as_py(), text(cell["path"]) if "path" in cell else None
+    return _value(cell["bytes"]), text(cell["path"]) if "path" in cell else None
+
+
+def _value(cell: Any) -> pa.BinaryScalar | None:
+    """The cell, not copied; None when null."""
+    if isinstance(cell, pa.DictionaryScalar):
+        cell = cell.value
+    return cell if cell.is_valid else None
 
 
 def text(cell: Any) -> str | None:
@@ -218,12 +256,16 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _column_bytes(row_group: Any, column: str, measure: str) -> int:
-    chunks = (row_group.column(index) for index in range(row_group.num_columns))
-    return sum(
-        getattr(chunk, measure)
+    return sum(getattr(chunk, measure) for chunk in _chunks_of(row_group, column))
+
+
+def _chunks_of(row_group: Any, column: str) -> list[Any]:
+    chunks = [row_group.column(index) for index in range(row_group.num_columns)]
+    return [
+        chunk
         for chunk in chunks
         if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
-    )
+    ]
 
 
 def _line(error: Exception) -> str:

@@ -7,7 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
-from engine.errors import AlreadyScanned, FetchError, ImageError, NotFound, Unsupported, UsageError
+from engine.errors import (
+    AlreadyScanned,
+    Denied,
+    FetchError,
+    ImageError,
+    NotFound,
+    Unsupported,
+    UsageError,
+)
 from pipeline import storage
 from pipeline.sources.limits import too_large
 from pipeline.sources.ordered import in_order
@@ -72,6 +80,8 @@ def _read_objects(
 
 def _fetch(ref: ObjectRef, max_object_bytes: int) -> Sample:
     try:
+        if ref.refused:
+            raise Denied(ref.refused)
         size = ref.size_bytes if ref.size_bytes >= 0 else _size_bytes(ref.uri)
         error: ImageError | None = too_large(size, max_object_bytes)
         data = None if error else storage.read_bytes(ref.uri, size)

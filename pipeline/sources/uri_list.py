@@ -19,17 +19,23 @@ from pipeline.units import ObjectRef
 URI_COLUMNS = ("uri", "url", "path", "image")
 PARQUET_MAGIC = b"PAR1"
 ENTRIES_TRIED = 10
+LOCAL_FILE = "a list in an object store names a local file; --trust-lists would read it"
 
 Entry = tuple[str, str | None]
 
 
-def read_list(uri: str) -> Iterator[ObjectRef]:
+def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
     """The objects that a list names, one a line or row.
 
     A list is text with a URI a line (blank lines and `#` comments are passed over), or CSV or
     Parquet with a column `uri`, `url`, `path` or `image` and perhaps `content_id` or `id`.
     Relative names are relative to the list's folder. An entry that names nothing readable is an
     object all the same: reading it tells.
+
+    Args:
+        uri: of the list.
+        trust_lists: whether a list in an object store may name files of the machines that scan.
+            Who may write a list there need not be somebody who may read these.
 
     Raises:
         FetchError: the list cannot be read.
@@ -42,7 +48,10 @@ def read_list(uri: str) -> Iterator[ObjectRef]:
         entries = _parquet_entries(uri) if is_parquet else _text_entries(stream)
         try:
             for name, content_id in entries:
-                yield ObjectRef(_absolute(name, folder), content_id=content_id)
+                named = _absolute(name, folder)
+                is_strange = storage.is_s3(uri) and named.startswith("file://")
+                refused = LOCAL_FILE if is_strange and not trust_lists else ""
+                yield ObjectRef(named, content_id=content_id, refused=refused)
         except csv.Error as error:
             raise UsageError(f"{storage.display_name(uri)} is no CSV: {error}") from error
 
