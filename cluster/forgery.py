@@ -212,14 +212,31 @@ def _remove(view: Scene, outline: Floats, rng: np.random.Generator) -> tuple[Pix
     alpha = opacity(outline, len(view.pixels), rng)
     known = (ndimage.maximum_filter(alpha, 5) < 0.1)[..., None].astype(np.float64)
     sigma = area(outline) ** 0.5 / 4 + 2
-    tones = smooth(view.pixels * known, sigma) / np.maximum(smooth(known, sigma), 1e-4)
+    tones = _tones(view.pixels * known, sigma) / np.maximum(_tones(known, sigma), 1e-4)
     if rng.random() < 0.7:
         dy, dx = (int(s) for s in rng.integers(len(view.pixels) // 4, len(view.pixels) // 2, 2))
         texture = np.roll(view.pixels, (dy, dx), (0, 1)).astype(np.float64)
-        tones += texture - smooth(texture, sigma)
+        tones = tones + texture - _tones(texture, sigma)
     else:
-        tones += rng.normal(0, rng.uniform(0, 4), tones.shape)
+        tones = tones + rng.normal(0, rng.uniform(0, 4), tones.shape)
     return _blend(view.pixels, tones, alpha), alpha
+
+
+def _tones(pixels: Floats, sigma: float) -> Floats:
+    """`smooth` for a large sigma: at a fraction of the size, where it costs little."""
+    height, width = pixels.shape[:2]
+    fraction = max(1, int(sigma / 2))
+    small = _scaled(pixels, (-(-width // fraction), -(-height // fraction)))
+    return _scaled(smooth(small, sigma / fraction), (width, height))
+
+
+def _scaled(pixels: Floats, size: tuple[int, int]) -> Floats:
+    """To (width, height), unrounded."""
+    channels = [
+        Image.fromarray(channel.astype(np.float32)) for channel in pixels.transpose(2, 0, 1)
+    ]
+    scaled = [np.asarray(c.resize(size, Image.Resampling.BILINEAR), np.float64) for c in channels]
+    return np.stack(scaled, 2)
 
 
 def _retouch(view: Scene, outline: Floats, rng: np.random.Generator) -> tuple[Pixels, Floats]:

@@ -49,7 +49,8 @@ class History:
     """Everything that happens to an image but the forgery itself.
 
     Attributes:
-        scale: of the photograph before anything else; it is 1 or less.
+        scale: of the photograph before anything else; it is 1 or less, and the least shows whole
+            photographs, as small pictures do.
         on_grid: the view keeps the 8x8 grid of the photograph (at scale 1).
         first: save before the forgery, or None.
         stress: after the forgery.
@@ -77,7 +78,7 @@ def draw_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> History
     if not off_grid:
         corner -= corner % 8
     return History(
-        scale=float(rng.uniform(0.4, 1.0)) if rng.random() < 0.4 else 1.0,
+        scale=float(rng.uniform(0.25, 1.0)) if rng.random() < 0.5 else 1.0,
         on_grid=bool(rng.random() < 0.8),
         first=draw_save(rng, (72, 95), cameras) if rng.random() < 0.9 else None,
         stress=stress,
@@ -110,6 +111,8 @@ def _draw_stress(rng: np.random.Generator) -> Stress:
 
 def wear(pixels: Pixels, stress: Stress, rng: np.random.Generator) -> Pixels:
     """Stress but its scale."""
+    if not (stress.blur or stress.sharpen or stress.noise):
+        return pixels
     worn = pixels.astype(np.float64)
     if stress.blur:
         worn = smooth(worn, stress.blur)

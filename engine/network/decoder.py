@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from engine.config import DecoderConfig
 from engine.network.fusion import DeformableAttention, cell_centres
 
 MASK_STRIDE = 4
+SHARPNESS = (0.5, 1.0, 4.0)  # of the score's looks at the mask: broad, by odds, at its peak
 
 
 class PixelDecoder(nn.Module):
@@ -178,16 +180,20 @@ class DecoderLayer(nn.Module):
 
 
 class ScoreHead(nn.Module):
-    """The image score: from the query, the pooled fused maps, and how what lies inside the
-    predicted mask differs from what lies outside; not from the mask alone."""
+    """The image score: the evidence in the mask, weighed against what the query, the fused maps
+    and the features inside and outside of the mask say."""
 
     def __init__(self, hidden: int, channels: Sequence[int]) -> None:
         super().__init__()
         width = 3 * hidden + sum(channels)
         self.norm = nn.LayerNorm(width)
         self.layers = nn.Sequential(
-            nn.Linear(width + 3, hidden), nn.GELU(), nn.Linear(hidden, 1)
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1)
         )  # not ReLU: all of its units died within 10,000 samples
+        self.evidence = nn.Linear(len(SHARPNESS), 1)
+        # Begins as the evidence alone: the rest has hundreds of numbers to be wrong about.
+        nn.init.zeros_(cast("nn.Linear", self.layers[2]).weight)
+        nn.init.constant_(self.evidence.weight, 1 / len(SHARPNESS))
 
     def forward(
         self,
@@ -196,20 +202,24 @@ class ScoreHead(nn.Module):
         mask_BHW: Tensor,
         maps_BHWC: Sequence[Tensor],
     ) -> Tensor:
-        """Logits (B,). The mask is taken as given: its own loss alone shapes it."""
-        inside_BS1 = mask_BHW.detach().sigmoid().flatten(1)[:, :, None]
+        """Logits (B,)."""
+        logits_BS = mask_BHW.flatten(1)
+        inside_BS1 = logits_BS.detach().sigmoid()[:, :, None]
         features_BDS = features_BDHW.flatten(2)
         inside_BD = features_BDS @ (inside_BS1 / (inside_BS1.sum(1, keepdim=True) + 1))
         outside_BS1 = 1 - inside_BS1
         outside_BD = features_BDS @ (outside_BS1 / (outside_BS1.sum(1, keepdim=True) + 1))
         pooled = [map_BHWC.mean((1, 2)) for map_BHWC in maps_BHWC]
         found = torch.cat([query_BD, inside_BD[:, :, 0], outside_BD[:, :, 0], *pooled], 1)
-        logits_BS = mask_BHW.detach().flatten(1)
-        evidence_B3 = torch.stack(
-            [logits_BS.amax(1), logits_BS.mean(1), inside_BS1[:, :, 0].mean(1)], 1
-        )
-        y: Tensor = self.layers(torch.cat([self.norm(found), evidence_B3], 1))
+        evidence_BK = torch.stack([soft_maximum(logits_BS, r) for r in SHARPNESS], 1)
+        y: Tensor = self.layers(self.norm(found)) + self.evidence(evidence_BK)
         return y[:, 0]
+
+
+def soft_maximum(x_BS: Tensor, sharpness: float) -> Tensor:
+    """(B,) between the mean (sharpness 0) and the maximum: log mean exp."""
+    s = x_BS.shape[1]
+    return ((sharpness * x_BS).logsumexp(1) - math.log(s)) / sharpness
 
 
 def attention_mask(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:

@@ -33,7 +33,9 @@ class PromptIML(nn.Module):
         self.config = config
         swin, channels = config.swin, config.swin.stage_channels
         self.semantic = Swin(swin, PatchEmbedding(swin.channels, swin.patch, swin.position_grid))
-        self.high_frequency = Swin(swin, HighFrequencyStem(swin.channels, swin.patch))
+        self.high_frequency = Swin(
+            swin, HighFrequencyStem(swin.channels, swin.patch, config.stem_width)
+        )
         self.prompts = nn.ParameterList(_prompts(config))
         self.jpeg_stage = swin.strides.index(BLOCK)
         self.jpeg_view = (

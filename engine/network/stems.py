@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+WIDE_PATCH = 4  # pixels: the paper's, and with `width` the first of two steps
+GAIN = 16.0  # residuals are a few grey levels, a twentieth of the unit that images come in
+
 
 def pad_to_patches(image_B3HW: Tensor, patch: int) -> Tensor:
     """Pad right and bottom with zeros to whole patches, as the official Swin."""
@@ -66,19 +69,26 @@ class HighFrequencyStem(nn.Module):
 
     The full-resolution BayarConvs (padding size // 2) and the patch embedding over their
     9 channels are both linear with nothing between, so they run as one strided convolution.
+
+    With `width`, patches of 4 become `width` rectified channels, of which a second, strided
+    convolution makes the tokens: what tells noise from noise is its strength, and no linear
+    map of a patch to fewer numbers than it has keeps that.
     """
 
     sizes = (3, 5, 7)
 
-    def __init__(self, channels: int, patch: int = 4) -> None:
+    def __init__(self, channels: int, patch: int = 4, width: int = 0) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.width = patch, width
+        self.stride = WIDE_PATCH if width else patch
         self.bayar = nn.ModuleList(BayarKernel(size) for size in self.sizes)
-        self.proj = nn.Conv2d(3 * len(self.sizes), channels, patch, patch)
+        self.proj = nn.Conv2d(3 * len(self.sizes), width or channels, self.stride, self.stride)
+        if width:
+            self.merge = nn.Conv2d(width, channels, 3, patch // WIDE_PATCH, padding=1)
         self.norm = nn.LayerNorm(channels)
 
     def kernel(self) -> Tensor:
-        """(C, 3, patch + 6, patch + 6) float32: patch embedding after BayarConvs, as one kernel."""
+        """(C, 3, stride + 6, stride + 6) float32: patch embedding after BayarConvs, as one."""
         largest = max(self.sizes)
         bayar_9377 = torch.cat(
             [
@@ -91,15 +101,19 @@ class HighFrequencyStem(nn.Module):
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """(B, H/patch, W/patch, C). In float32 throughout: residuals are small differences."""
         with torch.autocast(image_B3HW.device.type, enabled=False):
-            kernel = self.kernel()
-            residual_BCHW = functional.conv2d(
-                pad_to_patches(image_B3HW.to(kernel.dtype), self.patch),
-                kernel,
-                self.proj.bias.to(kernel.dtype) if self.proj.bias is not None else None,
-                stride=self.patch,
-                padding=max(self.sizes) // 2,
-            )
-        tokens_BHWC: Tensor = self.norm(
-            residual_BCHW.permute(0, 2, 3, 1).to(self.norm.weight.dtype)
-        )
+            tokens_BCHW = self.residuals(image_B3HW)
+            if self.width:
+                tokens_BCHW = self.merge(functional.relu(GAIN * tokens_BCHW))
+        tokens_BHWC: Tensor = self.norm(tokens_BCHW.permute(0, 2, 3, 1).to(self.norm.weight.dtype))
         return tokens_BHWC
+
+    def residuals(self, image_B3HW: Tensor) -> Tensor:
+        """(B, width or C, H/stride, W/stride), in float32."""
+        kernel = self.kernel()
+        return functional.conv2d(
+            pad_to_patches(image_B3HW.to(kernel.dtype), self.patch),
+            kernel,
+            self.proj.bias.to(kernel.dtype) if self.proj.bias is not None else None,
+            stride=self.stride,
+            padding=max(self.sizes) // 2,
+        )
