@@ -4,10 +4,11 @@
 
     posted    JPEG files as people post them: every kind of forgery, half authentic
     png       copy-moves and splices saved as PNG, half authentic; half never saw a JPEG of ours
+    small     as posted, but whole photographs as small as thumbnails and old web pages have them
     resaved   authentic only, after what harmless people do: save again, resize, sharpen, filter,
               take a screenshot
 
-Photographs are whole, up to 1024x768. In `posted` and `png` every forged image has a twin: the
+Photographs are whole, up to 1024x768. In the first three every forged image has a twin: the
 same photograph with the same history, cut, size and tables, only not forged. Nothing but the
 forgery tells them apart. Each set is a folder with images, masks and a manifest.csv that
 `prompt-iml evaluate` and `calibrate` read; the same photographs and seed give the same files.
@@ -50,15 +51,16 @@ from cluster.shapes import fits
 Mask = NDArray[np.bool_]
 
 LONG, SHORT = 1024, 768  # largest sides of an image
-LEAST_SIDE = FRAME  # smallest side that an image is scaled down to
+LEAST_SIDE = FRAME  # pixels: an image's smaller side is scaled down to it, but not beyond
 LEAST_FORGED = 0.003  # share of the image's pixels
-PAIRS = {"posted": 120, "png": 60}  # forged images, each with its twin
+PAIRS = {"posted": 120, "png": 60, "small": 60}  # forged images, each with its twin
 RESAVED = 200
 COLUMNS = ["image", "mask", "kind", "treatment", "photo", "sha256"]
 
 KINDS: dict[str, tuple[Kind, ...]] = {  # of the forged, in turn
     "posted": ("splice", "copy-move") * 4 + ("removal", "retouch"),
     "png": ("copy-move", "splice"),
+    "small": ("splice", "copy-move"),
 }
 
 
@@ -88,7 +90,7 @@ class Course:
     """What happens to both twins.
 
     Attributes:
-        scale: of the photograph; 1 or less.
+        scale: of the photograph; 1 or less, and as little as `LEAST_SIDE` allows.
         on_grid: the cut keeps the 8x8 grid of the photograph.
         first: save before the forgery, or None.
         last: save after it; None: as PNG.
@@ -123,9 +125,10 @@ def pairs(
 
 def draw_course(name: str, rng: np.random.Generator, tables: Sequence[Tables]) -> Course:
     """As training draws "as posted" histories; PNG files skip the first save more often."""
-    lossless = name == "png"
+    lossless, small = name == "png", name == "small"
+    scaled = float(rng.uniform(0.4, 1.0)) if rng.random() < 0.4 else 1.0
     return Course(
-        scale=float(rng.uniform(0.4, 1.0)) if rng.random() < 0.4 else 1.0,
+        scale=0.0 if small else scaled,
         on_grid=bool(rng.random() < 0.8),
         first=draw_save(rng, (72, 95), tables)
         if rng.random() < (0.5 if lossless else 0.9)
@@ -265,7 +268,7 @@ def write_set(folder: Path, images: Iterable[Published], seed: int) -> Path:
 
 
 def write_sets(photos: Sequence[Photo], output: Path, seed: int = 0) -> list[Path]:
-    """Write the three sets below `output`; returns their manifests.
+    """Write the sets below `output`; returns their manifests.
 
     Args:
         photos: all there are; only those held back are looked at.

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pipeline import progress
-from pipeline.progress import Done, Progress, clock, progress_line
+from pipeline.progress import STALL_SECONDS, Done, Progress, Stall, clock, progress_line
 
 
 def test_line_tells_rate_share_and_time_to_go() -> None:
@@ -44,3 +44,13 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch)
         while len(told) < 3:
             pass
     assert re.fullmatch(r"(\d images  [\d.,]+/s  10%  ETA 0:00:0\d\n)+", stream.getvalue())
+
+
+def test_a_stall_is_told_once_and_not_when_something_moves() -> None:
+    stall, done = Stall(), Done(images=1)
+    assert stall.warning(done, 0) is None
+    assert stall.warning(done, STALL_SECONDS - 1) is None
+    assert "nothing was done for 300 s" in (stall.warning(done, STALL_SECONDS) or "")
+    assert stall.warning(done, STALL_SECONDS + 1) is None
+    assert stall.warning(Done(images=2), 2 * STALL_SECONDS) is None
+    assert stall.warning(Done(images=2), 3 * STALL_SECONDS)

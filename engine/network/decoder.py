@@ -217,9 +217,13 @@ class ScoreHead(nn.Module):
 
 
 def soft_maximum(x_BS: Tensor, sharpness: float) -> Tensor:
-    """(B,) between the mean (sharpness 0) and the maximum: log mean exp."""
-    s = x_BS.shape[1]
-    return ((sharpness * x_BS).logsumexp(1) - math.log(s)) / sharpness
+    """(B,) between the mean (sharpness 0) and the maximum: log mean exp.
+
+    Not `logsumexp` less the logarithm of the size: an exported graph would keep that of one size.
+    """
+    x_BS = sharpness * x_BS
+    highest_B1 = x_BS.detach().amax(1, keepdim=True)
+    return ((x_BS - highest_B1).exp().mean(1).log() + highest_B1[:, 0]) / sharpness
 
 
 def attention_mask(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:
