@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Bucket
+from conftest import Bucket, TarOf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
