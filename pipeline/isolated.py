@@ -3,9 +3,9 @@
     actor ------ spec, unit, how many images are done -----> child
           <- ready, begin ROW, decode, infer, done ROW, end -
 
-A unit over which an actor died is scanned by a child of the next one. When two children die at
-the same image, or take too long, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and
-the next child goes on behind it. Rows travel as Arrow: what comes from a process that read a
+A unit over which an actor died is scanned by a child of the next one. When children
+die at the same image again, or take too long, it gets a failed row (`crashed`, `timeout`,
+`out_of_memory`), and the next child goes on behind it. Rows travel as Arrow: what comes from a process that read a
 hostile image is not unpickled.
 """
 
@@ -36,7 +36,8 @@ from pipeline.watchdog import Stage
 
 BYTES_PER_PIXEL = 20  # decoding takes 10 at its peak
 SPARE_BYTES = 1 << 30  # for what else happens to an image
-DEATHS = 2  # at one image, before it is the image's fault: a node may end at any time
+DEATHS = 2  # at one image, by a fault of the process or by the clock
+KILLS = 4  # by the system, or between two images: a node that ends kills, too
 START_SECONDS = 600  # to load the engine
 FETCH_SECONDS = 1800  # between two images: the store has its own, shorter patience
 PR_SET_PDEATHSIG = 1
@@ -60,13 +61,19 @@ def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
         if child.death is None:
             return
         deaths += 1
-        if deaths < DEATHS:
+        if deaths < _deaths_allowed(child):
             continue
         if child.at is None:
             yield from _unread(unit, done, child.death)
             return
         yield child.at | failure(child.death)
         done, deaths = done + 1, 0
+
+
+def _deaths_allowed(child: Child) -> int:
+    """In a row, before it is the image's fault, or the source's."""
+    is_kill = isinstance(child.death, OutOfMemory)
+    return KILLS if is_kill or child.at is None else DEATHS
 
 
 def _unread(unit: Unit, done: int, death: Fatal) -> Iterator[Row]:
