@@ -3,10 +3,10 @@
     actor ------ spec, unit, how many images are done -----> child
           <- ready, begin ROW, decode, infer, done ROW, end -
 
-A unit over which an actor died is scanned by a child of the next one. When children
-die at the same image again, or take too long, it gets a failed row (`crashed`, `timeout`,
-`out_of_memory`), and the next child goes on behind it. Rows travel as Arrow: what comes from a process that read a
-hostile image is not unpickled.
+A unit over which an actor died is scanned by a child of the next one. When children die at the same
+image again, or take too long, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and the
+next child goes on behind it. Rows travel as Arrow: what comes from a process that read a hostile
+image is not unpickled.
 """
 
 from __future__ import annotations
