@@ -52,7 +52,7 @@ def _assert_close(found: Detection, expected: Detection) -> None:
     lies on the edge between two bins, runtimes may count it differently."""
     difference = np.abs(found.mask_logits - expected.mask_logits)
     assert difference.max() < EDGE
-    assert np.quantile(difference, 0.99) < TOLERANCE
+    assert np.quantile(difference, 0.99) < 3 * TOLERANCE
     assert np.median(difference) < 1e-4
     np.testing.assert_allclose(found.score_logit, expected.score_logit, rtol=0, atol=EDGE)
 
