@@ -73,7 +73,7 @@ def test_every_poison_costs_one_row(
     assert failed == {f"{n}.jpg": ("decode", code) for n, code in EXPECTED.items()}
 
 
-def test_a_loop_that_keeps_python_s_lock_ends_the_process(environment: dict[str, str]) -> None:
+def test_a_loop_that_keeps_python_s_lock_ends_the_process() -> None:
     hang = """
 import ctypes
 from pipeline.watchdog import Watchdog
@@ -85,7 +85,7 @@ with Watchdog(1.0).working("decode"):
         assert ended.returncode in (1, EXIT_STUCK)
 
 
-def test_idle_time_is_nobody_s_fault(environment: dict[str, str]) -> None:
+def test_idle_time_is_nobody_s_fault() -> None:
     idle = """
 import time
 from pipeline.watchdog import Watchdog
