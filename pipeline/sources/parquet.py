@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -38,12 +39,15 @@ _USUAL_NAMES = (
 
 
 @contextmanager
-def open_parquet(uri: str, dictionaries: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+def open_parquet(
+    uri: str, dictionaries: Callable[[pq.ParquetFile], list[str]] = lambda file: []
+) -> Iterator[pq.ParquetFile]:
     """The file, with its footer read.
 
     Args:
         uri: of the file.
-        dictionaries: columns, as paths, whose values are to stay where they are written once.
+        dictionaries: told the file, the columns, as paths, whose values are to stay where they
+            are written once.
 
     Raises:
         FetchError: it cannot be read; `DamagedShard` when it is no Parquet file.
@@ -51,11 +55,17 @@ def open_parquet(uri: str, dictionaries: Sequence[str] = ()) -> Iterator[pq.Parq
     with storage.open_stream(uri) as stream:
         try:
             # Without pre_buffer a row group is streamed; with it, it would be held whole.
-            file = pq.ParquetFile(
-                stream, read_dictionary=list(dictionaries), pre_buffer=False, buffer_size=1 << 20
-            )
+            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
         except (pa.ArrowException, OSError) as error:
             raise DamagedShard(f"{storage.display_name(uri)}: {_line(error)}") from error
+        if columns := dictionaries(file):
+            file = pq.ParquetFile(
+                stream,
+                metadata=file.metadata,
+                read_dictionary=columns,
+                pre_buffer=False,
+                buffer_size=1 << 20,
+            )
         yield file
 
 
@@ -145,7 +155,7 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
     """
     row = unit.first_row
     try:
-        with open_parquet(unit.uri, _repeating(unit)) as file:
+        with open_parquet(unit.uri, partial(_repeating, unit)) as file:
             column = unit.column or column_of_images(unit.uri, file.schema_arrow, None)
             if column is None:
                 raise DamagedShard(f"{storage.display_name(unit.uri)}: no column of image bytes")
@@ -164,19 +174,13 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
         yield Sample(unit.uri, str(row) if row else None, error=error)
 
 
-def _repeating(unit: Unit) -> list[str]:
+def _repeating(unit: Unit, file: pq.ParquetFile) -> list[str]:
     """The column of images, if its values lie in dictionaries: a file of 2 kB may repeat one of
     50 MB a thousand times. Elsewhere a dictionary would only cost."""
-    with open_parquet(unit.uri) as file:
-        column = unit.column or column_of_images(unit.uri, file.schema_arrow, None) or ""
-        chunks = [
-            chunk
-            for group in range(
-                unit.first, min(unit.last or file.num_row_groups, file.num_row_groups)
-            )
-            for chunk in _chunks_of(file.metadata.row_group(group), column)
-        ]
-        return sorted({chunk.path_in_schema for chunk in chunks if _in_dictionary(chunk)})
+    column = unit.column or column_of_images(unit.uri, file.schema_arrow, None) or ""
+    groups = range(file.num_row_groups)[unit.first : unit.last or None]
+    chunks = [c for group in groups for c in _chunks_of(file.metadata.row_group(group), column)]
+    return sorted({chunk.path_in_schema for chunk in chunks if _in_dictionary(chunk)})
 
 
 def _in_dictionary(chunk: Any) -> bool:
