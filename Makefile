@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 KILLS  ?= 100
+# Processes that test at once, each with a Ray and a store of its own.
+TESTERS ?= 2
 
 .PHONY: scan test check train-smoke chaos bench model clean
 
@@ -12,7 +14,7 @@ scan: $(VENV)/scan.stamp  ## Forge real photographs, scan them, show what was fo
 	$(BIN)/prompt-iml demo --output demo
 
 test: check  ## Lint, types, every test.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import openvino
@@ -12,6 +16,7 @@ from openvino import opset13 as ops
 from openvino.frontend import NodeContext
 from openvino.frontend.onnx import ConversionExtension
 
+from engine.blob_cache import BlobCache
 from engine.checkpoint import WEIGHTS_DIGEST, Model, check_digest
 from engine.deform_attn_onnx import DOMAIN, NAME
 from engine.errors import DamagedModel, InferError
@@ -23,7 +28,8 @@ class OpenVinoEngine:
     """Float32 on the CPU with `threads` threads, or as many as there are cores.
 
     The graph is compiled anew for each batch shape, when it first comes up: with its shapes
-    known it is faster, and there are few of them.
+    known it is faster, and there are few of them. That takes seconds each, so what was compiled is
+    kept for the next process (`engine.blob_cache`).
     """
 
     name = "openvino/f32/cpu"
@@ -42,6 +48,7 @@ class OpenVinoEngine:
         check_digest(_recorded_digest(self._graph), model)
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
         self._model = model
+        self._cache = BlobCache()
         self.load_prompts(model.prompts)
 
     def load_prompts(self, prompts: PromptSet) -> None:
@@ -63,11 +70,41 @@ class OpenVinoEngine:
         """Compiled for the shape of the batch."""
         shape = feeds["image"].shape
         if shape not in self._requests:
-            graph = self._graph.clone()
-            graph.reshape({name: list(feed.shape) for name, feed in feeds.items()})
-            compiled = self._core.compile_model(graph, "CPU", self._options)
+            shapes = {name: list(feed.shape) for name, feed in feeds.items()}
+            key = self._key(shapes)
+            compiled = self._kept(key) or self._compile(key, shapes)
             self._requests[shape] = compiled.create_infer_request()
         return self._requests[shape]
+
+    def _kept(self, key: str) -> openvino.CompiledModel | None:
+        blob = self._cache.read(key)
+        try:
+            return self._core.import_model(blob, "CPU", self._options) if blob else None
+        except RuntimeError:
+            return None
+
+    def _compile(self, key: str, shapes: dict[str, list[int]]) -> openvino.CompiledModel:
+        graph = self._graph.clone()
+        graph.reshape(shapes)
+        compiled = self._core.compile_model(graph, "CPU", self._options)
+        blob = io.BytesIO()
+        compiled.export_model(blob)
+        self._cache.write(key, blob.getbuffer())
+        return compiled
+
+    def _key(self, shapes: dict[str, list[int]]) -> str:
+        """Digest of all that shapes what is compiled: model, this file, OpenVINO, processor."""
+        made_of = [
+            self._model.sha256,
+            hashlib.sha256(self._model.graph.read_bytes()).hexdigest(),
+            hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            openvino.get_version(),
+            self._core.get_property("CPU", "FULL_DEVICE_NAME"),
+            self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+            self._options,
+            shapes,
+        ]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
 def core() -> openvino.Core:

@@ -15,6 +15,7 @@ from engine.errors import UsageError
 from engine.runtimes import check_engine
 from pipeline import storage
 from pipeline.plan import Plan, make_plan, read_plan, waves
+from pipeline.preflight import check_node
 from pipeline.progress import Progress, say
 from pipeline.registry import PromptSource, Registry, look_up_version, with_version
 from pipeline.results import SCHEMA_VERSION
@@ -89,7 +90,7 @@ def scan(settings: ScanSettings) -> Json:
         say(f"already complete: run {run.run_id}; another --run-id scans again")
     else:
         plan = plan_of(run, settings, earlier)
-        totals = scan_plan(settings, run, plan, source)
+        totals = scan_plan(settings, scan_spec(settings, run, model, source), plan)
         manifest = run.commit(make_manifest(run, model, config, plan, totals))
     summary = summarize(run, model, manifest, totals.new_rows, time.monotonic() - started)
     run.write_summary(summary)
@@ -195,11 +196,14 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
         return make_plan(run, units)
 
 
-def scan_plan(settings: ScanSettings, run: Run, plan: Plan, source: PromptSource | None) -> Totals:
-    """Bring every unit of the plan to its part, in waves."""
-    spec = ScanSpec(
+def scan_spec(
+    settings: ScanSettings, run: Run, model: Model, source: PromptSource | None = None
+) -> ScanSpec:
+    """What the actors of a run need to know."""
+    return ScanSpec(
         run=run,
         model=settings.model,
+        model_sha256=model.sha256,
         engine=settings.engine,
         threads=1,  # an actor has one CPU
         max_pixels=settings.max_pixels,
@@ -208,9 +212,14 @@ def scan_plan(settings: ScanSettings, run: Run, plan: Plan, source: PromptSource
         image_timeout=settings.image_timeout,
         prompts=source,
     )
-    totals = Totals()
+
+
+def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
+    """Bring every unit of the plan to its part, in waves."""
+    run, totals = spec.run, Totals()
     with ray_session(settings.address, settings.max_actors):
         pool = pool_size(settings.min_actors, settings.max_actors)
+        check_node(spec)
         say(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
         with (
             shared_tally() as tally,

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from engine.checkpoint import Model, load_model
 from engine.detector import Detector
-from engine.errors import DecodeError, ImageError, OutOfMemory
+from engine.errors import DecodeError, ImageError, OutOfMemory, UsageError
 from engine.image import Image
 from engine.runtimes import open_engine
 from pipeline import storage
@@ -42,6 +42,7 @@ class ScanSpec:
     Attributes:
         run: where results go.
         model: name or path of the model folder.
+        model_sha256: digest of the model that the run is bound to.
         engine: runtime, as the settings name it.
         threads: threads for the engine, and for decoding.
         max_pixels, max_object_bytes: limits of one image.
@@ -52,6 +53,7 @@ class ScanSpec:
 
     run: Run
     model: str
+    model_sha256: str
     engine: str
     threads: int
     max_pixels: int
@@ -103,10 +105,18 @@ class Scanner:
     Args:
         spec: what it needs to know.
         watch: told of each decode and each run of the engine.
+
+    Raises:
+        UsageError: the model is not here, or is another one than the run's.
     """
 
     def __init__(self, spec: ScanSpec, watch: Watch | None = None) -> None:
         model = load_model(spec.model)
+        if model.sha256 != spec.model_sha256:
+            raise UsageError(
+                f"{spec.model} is {model.id} here, and not what the run began with: install the "
+                "same version of prompt-iml on every node"
+            )
         self._watch = watch or Unwatched()
         self._current = CurrentPrompts(model, spec.prompts) if spec.prompts else None
         engine = open_engine(model, spec.engine, threads=spec.threads)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,10 +15,12 @@ import pytest
 from conftest import TarOf
 from PIL import Image
 
+from engine.checkpoint import load_model
 from engine.errors import PromptImlError
 from pipeline.isolated import isolated_rows
 from pipeline.run import Run
-from pipeline.scanner import ScanSpec
+from pipeline.scan import scan_spec
+from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
 from pipeline.watchdog import EXIT_STUCK
 
@@ -100,15 +103,8 @@ time.sleep(4)
 def test_without_an_engine_nothing_is_called_poison(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     (unit,) = list_units([str(tmp_path / "a.jpg")], images_per_unit=1)
-    spec = ScanSpec(
-        run=Run(f"file://{tmp_path}", "r"),
-        model="no-such-model",
-        engine="auto",
-        threads=1,
-        max_pixels=10**6,
-        max_object_bytes=10**6,
-        heatmap=False,
-        image_timeout=60,
-    )
+    settings = ScanSettings(inputs=[str(tmp_path)], output=str(tmp_path))
+    model = replace(load_model(settings.model), sha256="another")
+    spec = scan_spec(settings, Run(f"file://{tmp_path}", "r"), model)
     with pytest.raises(PromptImlError, match="cannot scan"):
         list(isolated_rows(spec, unit))

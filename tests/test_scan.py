@@ -30,8 +30,8 @@ from pipeline import storage
 from pipeline.registry import PromptSource, Registry
 from pipeline.results import SCHEMA
 from pipeline.run import Json, Run
-from pipeline.scan import prompt_source, scan
-from pipeline.scanner import Scanner, ScanSpec
+from pipeline.scan import prompt_source, scan, scan_spec
+from pipeline.scanner import Scanner
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
 from pipeline.waves import pool_size
@@ -289,17 +289,7 @@ def test_prompts_are_refreshed_between_units(
     )
     source = prompt_source(settings, base, settings.output)
     assert source == PromptSource(registry.uri, promoted[0], refresh=True)
-    spec = ScanSpec(
-        run=Run(settings.output, "r"),
-        model=settings.model,
-        engine="auto",
-        threads=1,
-        max_pixels=10**7,
-        max_object_bytes=10**7,
-        heatmap=False,
-        image_timeout=300,
-        prompts=source,
-    )
+    spec = scan_spec(settings, Run(settings.output, "r"), base, source)
     scanner, found = Scanner(spec), []
     units = list(list_units([inputs], images_per_unit=1, limit=4))
     for number, unit in enumerate(units[:3]):

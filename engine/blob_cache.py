@@ -1,0 +1,73 @@
+"""What a runtime compiled, kept for the next process: a folder of blobs, each under its digest.
+
+    FOLDER/<sha256 of what the blob was made of>.blob     sha256 of the rest, the rest
+
+The folder is `PROMPT_IML_CACHE`, else `prompt-iml` in the user's cache folder (`XDG_CACHE_HOME`, or
+`~/.cache`). A blob becomes code in this process: so it is read only from a folder that nobody else
+can write to, and only when it is whole. Where there is no such folder, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+VARIABLE = "PROMPT_IML_CACHE"
+UNUSED_DAYS = 30  # then a blob is removed
+
+
+class BlobCache:
+    """Blobs by key, a sha256 in hex. Any number of processes may use one folder."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder or default_folder()
+
+    def read(self, key: str) -> bytes | None:
+        """The blob, or None when it is not there, or not as it was written."""
+        path = self._path(key)
+        try:
+            if not _is_ours_alone(self._folder):
+                return None
+            content = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        digest, blob = content[:32], content[32:]
+        return blob if hashlib.sha256(blob).digest() == digest else None
+
+    def write(self, key: str, blob: bytes | memoryview) -> None:
+        """Keep the blob, if that can be done."""
+        with suppress(OSError):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+                file.write(hashlib.sha256(blob).digest())
+                file.write(blob)
+            Path(file.name).replace(self._path(key))  # whole or not at all
+            self._prune()
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.blob"
+
+    def _prune(self) -> None:
+        """Remove what nobody used for long, and what a process that died left half-written."""
+        oldest = time.time() - UNUSED_DAYS * 24 * 3600
+        for path in self._folder.iterdir():
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+
+
+def default_folder() -> Path:
+    """Where blobs are kept unless told otherwise."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt-iml"
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

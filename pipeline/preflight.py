@@ -1,0 +1,48 @@
+"""Before the first unit: refuse in one line what Ray would wait for, or what every node dies of."""
+
+from __future__ import annotations
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from engine.errors import PromptImlError, UsageError
+from pipeline import storage
+from pipeline.scanner import Scanner, ScanSpec
+
+PATIENCE_SECONDS = 300.0  # a node may have to start, or to fetch the model
+
+
+def check_node(spec: ScanSpec, seconds: float = PATIENCE_SECONDS) -> None:
+    """Load the engine, and reach the results, from a scan actor's place on the cluster.
+
+    One node speaks for all; the actors of the others check their model themselves.
+
+    Raises:
+        UsageError: that fails, or no CPU comes free in time.
+    """
+    task = ray.remote(num_cpus=1)(_complaint).remote(spec)
+    try:
+        complaint = ray.get(task, timeout=seconds)
+    except GetTimeoutError:
+        ray.cancel(task)
+        raise UsageError(
+            f"no CPU of the cluster came free in {seconds:.0f} s: `ray status` tells who holds them"
+        ) from None
+    except RayTaskError as error:  # before our code began
+        complaint = f"{type(error.cause).__name__}: {error.cause}"
+    except RayError as error:
+        complaint = f"{type(error).__name__}: {error}"
+    if complaint:
+        raise UsageError(f"the cluster's nodes cannot scan: {' '.join(complaint.split())}")
+
+
+def _complaint(spec: ScanSpec) -> str:
+    """Why this node cannot scan; empty: it can."""
+    try:
+        Scanner(spec)
+        storage.exists(spec.run.plan_uri)
+    except PromptImlError as error:
+        return str(error)
+    except Exception as error:  # whatever it is, every actor would die of it
+        return f"{type(error).__name__}: {error}"
+    return ""
