@@ -60,7 +60,7 @@ def test_every_poison_costs_one_row(
         (tmp_path / f"{shard[0]}.tar").write_bytes(tar_of(members))
     command = [sys.executable, "-m", "pipeline.cli", "scan", str(tmp_path / "*.tar")]
     options = ["--output", str(tmp_path / "out"), "--address", "local", "--max-actors", "2"]
-    limits = ["--image-timeout", "20", "--max-pixels", "1000000"]
+    limits = ["--image-timeout", "10", "--max-pixels", "1000000"]
     scan = subprocess.run(
         [*command, *options, *limits], env=environment, capture_output=True, text=True
     )
