@@ -114,13 +114,14 @@ def _chunks(units: Iterable[Unit]) -> Iterator[list[Unit]]:
 
 
 def _to_parquet(run: Run, units: list[Unit]) -> bytes:
+    texts = [unit_to_json(unit) for unit in units]
     columns = {
-        "unit_id": [run.unit_id(unit) for unit in units],
+        "unit_id": [run.unit_id(text) for text in texts],
         "kind": [unit.kind for unit in units],
         "uri": [storage.display_name(unit.uri) for unit in units],
         "size_bytes": [unit.size_bytes for unit in units],
         "images": [unit.images for unit in units],
-        "unit": [unit_to_json(unit) for unit in units],
+        "unit": texts,
     }
     sink = io.BytesIO()
     pq.write_table(pa.table(columns, SCHEMA), sink, compression="zstd")

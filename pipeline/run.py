@@ -24,8 +24,8 @@ from typing import Any
 
 from engine.errors import NotFound, RunMismatch
 from pipeline import storage
+from pipeline.progress import say
 from pipeline.sources.listing import list_objects
-from pipeline.units import Unit, unit_to_json
 
 Json = dict[str, Any]
 
@@ -62,13 +62,13 @@ class Run:
         """Where a unit's rows are, or will be."""
         return f"{self.output}/results/part-{unit_id}.parquet"
 
-    def unit_id(self, unit: Unit) -> str:
-        """Hash of the run and of what the unit names: URIs, range, sizes, etags.
+    def unit_id(self, unit: str) -> str:
+        """Hash of the run and of what the unit, as JSON, names: URIs, range, sizes, etags.
 
         The run is part of it because runs share one results folder: the same images scanned by
         another model are other rows.
         """
-        return hashlib.sha256(f"{self.run_id}\0{unit_to_json(unit)}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{self.run_id}\0{unit}".encode()).hexdigest()[:32]
 
     def bind(self, config: Json) -> None:
         """Bind the run to its configuration; raise `RunMismatch` when it has another one."""
@@ -107,7 +107,8 @@ class Run:
 
     def commit(self, manifest: Json, generation: int = 0) -> Json:
         """Create a generation; returns the manifest that stands, which may be another driver's."""
-        storage.create_once(self.generation_uri(generation), encode(manifest))
+        if not storage.create_once(self.generation_uri(generation), encode(manifest)):
+            say(f"note: another driver completed run {self.run_id} first; what it wrote stands")
         standing = self.manifest()
         assert standing is not None, "a manifest is never removed"
         return standing

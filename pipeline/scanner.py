@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,8 @@ from pipeline.sources import claims_to_be_image, read_unit
 from pipeline.sources.ordered import in_order
 from pipeline.units import Sample, Unit
 from pipeline.watchdog import Unwatched, Watch, WatchedEngine
+
+LOGGER = logging.getLogger(__name__)
 
 Tick = Callable[[int, int], None]
 
@@ -148,6 +151,7 @@ class Scanner:
         payload = writer.close()
         if storage.create_once(uri, payload):
             return self._part(uri, payload, new=True)
+        LOGGER.warning("unit %s was committed by another; these rows of it are dropped", unit_id)
         return self._part(uri, storage.read_bytes(uri), new=False)
 
     def _spec_now(self) -> ScanSpec:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Literal
 
 from engine.errors import ImageError
@@ -66,17 +67,25 @@ class Unit:
     scanned_in: str = ""
 
 
+_UNIT = [field.name for field in fields(Unit)]
+_REF = [field.name for field in fields(ObjectRef)]
+_unit_values = attrgetter(*_UNIT)
+_ref_values = attrgetter(*_REF)
+
+
 def unit_to_json(unit: Unit) -> str:
-    """ASCII, so that names which are not UTF-8 travel too."""
-    return json.dumps(asdict(unit))
+    """ASCII, so that names which are not UTF-8 travel too; an object is a list of its fields."""
+    values = dict(zip(_UNIT, _unit_values(unit), strict=True))
+    values["objects"] = [_ref_values(ref) for ref in unit.objects]
+    return json.dumps(values)
 
 
 def unit_from_json(text: str) -> Unit:
     """What `unit_to_json` gave."""
-    fields = json.loads(text)
-    fields["objects"] = tuple(ObjectRef(**ref) for ref in fields["objects"])
-    fields["members"] = tuple(fields.get("members", ()))
-    return Unit(**fields)
+    values = json.loads(text)
+    values["objects"] = tuple(ObjectRef(*ref) for ref in values["objects"])
+    values["members"] = tuple(values["members"])
+    return Unit(**values)
 
 
 @dataclass(frozen=True, slots=True)

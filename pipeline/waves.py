@@ -120,12 +120,13 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def pool_size(least: int | None, most: int | None) -> PoolSize:
+def pool_size(least: int | None, most: int | None, units: int) -> PoolSize:
     """Fit the pool to the cluster, and refuse what Ray would wait for without a word.
 
     Args:
         least: actors asked for at the least; None: as many as fit now, up to `most`.
         most: actors asked for at the most; None: one a CPU that is there now.
+        units: of the plan; more actors than units would only load the engine.
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus = int(resources.get("CPU", 0))
@@ -138,7 +139,7 @@ def pool_size(least: int | None, most: int | None) -> PoolSize:
             f"{least} actors need {least} CPUs and the cluster has {cpus}: "
             "lower --min-actors or add nodes"
         )
-    return PoolSize(least, most)
+    return PoolSize(min(least, units), min(most, units))
 
 
 @contextmanager

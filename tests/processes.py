@@ -1,4 +1,4 @@
-"""Training processes of a driver, to be watched and killed."""
+"""Processes that a driver started, to be watched and killed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def wait_for_reports(curves: str, number: int, driver: subprocess.Popen[bytes]) 
     raise TimeoutError(f"no report number {number}: {driver.poll()}")
 
 
-def training_processes(driver: int) -> list[int]:
-    """Process ids of Ray Train's workers below a driver."""
+def processes_below(driver: int, title: str) -> list[int]:
+    """Process ids below a driver, of those whose command line has `title`."""
     names = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    workers = [int(n) for n in names if "ray::RayTrainWorker" in _read(f"/proc/{n}/cmdline")]
-    return [pid for pid in workers if driver in _ancestors(pid)]
+    titled = [int(n) for n in names if title in _read(f"/proc/{n}/cmdline")]
+    return [pid for pid in titled if driver in _ancestors(pid)]
 
 
 def _ancestors(pid: int) -> list[int]:

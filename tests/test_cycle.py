@@ -22,7 +22,7 @@ from PIL import Image
 from cluster.curves import CURVES
 from pipeline.cli import main
 from tests.photos import write_photos
-from tests.processes import training_processes, wait_for_reports
+from tests.processes import processes_below, wait_for_reports
 
 
 def _forged(photo: Path, folder: Path) -> tuple[Path, bytes]:
@@ -63,7 +63,7 @@ def _kill_a_training_process(cycle: subprocess.Popen[bytes], output: Path) -> No
         time.sleep(0.2)
     (folder,) = (path for path in output.glob("cycle-*") if path.is_dir())
     wait_for_reports(f"file://{folder}/{CURVES}", 1, cycle)
-    os.kill(training_processes(cycle.pid)[0], signal.SIGKILL)
+    os.kill(processes_below(cycle.pid, "ray::RayTrainWorker")[0], signal.SIGKILL)
 
 
 def _models(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

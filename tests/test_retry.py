@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_scan(store: Store, model: str, run_id: str, *inputs: str, **settings: Any) -> Json:
     named = {"inputs": list(inputs), "output": f"{store.uri}/out", "run_id": run_id}
-    return scan(ScanSettings(model=model, images_per_unit=2, **named, **settings))
+    return scan(ScanSettings(model=model, images_per_unit=2, max_actors=1, **named, **settings))
 
 
 def table(store: Store, run_id: str) -> Table:

@@ -34,9 +34,10 @@ from pipeline.scan import prompt_source, scan, scan_spec
 from pipeline.scanner import Scanner
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
-from pipeline.waves import pool_size
+from pipeline.waves import PoolSize, pool_size
 from tests.bench.null_model import write_null_model
 from tests.conftest import Bucket, Folder, Store, TarOf
+from tests.processes import processes_below
 
 pytestmark = pytest.mark.usefixtures("cluster")
 ROOT = Path(__file__).parent.parent
@@ -44,7 +45,8 @@ FINDING = ["sha256", "status", "error_code", "score", "score_raw", "mask_rle", "
 
 
 def run_scan(*inputs: str, output: str, **settings: object) -> Json:
-    return scan(ScanSettings(inputs=list(inputs), output=output, **settings))
+    """With one actor unless told otherwise: starting more is most of the time here."""
+    return scan(ScanSettings(inputs=list(inputs), output=output, **{"max_actors": 1} | settings))
 
 
 def rows(output: str) -> pa.Table:
@@ -87,7 +89,7 @@ def inputs(folder: Folder, crops: dict[str, bytes]) -> str:
 
 
 def test_every_input_has_a_row(store: Store, crops: dict[str, bytes]) -> None:
-    summary = run_scan(fill(store, crops), output=f"{store.uri}/out")
+    summary = run_scan(fill(store, crops), output=f"{store.uri}/out", max_actors=2)
     table = rows(f"{store.uri}/out")
     assert table.schema.equals(SCHEMA)
     assert (summary["ok"], summary["failed"], summary["skipped"]) == (8, 1, 1)
@@ -213,9 +215,14 @@ def test_output_that_cannot_be_written(crops: dict[str, bytes], tmp_path: Path) 
 
 def test_more_actors_than_cpus_is_refused() -> None:
     with pytest.raises(UsageError, match="99 CPUs and the cluster has 2"):
-        pool_size(99, None)
+        pool_size(99, None, 100)
     with pytest.raises(UsageError, match="more than --max-actors 1"):
-        pool_size(2, 1)
+        pool_size(2, 1, 100)
+
+
+def test_no_more_actors_than_units() -> None:
+    assert pool_size(None, 2, units=1) == PoolSize(1, 1)
+    assert pool_size(1, None, units=100) == PoolSize(1, 2)
 
 
 def test_the_readme_query(inputs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,16 +344,31 @@ def launch(*arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+def write_tars(folder: Path, crops: dict[str, bytes], tar_of: TarOf) -> str:
+    """Twelve shards of four images; a glob of them."""
+    for shard in range(12):
+        members = {f"{shard}-{name}": data for name, data in crops.items()}
+        (folder / f"{shard}.tar").write_bytes(tar_of(members))
+    return str(folder / "*.tar")
+
+
+def files_of(output: Path) -> dict[Path, bytes]:
+    """All that a run keeps, but what the last launch says of itself."""
+    files = (path for path in output.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files if path.name != "summary.json"}
+
+
+def wait_for_parts(output: Path, number: int, driver: subprocess.Popen[str]) -> None:
+    while driver.poll() is None and len(list((output / "results").glob("*.parquet"))) < number:
+        time.sleep(0.05)
+
+
 def test_killed_halfway_and_run_again_gives_the_same_table(
     crops: dict[str, bytes], tar_of: TarOf, tmp_path: Path
 ) -> None:
-    for shard in range(12):
-        members = {f"{shard}-{name}": data for name, data in crops.items()}
-        (tmp_path / f"{shard}.tar").write_bytes(tar_of(members))
-    source, killed = str(tmp_path / "*.tar"), tmp_path / "killed"
+    source, killed = write_tars(tmp_path, crops, tar_of), tmp_path / "killed"
     driver = launch("scan", source, "--output", str(killed), "--address", "local")
-    while driver.poll() is None and len(list((killed / "results").glob("*.parquet"))) < 3:
-        time.sleep(0.05)
+    wait_for_parts(killed, 3, driver)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert not list(killed.glob("_runs/*/manifest.json"))
@@ -354,6 +376,26 @@ def test_killed_halfway_and_run_again_gives_the_same_table(
     assert 0 < again["scanned_now"] < again["listed"] == 48
     run_scan(source, output=str(tmp_path / "clean"))
     assert findings(str(killed)) == findings(str(tmp_path / "clean"))
+
+
+def test_two_drivers_and_an_actor_that_wakes_late_make_one_table(
+    crops: dict[str, bytes], tar_of: TarOf, tmp_path: Path
+) -> None:
+    """The first driver's actor is stopped, the second driver completes the run, the actor wakes."""
+    source, output = write_tars(tmp_path, crops, tar_of), tmp_path / "out"
+    one_actor = ["--address", "local", "--max-actors", "1"]
+    first = launch("scan", source, "--output", str(output), *one_actor)
+    wait_for_parts(output, 1, first)
+    (zombie,) = processes_below(first.pid, "ScanActor")
+    os.kill(zombie, signal.SIGSTOP)
+    second = run_scan(source, output=str(output))
+    assert 0 < second["scanned_now"] < second["listed"] == 48
+    complete = files_of(output)
+    os.kill(zombie, signal.SIGCONT)
+    _, said = first.communicate()
+    assert first.returncode == 0, said
+    assert "another driver completed" in said
+    assert files_of(output) == complete
 
 
 def test_the_command_line_scans_without_torch(crops: dict[str, bytes], tmp_path: Path) -> None:

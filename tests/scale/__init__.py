@@ -1,0 +1,1 @@
+"""How memory and rate go on when the inputs do: `make scale`."""

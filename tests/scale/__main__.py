@@ -1,0 +1,199 @@
+"""`make scale`: planning, many images, many units, a soak; rates and memory while they run.
+
+    python -m tests.scale [NAME...]     names: plan, images, units, soak
+
+Prints a line each and keeps the curves under --output as CSV, and as one picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, fields
+from pathlib import Path
+
+from PIL import Image
+from skimage import data as photographs
+
+from tests.bench.null_model import write_null_model
+from tests.bench.photographs import write_shards
+from tests.conftest import wait_for
+from tests.scale.picture import draw
+from tests.scale.recorder import Recorder, Sample, growth, rate
+
+FILES = 1_000_000  # real, in folders of a thousand
+KEYS = 1_000_000  # listed over HTTP
+SIMULATED = 10_000_000
+IMAGES = 100_000
+UNITS = 10_000
+SOAK_SECONDS = 1800
+TINY = 64  # pixels a side
+
+Curves = dict[str, list[Sample]]
+
+
+def plan(folder: Path) -> Curves:
+    """Real files, a listing of S3, and references made on the spot."""
+    source = write_files(folder / "files", FILES)
+    curves = {"plan files": planned(str(source), folder / "of-files")}
+    with bucket_of(KEYS) as environment:
+        curves["plan s3 keys"] = planned("s3://bucket/photos", folder / "of-keys", environment)
+    curves["plan simulated"] = planned(f"simulated:{SIMULATED}", folder / "of-simulated")
+    return curves
+
+
+def images(folder: Path) -> Curves:
+    """10^5 tiny images in tar shards of a thousand, and a network that does nothing."""
+    write_tiny_shards(folder / "tiny", IMAGES // 1000, 1000)
+    model = str(write_null_model(folder / "null"))
+    return {"images": scanned(folder / "tiny", folder / "out", 1000, model)}
+
+
+def units(folder: Path) -> Curves:
+    """10^4 shards of three tiny images."""
+    write_tiny_shards(folder / "tiny", UNITS, 3)
+    model = str(write_null_model(folder / "null"))
+    return {"units": scanned(folder / "tiny", folder / "out", 1, model)}
+
+
+def soak(folder: Path) -> Curves:
+    """The packaged model on photographs, half an hour."""
+    write_shards(folder / "shards", 60_000, 1_000)
+    out = folder / "out"
+    return {"soak": scanned(folder / "shards", out, 60, "prompt-iml-micro", SOAK_SECONDS)}
+
+
+def planned(source: str, output: Path, environment: dict[str, str] | None = None) -> list[Sample]:
+    """What a planner of its own process tells."""
+    command = [sys.executable, "-m", "tests.scale.planner", source, str(output)]
+    done = subprocess.run(
+        command, env=os.environ | (environment or {}), stdout=subprocess.PIPE, check=True
+    )
+    return [Sample(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def scanned(
+    source: Path, output: Path, per_part: int, model: str, seconds: float | None = None
+) -> list[Sample]:
+    """A scan by the command line, until it ends or `seconds` are over."""
+    command = [sys.executable, "-m", "pipeline.cli", "scan", str(source), "--output", str(output)]
+    chosen = ["--model", model, "--address", "local", "--max-actors", "2"]
+    if model != "prompt-iml-micro":
+        chosen += ["--engine", "onnxruntime"]  # its calls cost least: the pipeline is measured
+    results = output / "results"
+
+    def done() -> int:
+        return per_part * sum(1 for _ in results.glob("*.parquet")) if results.exists() else 0
+
+    with (
+        subprocess.Popen([*command, *chosen], stdout=subprocess.DEVNULL) as scan,
+        Recorder(scan.pid, done) as recorder,
+    ):
+        try:
+            assert scan.wait(seconds) == 0, "the scan failed"
+        except subprocess.TimeoutExpired:
+            scan.terminate()
+    return recorder.samples
+
+
+def write_files(folder: Path, count: int) -> Path:
+    """Empty files, a thousand a folder."""
+    for place in range(count // 1000):
+        (folder / f"{place:04d}").mkdir(parents=True)
+        for number in range(1000):
+            (folder / f"{place:04d}" / f"{number:03d}.jpg").touch()
+    return folder
+
+
+def write_tiny_shards(folder: Path, shards: int, members: int) -> None:
+    """Crops of a photograph, as JPEG."""
+    folder.mkdir()
+    photograph = Image.fromarray(photographs.astronaut())
+    for shard in range(shards):
+        sink = io.BytesIO()
+        x = shard % (photograph.width - TINY)
+        photograph.crop((x, x, x + TINY, x + TINY)).save(sink, "JPEG", quality=80)
+        with tarfile.open(folder / f"{shard:06d}.tar", "w") as archive:
+            for number in range(members):
+                header = tarfile.TarInfo(f"{number:06d}.jpg")
+                header.size = len(sink.getvalue())
+                archive.addfile(header, io.BytesIO(sink.getvalue()))
+
+
+@contextmanager
+def bucket_of(keys: int) -> Iterator[dict[str, str]]:
+    """The environment in which `s3://bucket` has so many keys (`tests.scale.keys`)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.scale.keys", str(port), str(keys)]
+    with subprocess.Popen(command) as server:
+        wait_for(port)
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "nobody",
+            "AWS_SECRET_ACCESS_KEY": "nothing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        server.terminate()
+
+
+def tell(name: str, samples: Sequence[Sample]) -> None:
+    """One line of what was measured."""
+    last = samples[-1]
+    early, late = rate(samples)
+    per = 10 ** (len(str(last.done)) - 1)
+    grown = [f"driver {max(s.driver for s in samples):.0f} MiB"]
+    grown.append(f"{growth(samples, 'driver', per):+.1f} MiB per {per:,} more")
+    if last.actor or any(s.actor for s in samples):
+        grown.append(f"largest actor {max(s.actor for s in samples):.0f} MiB")
+        grown.append(f"{growth(samples, 'actor', per):+.1f} MiB per {per:,} more")
+    rates = f"{early:9.0f}/s, then {late:9.0f}/s"
+    took = f"{last.done:>12,} in {last.seconds:7.0f} s"
+    print(f"{name:16} {took}   {rates}   {', '.join(grown)}", flush=True)
+
+
+def keep(path: Path, samples: Sequence[Sample]) -> None:
+    """As CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Sample)])
+        writer.writerows([f"{value:.6g}" for value in astuple(sample)] for sample in samples)
+
+
+def main() -> None:
+    """Command line."""
+    experiments = {"plan": plan, "images": images, "units": units, "soak": soak}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(experiments))
+    parser.add_argument("--output", type=Path, default=Path("scale"))
+    args = parser.parse_args()
+    args.output.mkdir(exist_ok=True)
+    print(
+        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+        flush=True,
+    )
+    for name in args.names:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.monotonic()
+            for curve, samples in experiments[name](Path(folder)).items():
+                tell(curve, samples)
+                keep(args.output / f"{curve.replace(' ', '-')}.csv", samples)
+            print(f"({name}: {time.monotonic() - started:.0f} s with its set-up)", flush=True)
+    draw(args.output)
+
+
+if __name__ == "__main__":
+    main()
