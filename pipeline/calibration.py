@@ -3,7 +3,7 @@
     score logits, truth -> Platt scaling -> scores
     scores of the authentic -> manipulated_at, at a false-positive rate
     scores of the forged    -> authentic_below, at a miss rate
-    pixels                  -> mask_threshold: best F1 that flags few authentic images
+    pixels                  -> mask_threshold: best F1, at a rate of flagged authentic images
 
 The classes weigh one half each in the scaling, so a score is a probability at even odds. Where an
 archive holds one forgery in a thousand, the odds of a score are a thousand times lower; the rates
@@ -54,7 +54,7 @@ class Targets:
 
     false_positive_rate: float = 0.01
     miss_rate: float = 0.05
-    flagged_rate: float = 0.1
+    flagged_rate: float = 1.0
     min_side: int | None = None
     min_jpeg_quality: int | None = None
 
