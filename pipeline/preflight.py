@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError, WorkerCrashedError
 
 from engine.errors import PromptImlError, UsageError
 from pipeline import storage
@@ -30,8 +30,10 @@ def check_node(spec: ScanSpec, seconds: float = PATIENCE_SECONDS) -> None:
         ) from None
     except RayTaskError as error:  # before our code began
         complaint = f"{type(error.cause).__name__}: {error.cause}"
-    except RayError as error:
-        complaint = f"{type(error).__name__}: {error}"
+    except WorkerCrashedError:
+        complaint = "a process that loads the engine dies of it, again and again"
+    except RayError:  # a node went away: others will do
+        complaint = ""
     if complaint:
         raise UsageError(f"the cluster's nodes cannot scan: {' '.join(complaint.split())}")
 
