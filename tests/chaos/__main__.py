@@ -41,6 +41,9 @@ POINTS = [
 ]
 KINDS = ("actor", "worker", "node", "driver", "point", "point")
 NODES = 3
+SECONDS = 1.0, 9.0  # between two kills: a driver takes ten to begin
+KILLS_PER_RUN = 15  # then it may end
+WAITING = 2  # tokens at most, so that nobody is killed at one point again and again
 MEMBERS = 8  # of a shard
 FINDING = ["image_id", "sha256", "status", "error_code", "score_raw", "mask_rle"]
 PHOTOGRAPHS = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")
@@ -105,7 +108,7 @@ class Chaos:
         driver = self._drive(source, output)
         while True:
             try:
-                code = driver.wait(self._random.uniform(0.5, 4.0))
+                code = driver.wait(self._random.uniform(*SECONDS))
             except subprocess.TimeoutExpired:
                 self._count_tokens()
                 if self.kills.total() < most:
@@ -134,8 +137,9 @@ class Chaos:
 
     def _kill(self, kind: str, driver: subprocess.Popen[bytes]) -> None:
         if kind == "point":
-            point = self._random.choice(POINTS)
-            (self._tokens / f"{point}-{time.monotonic_ns()}").touch()
+            if sum(1 for _ in self._tokens.iterdir()) < WAITING:
+                point = self._random.choice(POINTS)
+                (self._tokens / f"{point}-{time.monotonic_ns()}").touch()
             return
         if kind == "driver":
             driver.kill()
@@ -188,7 +192,8 @@ def main() -> None:
         runs = 0
         while chaos.kills.total() < args.kills:
             runs += 1
-            chaos.scan(source, folder / f"run-{runs}", most=args.kills)
+            most = min(args.kills, chaos.kills.total() + KILLS_PER_RUN)
+            chaos.scan(source, folder / f"run-{runs}", most)
             found = read_table(folder / f"run-{runs}")
             wrong["lost"] += len(clean.keys() - found.keys())
             wrong["doubled"] += sum(len(rows) > 1 for rows in found.values())
