@@ -146,10 +146,11 @@ class Child:
         try:
             return self._line.recv_bytes()
         except (EOFError, OSError):
-            raise _cause(self._process.wait()) from None
+            raise cause_of(self._process.wait()) from None
 
 
-def _cause(exit_status: int) -> Fatal:
+def cause_of(exit_status: int) -> Fatal:
+    """Why a process ended, by what `Popen.wait` gives."""
     if exit_status == -signal.SIGKILL:
         return OutOfMemory("the system killed the process, as it does when memory runs out")
     if exit_status < 0:

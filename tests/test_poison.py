@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from PIL import Image
 
 from engine.checkpoint import load_model
 from engine.errors import PromptImlError
-from pipeline.isolated import isolated_rows
+from pipeline.isolated import cause_of, isolated_rows
 from pipeline.run import Run
 from pipeline.scan import scan_spec
 from pipeline.settings import ScanSettings
@@ -27,9 +28,7 @@ from pipeline.watchdog import EXIT_STUCK
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
     "segfault": "crashed",
-    "abort": "crashed",
     "loop": "timeout",
-    "exit": "crashed",
     "hang": "timeout",
     "allocate": "out_of_memory",
 }
@@ -55,7 +54,7 @@ def test_every_poison_costs_one_row(
 ) -> None:
     healthy = small_jpeg(photographs["astronaut.jpg"])
     poison = {f"{name}.jpg": healthy + b"POISON:" + name.encode() for name in EXPECTED}
-    for shard in (list(poison)[:3], list(poison)[3:]):
+    for shard in (list(poison)[:2], list(poison)[2:]):
         members = {"a.jpg": healthy} | {n: poison[n] for n in shard} | {"z.jpg": healthy}
         (tmp_path / f"{shard[0]}.tar").write_bytes(tar_of(members))
     command = [sys.executable, "-m", "pipeline.cli", "scan", str(tmp_path / "*.tar")]
@@ -64,9 +63,9 @@ def test_every_poison_costs_one_row(
     scan = subprocess.run(
         [*command, *options, *limits], env=environment, capture_output=True, text=True
     )
-    assert scan.returncode == 3, scan.stderr  # six of ten failed
+    assert scan.returncode == 3, scan.stderr  # four of eight failed
     summary = json.loads(scan.stdout.splitlines()[-1])
-    assert (summary["listed"], summary["ok"], summary["failed"]) == (10, 4, 6)
+    assert (summary["listed"], summary["ok"], summary["failed"]) == (8, 4, 4)
     table = pq.read_table(tmp_path / "out" / "results")
     failed = {
         row["member"]: (row["error_stage"], row["error_code"])
@@ -74,6 +73,20 @@ def test_every_poison_costs_one_row(
         if row["status"] == "failed"
     }
     assert failed == {f"{n}.jpg": ("decode", code) for n, code in EXPECTED.items()}
+
+
+@pytest.mark.parametrize(
+    ("exit_status", "code", "said"),
+    [
+        (-signal.SIGABRT, "crashed", "SIGABRT"),
+        (7, "crashed", "exit status 7"),
+        (0, "crashed", "exit status 0"),
+        (-signal.SIGKILL, "out_of_memory", "memory"),
+    ],
+)
+def test_a_death_has_a_cause(exit_status: int, code: str, said: str) -> None:
+    cause = cause_of(exit_status)
+    assert (cause.code, said in str(cause)) == (code, True)
 
 
 def test_a_loop_that_keeps_python_s_lock_ends_the_process() -> None:
