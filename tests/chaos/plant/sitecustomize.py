@@ -44,7 +44,6 @@ def spin() -> None:
 POISONS: dict[bytes, Callable[[], object]] = {
     b"segfault": lambda: ctypes.string_at(0),
     b"loop": spin,
-    b"hang": lambda: ctypes.PyDLL(None).sleep(10**6),  # PyDLL keeps Python's lock
     b"allocate": allocate,
 }
 
