@@ -35,7 +35,7 @@ from pipeline.units import Sample, Unit, unit_from_json, unit_to_json
 from pipeline.watchdog import Stage
 
 BYTES_PER_PIXEL = 20  # decoding takes 10 at its peak
-SPARE_BYTES = 1 << 30  # for what else happens to an image
+SPARE_BYTES = 3 << 30  # an engine for tiles of every shape reserves half of it
 DEATHS = 2  # at one image, by a fault of the process or by the clock
 KILLS = 4  # by the system, or between two images: a node that ends kills, too
 START_SECONDS = 600  # to load the engine

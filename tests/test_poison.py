@@ -111,6 +111,19 @@ time.sleep(4)
     assert subprocess.run([sys.executable, "-c", idle], timeout=30).returncode == 0
 
 
+def test_a_process_of_its_own_has_memory_for_tiles_of_every_shape(
+    photographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    photograph = Image.open(io.BytesIO(photographs["astronaut.jpg"]))
+    for width, height in ((200, 200), (200, 400), (400, 200), (400, 400)):
+        photograph.crop((0, 0, width, height)).save(tmp_path / f"{width}x{height}.png")
+    settings = ScanSettings(inputs=[str(tmp_path)], output=str(tmp_path), max_pixels=1_000_000)
+    model = load_model(settings.model)
+    (unit,) = list_units([str(tmp_path / "*.png")], images_per_unit=4)
+    rows = list(isolated_rows(scan_spec(settings, Run(f"file://{tmp_path}", "r"), model), unit))
+    assert [row["status"] for row in rows] == ["ok"] * 4, [row.get("error_message") for row in rows]
+
+
 def test_without_an_engine_nothing_is_called_poison(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     (unit,) = list_units([str(tmp_path / "a.jpg")], images_per_unit=1)
