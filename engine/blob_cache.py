@@ -19,6 +19,7 @@ from pathlib import Path
 
 VARIABLE = "PROMPT_IML_CACHE"
 UNUSED_DAYS = 30  # then a blob is removed
+BLOB, HALF_WRITTEN = ".blob", ".blob-part"
 
 
 class BlobCache:
@@ -44,28 +45,35 @@ class BlobCache:
         """Keep the blob, if that can be done."""
         with suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+            with tempfile.NamedTemporaryFile(
+                dir=self._folder, suffix=HALF_WRITTEN, delete=False
+            ) as file:
                 file.write(hashlib.sha256(blob).digest())
                 file.write(blob)
             Path(file.name).replace(self._path(key))  # whole or not at all
             self._prune()
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.blob"
+        return self._folder / f"{key}{BLOB}"
 
     def _prune(self) -> None:
         """Remove what nobody used for long, and what a process that died left half-written."""
         oldest = time.time() - UNUSED_DAYS * 24 * 3600
-        for path in self._folder.iterdir():
-            if path.stat().st_mtime < oldest:
-                path.unlink()
+        for kind in (BLOB, HALF_WRITTEN):  # the folder may be one that others keep things in
+            for path in self._folder.glob(f"*{kind}"):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def default_folder() -> Path:
-    """Where blobs are kept unless told otherwise."""
+    """Where blobs are kept unless told otherwise; a user without a home keeps none."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt-iml"
+    caches = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(caches or Path.home() / ".cache") / "prompt-iml"
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def _is_ours_alone(folder: Path) -> bool:

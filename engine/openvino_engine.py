@@ -17,7 +17,7 @@ from openvino.frontend import NodeContext
 from openvino.frontend.onnx import ConversionExtension
 
 from engine.blob_cache import BlobCache
-from engine.checkpoint import WEIGHTS_DIGEST, Model, check_digest
+from engine.checkpoint import WEIGHTS_DIGEST, Model, check_digest, file_digest
 from engine.deform_attn_onnx import DOMAIN, NAME
 from engine.errors import DamagedModel, InferError
 from engine.prompts import PromptSet, graph_inputs
@@ -96,8 +96,8 @@ class OpenVinoEngine:
         """Digest of all that shapes what is compiled: model, this file, OpenVINO, processor."""
         made_of = [
             self._model.sha256,
-            hashlib.sha256(self._model.graph.read_bytes()).hexdigest(),
-            hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            file_digest(self._model.graph),
+            file_digest(Path(__file__)),
             openvino.get_version(),
             self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),

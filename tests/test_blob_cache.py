@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,23 @@ def test_a_damaged_blob_is_none(folder: Path, damage: object) -> None:
 def test_a_folder_that_others_can_write_to_is_not_read(folder: Path) -> None:
     BlobCache().write("a", b"blob")
     folder.chmod(0o770)
+    assert BlobCache().read("a") is None
+
+
+def test_only_blobs_that_nobody_used_for_long_are_removed(folder: Path) -> None:
+    BlobCache().write("old", b"blob")
+    (folder / "letter.txt").write_bytes(b"somebody's")
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+    BlobCache().write("new", b"blob")
+    assert {path.name for path in folder.iterdir()} == {"letter.txt", "new.blob"}
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PROMPT_IML_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container with a user of no name
+    BlobCache().write("a", b"blob")
     assert BlobCache().read("a") is None
 
 
