@@ -77,9 +77,7 @@ class Bucket:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A moto server in a process of its own, which the environment names to every S3 client."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -96,6 +94,14 @@ def s3_endpoint() -> Iterator[str]:
         finally:
             server.terminate()
             server.wait()
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def wait_for(port: int) -> None:
@@ -183,15 +189,16 @@ def _encoded(name: str, encoding: str, **options: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def tar_of() -> TarOf:
-    """A function: members by name, and options of tarfile, to the bytes of a tar."""
+    """`pack_tar`."""
+    return pack_tar
 
-    def pack(members: Mapping[str, bytes], *, gzipped: bool = False, **options: Any) -> bytes:
-        sink = io.BytesIO()
-        with tarfile.open(fileobj=sink, mode="w", **options) as archive:
-            for name, data in members.items():
-                header = tarfile.TarInfo(name)
-                header.size = len(data)
-                archive.addfile(header, io.BytesIO(data))
-        return gzip.compress(sink.getvalue()) if gzipped else sink.getvalue()
 
-    return pack
+def pack_tar(members: Mapping[str, bytes], *, gzipped: bool = False, **options: Any) -> bytes:
+    """Members by name, and options of tarfile, to the bytes of a tar."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", **options) as archive:
+        for name, data in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return gzip.compress(sink.getvalue()) if gzipped else sink.getvalue()

@@ -6,14 +6,13 @@ import io
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from conftest import Bucket, TarOf, wait_for
+from conftest import Bucket, TarOf, free_port, wait_for
 
 from engine.errors import FetchError, NotFound
 from pipeline import storage
@@ -27,9 +26,7 @@ RATE = 0.3
 @pytest.fixture
 def faulty_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every client of this process speaks to the server through the proxy."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     to = s3_endpoint.rpartition(":")[2]
     command = [sys.executable, "-m", "tests.chaos.store", "--port", str(port), "--to", to]
     proxy = subprocess.Popen([*command, "--rate", str(RATE)], stdout=subprocess.PIPE)

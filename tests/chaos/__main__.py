@@ -18,7 +18,6 @@ import random
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from pipeline.cli import CRASHED
+from tests.conftest import pack_tar
 
 ROOT = Path(__file__).parent.parent.parent
 PLANT = ROOT / "tests" / "chaos" / "plant"
@@ -58,15 +58,13 @@ def write_shards(folder: Path, shards: int) -> None:
         Image.open(Path(skimage.data.__file__).parent / name).convert("RGB") for name in PHOTOGRAPHS
     ]
     for shard in range(shards):
-        with tarfile.open(folder / f"{shard:02}.tar", "w") as archive:
-            for member in range(MEMBERS):
-                x, y = rng.randrange(100), rng.randrange(60)
-                sink = io.BytesIO()
-                rng.choice(photographs).crop((x, y, x + 240, y + 200)).save(sink, "JPEG")
-                data = sink.getvalue()[: 900 if member == 5 else None]
-                header = tarfile.TarInfo(f"{member}.jpg")
-                header.size = len(data)
-                archive.addfile(header, io.BytesIO(data))
+        members = {}
+        for member in range(MEMBERS):
+            x, y = rng.randrange(100), rng.randrange(60)
+            sink = io.BytesIO()
+            rng.choice(photographs).crop((x, y, x + 240, y + 200)).save(sink, "JPEG")
+            members[f"{member}.jpg"] = sink.getvalue()[: 900 if member == 5 else None]
+        (folder / f"{shard:02}.tar").write_bytes(pack_tar(members))
 
 
 def read_table(output: Path) -> Table:

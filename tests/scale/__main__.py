@@ -13,10 +13,8 @@ import io
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +27,7 @@ from skimage import data as photographs
 
 from tests.bench.null_model import write_null_model
 from tests.bench.photographs import write_shards
-from tests.conftest import wait_for
+from tests.conftest import free_port, pack_tar, wait_for
 from tests.scale.picture import draw
 from tests.scale.recorder import Recorder, Sample, growth, rate
 
@@ -125,19 +123,14 @@ def write_tiny_shards(folder: Path, shards: int, members: int) -> None:
         sink = io.BytesIO()
         x = shard % (photograph.width - TINY)
         photograph.crop((x, x, x + TINY, x + TINY)).save(sink, "JPEG", quality=80)
-        with tarfile.open(folder / f"{shard:06d}.tar", "w") as archive:
-            for number in range(members):
-                header = tarfile.TarInfo(f"{number:06d}.jpg")
-                header.size = len(sink.getvalue())
-                archive.addfile(header, io.BytesIO(sink.getvalue()))
+        tiny = {f"{number:06d}.jpg": sink.getvalue() for number in range(members)}
+        (folder / f"{shard:06d}.tar").write_bytes(pack_tar(tiny))
 
 
 @contextmanager
 def bucket_of(keys: int) -> Iterator[dict[str, str]]:
     """The environment in which `s3://bucket` has so many keys (`tests.scale.keys`)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tests.scale.keys", str(port), str(keys)]
     with subprocess.Popen(command) as server:
         wait_for(port)
@@ -157,7 +150,7 @@ def tell(name: str, samples: Sequence[Sample]) -> None:
     per = 10 ** (len(str(last.done)) - 1)
     grown = [f"driver {max(s.driver for s in samples):.0f} MiB"]
     grown.append(f"{growth(samples, 'driver', per):+.1f} MiB per {per:,} more")
-    if last.actor or any(s.actor for s in samples):
+    if any(s.actor for s in samples):
         grown.append(f"largest actor {max(s.actor for s in samples):.0f} MiB")
         grown.append(f"{growth(samples, 'actor', per):+.1f} MiB per {per:,} more")
     rates = f"{early:9.0f}/s, then {late:9.0f}/s"
