@@ -130,6 +130,7 @@ def s3_buckets(s3_endpoint: str) -> Callable[[], Bucket]:
 @pytest.fixture(scope="session")
 def cluster(s3_endpoint: str) -> Iterator[None]:
     """Two CPUs of Ray on this machine; its actors know the S3 server."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error")
     yield
     ray.shutdown()

@@ -24,6 +24,7 @@ from pipeline.scan import scan_spec
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
 from pipeline.watchdog import EXIT_STUCK
+from tests.bench.null_model import write_null_model
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
@@ -56,8 +57,9 @@ def test_every_poison_costs_one_row(
     members = {"a.jpg": healthy} | poison | {"z.jpg": healthy}
     (tmp_path / "poisoned.tar").write_bytes(tar_of(members))
     command = [sys.executable, "-m", "pipeline.cli", "scan", str(tmp_path / "*.tar")]
-    options = ["--output", str(tmp_path / "out"), "--address", "local"]
-    limits = ["--image-timeout", "10", "--max-pixels", "1000000"]
+    model = write_null_model(tmp_path / "model")  # it is ready at once, in every process
+    options = ["--output", str(tmp_path / "out"), "--address", "local", "--model", str(model)]
+    limits = ["--image-timeout", "5", "--max-pixels", "1000000"]
     scan = subprocess.run(
         [*command, *options, *limits], env=environment, capture_output=True, text=True
     )

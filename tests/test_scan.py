@@ -7,19 +7,23 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from cluster.registry import add_verdict, add_version, promote, roll_back
@@ -88,6 +92,36 @@ def inputs(folder: Folder, crops: dict[str, bytes]) -> str:
     return fill(folder, crops)
 
 
+@dataclass(frozen=True)
+class Scanned:
+    """A completed scan of those inputs in units of four, under the run id `one`."""
+
+    inputs: str
+    output: Path
+
+    def again(self, **settings: object) -> Json:
+        """The same command, and then some."""
+        same: dict[str, object] = {"run_id": "one", "images_per_unit": 4}
+        return run_scan(self.inputs, output=str(self.output), **same | settings)
+
+
+@pytest.fixture(scope="module")
+def scanned_once(
+    cluster: None, crops: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Scanned:
+    folder = tmp_path_factory.mktemp("scanned")
+    scanned = Scanned(fill(Folder(folder), crops), folder / "out")
+    scanned.again()
+    return scanned
+
+
+@pytest.fixture
+def scanned(scanned_once: Scanned, tmp_path: Path) -> Scanned:
+    """With an output of this test's own."""
+    output = shutil.copytree(scanned_once.output, tmp_path / "out")
+    return Scanned(scanned_once.inputs, output)
+
+
 def test_every_input_has_a_row(store: Store, crops: dict[str, bytes]) -> None:
     summary = run_scan(fill(store, crops), output=f"{store.uri}/out", max_actors=2)
     table = rows(f"{store.uri}/out")
@@ -101,70 +135,65 @@ def test_every_input_has_a_row(store: Store, crops: dict[str, bytes]) -> None:
 def test_same_findings_from_folder_tar_parquet_and_list(
     crops: dict[str, bytes], tar_of: TarOf, s3: Bucket, tmp_path: Path
 ) -> None:
-    for name, data in crops.items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "list.txt").write_text("\n".join(crops))
+    for place in ("folder", "listed"):
+        for name, data in crops.items():
+            Folder(tmp_path).put(f"{place}/{name}", data)
+    (tmp_path / "list.txt").write_text("\n".join(f"listed/{name}" for name in crops))
     images = [{"bytes": data, "path": None} for data in crops.values()]
     pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
-    sources = [
-        str(tmp_path / "*.[jpw]*[gp]"),
+    run_scan(
+        str(tmp_path / "folder"),
         s3.put("shards/a.tar", tar_of(crops)),
         str(tmp_path / "images.parquet"),
         str(tmp_path / "list.txt"),
+        output=str(tmp_path / "out"),
+    )
+    table = rows(str(tmp_path / "out"))
+    by_source = [
+        table.filter(pc.match_substring(table["uri"], source)).select(FINDING).to_pylist()
+        for source in ("/folder/", "a.tar", "images.parquet", "/listed/")
     ]
-    found = []
-    for number, source in enumerate(sources):
-        run_scan(source, output=str(tmp_path / f"out-{number}"))
-        found.append(findings(str(tmp_path / f"out-{number}")))
-    assert len(found[0]) == len(crops)
-    assert found[1:] == found[:1] * 3
+    assert [len(found) for found in by_source] == [len(crops)] * 4
+    assert by_source[1:] == by_source[:1] * 3
 
 
-def test_again_is_already_complete(
-    inputs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = run_scan(inputs, output=f"{tmp_path}/out", limit=3)
-    again = run_scan(inputs, output=f"{tmp_path}/out", limit=3)
+def test_again_is_already_complete(scanned: Scanned, capsys: pytest.CaptureFixture[str]) -> None:
+    again = scanned.again()
     assert "already complete" in capsys.readouterr().err
-    assert again["scanned_now"] == 0
-    assert again["listed"] == first["listed"] == 3
+    assert (again["scanned_now"], again["listed"]) == (0, 10)
 
 
-def test_another_configuration_under_the_same_run_is_refused(inputs: str, tmp_path: Path) -> None:
-    run_scan(inputs, output=f"{tmp_path}/out", run_id="mine", limit=1)
+def test_another_configuration_under_the_same_run_is_refused(scanned: Scanned) -> None:
     with pytest.raises(RunMismatch, match=r"\(limit\)"):
-        run_scan(inputs, output=f"{tmp_path}/out", run_id="mine", limit=2)
+        scanned.again(limit=2)
 
 
-def test_runs_share_an_output_and_keep_their_rows(inputs: str, tmp_path: Path) -> None:
-    for run_id in ("one", "two"):
-        run_scan(inputs, output=f"{tmp_path}/out", run_id=run_id, limit=2)
-    assert sorted(rows(f"{tmp_path}/out")["run_id"].to_pylist()) == ["one"] * 2 + ["two"] * 2
+def test_runs_share_an_output_and_keep_their_rows(scanned: Scanned) -> None:
+    scanned.again(run_id="two", limit=2)
+    ids = rows(str(scanned.output))["run_id"].to_pylist()
+    assert sorted(ids) == ["one"] * 10 + ["two"] * 2
 
 
-def test_a_lost_part_is_made_again_and_the_others_are_kept(inputs: str, tmp_path: Path) -> None:
-    output = f"file://{tmp_path}/out"
-    run_scan(inputs, output=output, run_id="r", images_per_unit=4)
-    before = findings(output)
-    parts = sorted(storage.local_path(f"{output}/results").glob("*.parquet"))
+def test_a_lost_part_is_made_again_and_the_others_are_kept(scanned: Scanned) -> None:
+    before = findings(str(scanned.output))
+    parts = sorted((scanned.output / "results").glob("*.parquet"))
     kept = parts[0].stat().st_mtime_ns
-    storage.local_path(Run(output, "r").manifest_uri).unlink()
+    storage.local_path(Run(scanned.output.as_uri(), "one").manifest_uri).unlink()
     parts[1].unlink()
-    again = run_scan(inputs, output=output, run_id="r", images_per_unit=4)
+    again = scanned.again()
     assert 0 < again["scanned_now"] < again["listed"] == 10
     assert parts[0].stat().st_mtime_ns == kept
-    assert findings(output) == before
+    assert findings(str(scanned.output)) == before
 
 
-def test_manifest_names_every_part_with_its_digest(inputs: str, tmp_path: Path) -> None:
-    output = f"file://{tmp_path}/out"
-    run_scan(inputs, output=output, run_id="r", images_per_unit=3)
-    manifest = Run(output, "r").manifest()
+def test_manifest_names_every_part_with_its_digest(scanned: Scanned) -> None:
+    manifest = Run(scanned.output.as_uri(), "one").manifest()
     assert manifest
     parts = {part["file"]: part["sha256"] for part in manifest["parts"]}
-    files = storage.local_path(f"{output}/results").iterdir()
+    files = (scanned.output / "results").iterdir()
     assert parts == {f"results/{f.name}": hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     assert sum(part["rows"] for part in manifest["parts"]) == manifest["listed"] == 10
+    assert len(parts) == 3
 
 
 def test_truncated_shard_gives_its_images_and_one_failed_row(
@@ -180,10 +209,11 @@ def test_truncated_shard_gives_its_images_and_one_failed_row(
     assert re.search(r"cut\.tar at byte \d+", failed["error_message"])
 
 
-def test_waves_change_nothing(inputs: str, tmp_path: Path) -> None:
-    for name, units in (("a", 1), ("b", 100)):
-        run_scan(inputs, output=str(tmp_path / name), images_per_unit=5, wave_units=units)
-    assert findings(str(tmp_path / "a")) == findings(str(tmp_path / "b"))
+def test_waves_change_nothing(scanned: Scanned) -> None:
+    before = findings(str(scanned.output))
+    shutil.rmtree(scanned.output)
+    scanned.again(wave_units=2)
+    assert findings(str(scanned.output)) == before
 
 
 def test_heatmap_is_stored_on_demand(crops: dict[str, bytes], tmp_path: Path) -> None:
@@ -225,10 +255,10 @@ def test_no_more_actors_than_units() -> None:
     assert pool_size(1, None, units=100) == PoolSize(1, 2)
 
 
-def test_the_readme_query(inputs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_query(scanned: Scanned, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every SQL block of the README runs on a real table."""
-    run_scan(inputs, output=str(tmp_path / "demo"))
-    monkeypatch.chdir(tmp_path)
+    scanned.output.rename(scanned.output.with_name("demo"))
+    monkeypatch.chdir(scanned.output.parent)
     queries = re.findall(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert queries
     for query in queries:
@@ -335,8 +365,13 @@ def test_an_empty_registry_scans_with_the_model_s_own(
     assert "nothing is promoted in" in capsys.readouterr().err
 
 
+def here() -> list[str]:
+    """Options of a driver that shares the tests' cluster."""
+    return ["--address", ray.get_runtime_context().gcs_address, "--max-actors", "1"]
+
+
 def launch(*arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
-    """`prompt-iml` in a process of its own, with a Ray of its own."""
+    """`prompt-iml` in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = f"{path}:{ROOT}" if path else str(ROOT)
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
@@ -345,8 +380,8 @@ def launch(*arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
 
 
 def write_tars(folder: Path, crops: dict[str, bytes], tar_of: TarOf) -> str:
-    """Twelve shards of four images; a glob of them."""
-    for shard in range(12):
+    """Eight shards of four images; a glob of them."""
+    for shard in range(8):
         members = {f"{shard}-{name}": data for name, data in crops.items()}
         (folder / f"{shard}.tar").write_bytes(tar_of(members))
     return str(folder / "*.tar")
@@ -367,13 +402,13 @@ def test_killed_halfway_and_run_again_gives_the_same_table(
     crops: dict[str, bytes], tar_of: TarOf, tmp_path: Path
 ) -> None:
     source, killed = write_tars(tmp_path, crops, tar_of), tmp_path / "killed"
-    driver = launch("scan", source, "--output", str(killed), "--address", "local")
-    wait_for_parts(killed, 3, driver)
+    driver = launch("scan", source, "--output", str(killed), *here())
+    wait_for_parts(killed, 2, driver)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert not list(killed.glob("_runs/*/manifest.json"))
     again = run_scan(source, output=str(killed))
-    assert 0 < again["scanned_now"] < again["listed"] == 48
+    assert 0 < again["scanned_now"] < again["listed"] == 32
     run_scan(source, output=str(tmp_path / "clean"))
     assert findings(str(killed)) == findings(str(tmp_path / "clean"))
 
@@ -383,13 +418,12 @@ def test_two_drivers_and_an_actor_that_wakes_late_make_one_table(
 ) -> None:
     """The first driver's actor is stopped, the second driver completes the run, the actor wakes."""
     source, output = write_tars(tmp_path, crops, tar_of), tmp_path / "out"
-    one_actor = ["--address", "local", "--max-actors", "1"]
-    first = launch("scan", source, "--output", str(output), *one_actor)
+    first = launch("scan", source, "--output", str(output), *here())
     wait_for_parts(output, 1, first)
-    (zombie,) = processes_below(first.pid, "ScanActor")
+    (zombie,) = processes_below(os.getpid(), "ScanActor")
     os.kill(zombie, signal.SIGSTOP)
     second = run_scan(source, output=str(output))
-    assert 0 < second["scanned_now"] < second["listed"] == 48
+    assert 0 < second["scanned_now"] < second["listed"] == 32
     complete = files_of(output)
     os.kill(zombie, signal.SIGCONT)
     _, said = first.communicate()

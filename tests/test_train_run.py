@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from safetensors.torch import load
 
 from cluster.curves import CURVES, EVENTS, PICTURE, read_curves
@@ -26,27 +27,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos") / "photos")
 
 
-def _command(photos: Path, output: str) -> list[str]:
-    flags = ["--photos", str(photos), "--output", output, "--samples", "24", "--batch", "4"]
-    flags += ["--judge-every", "8", "--judged", "4", "--workers", "1", "--address", "local"]
-    return [sys.executable, "-m", "pipeline.cli", "train", *flags]
-
-
 @pytest.mark.timeout(600)
-def test_a_killed_driver_goes_on(photos: Path, s3: Bucket) -> None:
+def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket) -> None:
     """With all that it keeps in an object store."""
-    output, command = f"{s3.uri}/run", _command(photos, f"{s3.uri}/run")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
+    output = f"{s3.uri}/run"
+    flags: dict[str, Any] = {"photos": str(photos), "output": output, "workers": 1}
+    flags |= {"samples": 24, "batch": 4, "judge_every": 8, "judged": 4}
+    flags["address"] = ray.get_runtime_context().gcs_address
+    command = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    with subprocess.Popen([sys.executable, "-m", "pipeline.cli", "train", *command]) as driver:
         wait_for_reports(f"{output}/{CURVES}", 1, driver)
         driver.kill()
     before = read_curves(f"{output}/{CURVES}")
-    done = subprocess.run(command, capture_output=True, check=True)
+    done = train(TrainSettings(**flags))
     after = read_curves(f"{output}/{CURVES}")
     assert after[: len(before)] == before
     assert [int(report["samples"]) for report in after] == [8, 16, 24]
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["samples"] == 24
-    trained = load(storage.read_bytes(summary["weights"]))
+    assert done.samples == 24
+    trained = load(storage.read_bytes(done.weights))
     fresh = start_network(TrainSettings(photos=str(photos), output=output))
     moved = {n for n, t in fresh.state_dict().items() if not t.equal(trained[n])}
     assert not any(name.startswith("semantic.") for name in moved)

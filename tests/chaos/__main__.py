@@ -96,6 +96,7 @@ class Chaos:
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "8",  # fewer call a busy head dead
             "RAY_worker_niceness": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
         }
         self._cluster = Cluster()
         self._cluster.add_node(num_cpus=0)
