@@ -4,7 +4,8 @@
 
 Every variant trains from the same seed on the same examples and is judged on the same forgeries
 of photographs held back. Variants that finished are not run again. Prints a table and writes it
-to `ablation.csv`.
+to `ablation.csv`. Without --semantic the frozen branch is random; `--variant semantic` alone
+compares ways to make it (`cluster.distill`, `cluster.masked`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,11 +41,13 @@ GROUPS = ("all", "splice", "copy-move", "no table")
 JUDGED = 400
 
 
-def ablate(base: TrainSettings) -> dict[str, dict[str, Judgement]]:
-    """Train and judge every variant of a run; by variant, the judgements of `cluster.judge`."""
+def ablate(
+    base: TrainSettings, variants: Sequence[str] = tuple(VARIANTS)
+) -> dict[str, dict[str, Judgement]]:
+    """Train and judge variants of a run; by variant, the judgements of `cluster.judge`."""
     forger = Forger(split(list_photos(Path(base.photos)))[1])
     held_back = [forger.example(base.seed, number, 3) for number in range(JUDGED)]
-    return {name: _variant(base, name, fields, held_back) for name, fields in VARIANTS.items()}
+    return {name: _variant(base, name, VARIANTS[name], held_back) for name in variants}
 
 
 def _variant(
@@ -85,13 +89,16 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", required=True)
-    parser.add_argument("--semantic", required=True, help="from cluster.distill")
+    parser.add_argument("--semantic", help="weights of the frozen branch")
+    parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="all if none")
     parser.add_argument("--output", required=True)
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    judgements = ablate(TrainSettings(**vars(args)))
+    variants = args.variant or list(VARIANTS)
+    del args.variant
+    judgements = ablate(TrainSettings(**vars(args)), variants)
     print(table(judgements))
     storage.write(storage.canonical(f"{args.output}/ablation.csv"), _csv(judgements))
 

@@ -10,22 +10,17 @@ the Swin's weights under their official names.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cluster.photos import Photo, list_photos, load_pixels, split
-from cluster.schedule import learning_rate, weight_decay_groups
+from cluster.photos import Photo, list_photos
+from cluster.pretrain import normalised, pretrain, semantic_branch
 from engine.config import PRESETS, SwinConfig
-from engine.network.model import MEAN, STD
-from engine.network.stems import PatchEmbedding
 from engine.network.swin import Swin
 
 # MobileNetV2 1.0: stride of each block, and what is taken as its features at a stride
@@ -39,9 +34,7 @@ class Student(nn.Module):
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
-        self.swin = Swin(
-            config, PatchEmbedding(config.channels, config.patch, config.position_grid)
-        )
+        self.swin = semantic_branch(config)
         self.heads = nn.ModuleList(
             nn.Linear(c, CHANNELS[stride])
             for c, stride in zip(config.stage_channels, config.strides, strict=True)
@@ -49,8 +42,7 @@ class Student(nn.Module):
 
     def forward(self, image_BHW3: Tensor) -> list[Tensor]:
         """(B, H, W, 3) RGB, 0..255 -> (B, H/s, W/s, C of the teacher) at the branch's strides."""
-        normal = (image_BHW3 / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-        maps_BHWC = self.swin(normal.permute(0, 3, 1, 2))
+        maps_BHWC = self.swin(normalised(image_BHW3))
         return [head(x) for head, x in zip(self.heads, maps_BHWC, strict=True)]
 
 
@@ -93,13 +85,12 @@ def _conv(
     return functional.conv2d(x, kernel, weights[f"{name}.bias"], stride, around, groups=groups)
 
 
-def distillation_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Share of the teacher's variance that the student does not explain, mean over the maps."""
-    losses = [
+def unexplained(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+    """Share of the variance of each of the teacher's maps that the student does not explain."""
+    return [
         functional.mse_loss(mine, standardised(his))
         for mine, his in zip(student, teacher, strict=True)
     ]
-    return torch.stack(losses).mean()
 
 
 def standardised(map_BHWC: Tensor) -> Tensor:
@@ -109,28 +100,6 @@ def standardised(map_BHWC: Tensor) -> Tensor:
     )
 
 
-def crops(
-    photos: Sequence[Photo], side: int, batch: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.uint8]]:
-    """Endless batches (N, side, side, 3) at native size or shrunk, flipped at random."""
-    cached = [load_pixels(photo) for photo in photos]
-    while True:
-        yield np.stack([_crop(cached[i], side, rng) for i in rng.integers(len(cached), size=batch)])
-
-
-def _crop(pixels: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Shrinking lets a crop show whole objects, as most pictures do that people post."""
-    shortest = min(pixels.shape[:2])
-    box = int(rng.uniform(side, max(side + 1, shortest)))
-    box = min(box, shortest) if rng.random() < 0.7 else min(side, shortest)
-    y, x = (int(rng.integers(size - box + 1)) for size in pixels.shape[:2])
-    patch = Image.fromarray(pixels[y : y + box, x : x + box])
-    if box != side:
-        patch = patch.resize((side, side), Image.Resampling.BILINEAR)
-    out = np.asarray(patch)
-    return out[:, ::-1] if rng.random() < 0.5 else out
-
-
 def distil(
     config: SwinConfig,
     photos: Sequence[Photo],
@@ -138,45 +107,21 @@ def distil(
     samples: int,
     start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    batch: int = 8,
-    side: int = 256,
 ) -> Swin:
-    """Train a semantic branch on `samples` crops, from `start` if given; prints the losses."""
+    """Train a semantic branch on `samples` crops, from `start` if given; prints the losses, and
+    the unexplained share of each map on photographs held back."""
     torch.manual_seed(seed)
-    train, validation = split(photos)
     student = Student(config)
     if start is not None:
         student.swin.load_state_dict(start)
-    optimiser = torch.optim.AdamW(weight_decay_groups(student, 0.05), betas=(0.9, 0.98))
-    held_back = torch.from_numpy(next(crops(validation, side, 48, np.random.default_rng(seed))))
-    stream = crops(train, side, batch, np.random.default_rng(seed + 1))
-    for step in range(samples // batch):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step * batch / samples, peak=2e-3)
-        image_BHW3 = torch.from_numpy(next(stream))
+
+    def losses(image_BHW3: Tensor) -> list[Tensor]:
         with torch.no_grad():
             target = teacher_features(teacher, image_BHW3, config.strides)
-        loss = distillation_loss(student(image_BHW3), target)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(student.parameters(), 2.0)
-        optimiser.step()
-        if step % 100 == 99 or step == samples // batch - 1:
-            unexplained = _held_back(student, teacher, held_back, config.strides)
-            print(f"{(step + 1) * batch} {loss:.4f} {unexplained}", flush=True)
+        return unexplained(student(image_BHW3), target)
+
+    pretrain(student, losses, photos, samples, seed)
     return student.swin
-
-
-@torch.no_grad()
-def _held_back(
-    student: Student,
-    teacher: Mapping[str, Tensor],
-    image_BHW3: Tensor,
-    strides: Sequence[int],
-) -> list[float]:
-    """Unexplained share of each map, on photographs held back."""
-    pairs = zip(student(image_BHW3), teacher_features(teacher, image_BHW3, strides), strict=True)
-    return [round(functional.mse_loss(mine, standardised(his)).item(), 4) for mine, his in pairs]
 
 
 def main() -> None:

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from skimage.transform import resize
 
-from cluster.distill import distillation_loss, standardised, teacher_features
+from cluster.distill import standardised, teacher_features, unexplained
 from cluster.loop import Objective, Run
 from cluster.losses import training_loss
+from cluster.masked import Filler, drawn
 from cluster.schedule import learning_rate, weight_decay_groups
 from engine.config import PRESETS, SwinConfig
-from engine.network.model import PromptIML
+from engine.network.model import MEAN, STD, PromptIML
 
 TEACHER = Path(__file__).parents[2] / "shared/data/backbones/mobilenet_v2_imagenet_f16.safetensors"
 
@@ -100,8 +101,26 @@ def test_tuning_prompts_moves_nothing_else() -> None:
 
 def test_explaining_all_of_the_teacher_costs_nothing() -> None:
     teacher = [torch.randn(2, 4, 4, 3) * 5 + 2]
-    assert distillation_loss([standardised(teacher[0])], teacher) == 0
-    assert distillation_loss([torch.zeros(2, 4, 4, 3)], teacher) == pytest.approx(1, abs=1e-3)
+    assert unexplained([standardised(teacher[0])], teacher) == [0]
+    assert unexplained([torch.zeros(2, 4, 4, 3)], teacher) == [pytest.approx(1, abs=1e-3)]
+
+
+def test_only_what_is_hidden_is_asked_for() -> None:
+    """A filler that draws grey errs nowhere on a grey photograph, and by all of it on a white."""
+    filler = Filler(MICRO.swin)
+    for head in filler.heads:
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+    grey = torch.tensor(MEAN).expand(2, 256, 256, 3) * 255
+    white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    assert [e.item() for e in filler.losses(grey)] == [pytest.approx(0, abs=1e-5)] * 4
+    errors = filler.losses(torch.full((2, 256, 256, 3), 255.0))
+    assert [e.item() for e in errors] == [pytest.approx(float(white.mean()), rel=1e-4)] * 4
+
+
+def test_a_token_s_area_is_drawn_in_place() -> None:
+    image = torch.arange(64.0).repeat(3, 64, 1)[None]
+    assert torch.equal(drawn(image, 8)[0, 0, :, :4], torch.arange(64.0).reshape(8, 4, 2).mean(-1))
 
 
 @pytest.mark.skipif(not TEACHER.exists(), reason="needs ../shared/data/backbones")
