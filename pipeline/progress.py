@@ -21,7 +21,7 @@ class Done:
 
     Attributes:
         images: rows made by this launch.
-        size_bytes: of those images.
+        size_bytes: of those images, and of what lay around them in units that ended.
         resumed_bytes: of the units that an earlier launch had committed.
     """
 

@@ -47,7 +47,7 @@ class ScanActor:
     def __init__(self, spec: ScanSpec, tally: Any) -> None:
         self._scanner = Scanner(spec, Watchdog(spec.image_timeout))
         self._tally = tally
-        self._images = self._bytes = 0
+        self._images = self._bytes = self._of_unit = 0
         self._told = time.monotonic()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -60,9 +60,12 @@ class ScanActor:
         unit = unit_from_json(planned.unit)
         deaths = self._begin(planned.unit_id)
         rows_of = isolated_rows if deaths else None
+        self._of_unit = 0
         part = self._scanner.scan(planned.unit_id, unit, self._tick, rows_of)
         self._tally.end.remote(planned.unit_id)
-        self._tell(0 if part.new else max(unit.size_bytes, 0))
+        rest = max(unit.size_bytes - self._of_unit, 0)  # headers and padding of a shard
+        self._bytes += rest if part.new else 0
+        self._tell(0 if part.new else rest)
         return part
 
     def _begin(self, unit_id: str) -> int:
@@ -75,6 +78,7 @@ class ScanActor:
     def _tick(self, images: int, size_bytes: int) -> None:
         self._images += images
         self._bytes += size_bytes
+        self._of_unit += size_bytes
         if time.monotonic() - self._told >= TICK_SECONDS:
             self._tell(0)
 

@@ -31,6 +31,8 @@ from engine.checkpoint import load_model
 from engine.errors import EmptySource, MissingInput, OutputNotWritable, RunMismatch, UsageError
 from engine.prompts import PromptSet
 from pipeline import storage
+from pipeline.plan import PlannedUnit
+from pipeline.progress import Done
 from pipeline.registry import PromptSource, Registry
 from pipeline.results import SCHEMA
 from pipeline.run import Json, Run
@@ -38,7 +40,8 @@ from pipeline.scan import prompt_source, scan, scan_spec
 from pipeline.scanner import Scanner
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
-from pipeline.waves import PoolSize, pool_size
+from pipeline.units import unit_to_json
+from pipeline.waves import PoolSize, ScanActor, pool_size, read_tally, shared_tally
 from tests.bench.null_model import write_null_model
 from tests.conftest import Bucket, Folder, Store, TarOf
 from tests.processes import processes_below
@@ -214,6 +217,22 @@ def test_waves_change_nothing(scanned: Scanned) -> None:
     shutil.rmtree(scanned.output)
     scanned.again(wave_units=2)
     assert findings(str(scanned.output)) == before
+
+
+def test_progress_ends_at_the_bytes_of_the_plan(
+    crops: dict[str, bytes], tar_of: TarOf, tmp_path: Path
+) -> None:
+    """Of a shard, most of which is headers and padding; resumed, the same bytes are not done."""
+    (tmp_path / "a.tar").write_bytes(tar_of({"a.jpg": crops["rocket.jpg"]}) + bytes(50_000))
+    null, output = str(write_null_model(tmp_path / "model")), f"file://{tmp_path}/out"
+    settings = ScanSettings(inputs=[str(tmp_path)], output=output, model=null)
+    spec = scan_spec(settings, Run(output, "r"), load_model(null))
+    (unit,) = list_units([str(tmp_path / "a.tar")], images_per_unit=4)
+    planned = [PlannedUnit("u", unit_to_json(unit))._asdict()]
+    for expected in (Done(1, unit.size_bytes, 0), Done(0, 0, unit.size_bytes)):
+        with shared_tally() as tally:
+            ScanActor(spec, tally)(pa.Table.from_pylist(planned))
+            assert read_tally(tally) == expected
 
 
 def test_heatmap_is_stored_on_demand(crops: dict[str, bytes], tmp_path: Path) -> None:
