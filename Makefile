@@ -51,12 +51,14 @@ $(BIN)/python:
 	  { echo "prompt-iml needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/scan.stamp: pyproject.toml constraints.txt | $(BIN)/python
+KERNELS := $(wildcard engine/kernels/*.cpp engine/kernels/*.h)
+
+$(VENV)/scan.stamp: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) --editable .
 	touch $@
 
 # torch first and by its exact version: a looser pin takes another build with gigabytes of CUDA.
-$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/test.stamp: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[torch,train,dev]'
 	touch $@ $(VENV)/scan.stamp

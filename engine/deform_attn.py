@@ -1,8 +1,10 @@
 """Multi-scale deformable attention: the one operator of the network that needs a kernel.
 
-`ms_deform_attn` here is the reference, from which every other backend is told right or wrong.
-During an ONNX export it becomes one node, `promptiml::MSDeformAttn`, that a runtime either has
-a kernel for or expands into the local function in the exported file (`engine.deform_attn_onnx`).
+`reference` is from which every other backend is told right or wrong. `ms_deform_attn` is what the
+network calls: the CPU kernel (`engine.kernels`) where it fits and was compiled, else the
+reference. During an ONNX export it becomes one node, `promptiml::MSDeformAttn`, that a runtime
+either has a kernel for or expands into the local function in the exported file
+(`engine.deform_attn_onnx`).
 
 Shapes: N batch, S = sum of H*W over levels, M heads, D channels a head, Q queries, L levels,
 P points.
@@ -11,12 +13,15 @@ P points.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from engine.deform_attn_onnx import DOMAIN, NAME, VERSION
+from engine.kernels import cpu
 
 
 def ms_deform_attn(
@@ -37,8 +42,22 @@ def ms_deform_attn(
     Returns:
         (N, Q, M*D) in the dtype of `value_NSMD`.
     """
+    inputs = (value_NSMD, spatial_shapes, locations_NQMLP2, weights_NQMLP)
     if torch.onnx.is_in_onnx_export():
-        return _onnx_node(value_NSMD, spatial_shapes, locations_NQMLP2, weights_NQMLP)
+        return _onnx_node(*inputs)
+    if _kernel_fits(value_NSMD, locations_NQMLP2, weights_NQMLP):
+        out: Tensor = Kernel.apply(*inputs)  # type: ignore[no-untyped-call]
+        return out
+    return reference(*inputs)
+
+
+def reference(
+    value_NSMD: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations_NQMLP2: Tensor,
+    weights_NQMLP: Tensor,
+) -> Tensor:
+    """As `ms_deform_attn`, by PyTorch's `grid_sample`, on any device."""
     n, _, m, d = value_NSMD.shape
     q, points = locations_NQMLP2.shape[1], locations_NQMLP2.shape[4]
     maps = torch.split(value_NSMD, [h * w for h, w in spatial_shapes], dim=1)
@@ -50,6 +69,49 @@ def ms_deform_attn(
         sampled_BDQP = _sample(map_BDHW, grid_BQP2)
         out = out + (sampled_BDQP * weight_B1QP.to(sampled_BDQP.dtype)).sum(-1)
     return out.reshape(n, m * d, q).transpose(1, 2)
+
+
+class Kernel(torch.autograd.Function):
+    """The CPU kernel, forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value_NSMD: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        locations_NQMLP2: Tensor,
+        weights_NQMLP: Tensor,
+    ) -> Tensor:
+        """See `ms_deform_attn`."""
+        leaves = [x.detach().contiguous() for x in (value_NSMD, locations_NQMLP2, weights_NQMLP)]
+        ctx.save_for_backward(*leaves)
+        ctx.sizes = np.array(spatial_shapes, np.int64)
+        value, locations, weights = (x.numpy() for x in leaves)
+        n, _, m, d = value.shape
+        out_NQC = value_NSMD.new_empty(n, locations.shape[1], m * d)
+        threads = torch.get_num_threads()
+        cpu.forward(value, ctx.sizes, locations, weights, out_NQC.numpy(), threads)
+        return out_NQC
+
+    @staticmethod
+    def backward(ctx: Any, grad_NQC: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of value, locations and weights; the sizes have none."""
+        value, locations, weights = (x.numpy() for x in ctx.saved_tensors)
+        grad = grad_NQC.contiguous().numpy()
+        threads = torch.get_num_threads()
+        grads = cpu.backward(value, ctx.sizes, locations, weights, grad, threads)
+        of_value, of_locations, of_weights = map(torch.from_numpy, grads)
+        return of_value, None, of_locations, of_weights
+
+
+def _kernel_fits(*tensors: Tensor) -> bool:
+    """All on the CPU, of one dtype that the kernel has; and nobody traces."""
+    return (
+        cpu.available()
+        and all(x.device.type == "cpu" and x.dtype == tensors[0].dtype for x in tensors)
+        and tensors[0].dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _sample(map_BDHW: Tensor, location_BQP2: Tensor) -> Tensor:

@@ -8,25 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.parser
 import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from engine import export
 from engine.checkpoint import Model, load_model
 from engine.config import PRESETS, DecoderConfig, SwinConfig
-from engine.deform_attn import ms_deform_attn
-from engine.deform_attn_onnx import DOMAIN, FUNCTION, NAME, OPSET
+from engine.deform_attn import reference
+from engine.deform_attn_onnx import DOMAIN, NAME, OPSET
 from engine.errors import PromptImlError
+from engine.kernels import cpu
 from engine.network.model import PromptIML
 from engine.openvino_engine import core
 from engine.policy import UNTRAINED
 from engine.protocol import Batch
 from engine.runtimes import open_engine
 from engine.torch_engine import load_network
+from tests.operator_model import operator_model
 
 Sizes = list[tuple[int, int]]
 Run = Callable[[onnx.ModelProto, list[NDArray[np.generic]]], NDArray[np.float32]]
@@ -88,25 +89,6 @@ def test_the_graph_tells_nothing_of_who_exported_it(packaged: Model) -> None:
     assert str(Path.home()).encode() not in body
 
 
-def _operator_model(levels: int) -> onnx.ModelProto:
-    """A graph of the one node."""
-    floats = {"value": 4, "locations": 6, "weights": 5}
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
-        for name, rank in floats.items()
-    ]
-    inputs.insert(1, helper.make_tensor_value_info("sizes", TensorProto.INT64, [levels, 2]))
-    names = [value.name for value in inputs]
-    node = helper.make_node(NAME, names, ["out"], domain=DOMAIN)
-    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [None] * 3)
-    return helper.make_model(
-        helper.make_graph([node], "operator", inputs, [out]),
-        functions=[onnx.parser.parse_function(FUNCTION)],
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
-        ir_version=10,
-    )
-
-
 def _onnxruntime(model: onnx.ModelProto, values: list[NDArray[np.generic]]) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     feeds = dict(zip(("value", "sizes", "locations", "weights"), values, strict=True))
@@ -114,15 +96,26 @@ def _onnxruntime(model: onnx.ModelProto, values: list[NDArray[np.generic]]) -> N
     return out
 
 
-def _openvino(model: onnx.ModelProto, values: list[NDArray[np.generic]]) -> NDArray[np.float32]:
-    compiled = core().compile_model(
-        core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+def _openvino(
+    model: onnx.ModelProto, values: list[NDArray[np.generic]], kernel: bool = False
+) -> NDArray[np.float32]:
+    runtime = core(kernel)
+    graph = runtime.read_model(model.SerializeToString())
+    graph.reshape({i: list(value.shape) for i, value in enumerate(values)})
+    compiled = runtime.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     out: NDArray[np.float32] = compiled(values)[0]
     return out
 
 
-@pytest.mark.parametrize("run", [_onnxruntime, _openvino])
+def _openvino_kernel(
+    model: onnx.ModelProto, values: list[NDArray[np.generic]]
+) -> NDArray[np.float32]:
+    if not cpu.available():
+        pytest.skip("no C++ compiler when it was installed")
+    return _openvino(model, values, kernel=True)
+
+
+@pytest.mark.parametrize("run", [_onnxruntime, _openvino, _openvino_kernel])
 @pytest.mark.parametrize("sizes", [[(1, 1)], [(7, 5)], [(128, 96)], [(9, 4), (5, 2), (1, 3)]])
 def test_the_operator_equals_the_reference_outside_the_map_too(sizes: Sizes, run: Run) -> None:
     torch.manual_seed(0)
@@ -130,9 +123,9 @@ def test_the_operator_equals_the_reference_outside_the_map_too(sizes: Sizes, run
     value = torch.randn(n, sum(h * w for h, w in sizes), m, d)
     locations = torch.rand(n, q, m, levels, points, 2) * 3 - 1
     weights = torch.randn(n, q, m, levels * points).softmax(-1).reshape(locations.shape[:-1])
-    expected = ms_deform_attn(value, sizes, locations, weights).numpy()
+    expected = reference(value, sizes, locations, weights).numpy()
     values = [value.numpy(), np.array(sizes), locations.numpy(), weights.numpy()]
-    np.testing.assert_allclose(run(_operator_model(levels), values), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(operator_model(levels), values), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])

@@ -1,6 +1,6 @@
 """`make bench`: every ratio of the README, printed as measured.
 
-python -m tests.bench [NAME...]      names: default, scan, null
+python -m tests.bench [NAME...]      names: kernel, default, scan, null
 """
 
 from __future__ import annotations
@@ -10,12 +10,28 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench.kernel import engine_seconds, operator_seconds
 from tests.bench.null_model import write_null_model
 from tests.bench.photographs import write_shards
 from tests.bench.rates import Rate, decode_rate, engine_rate, runtime_rates, scan_rate
 
 IMAGES = 240
 NULL_IMAGES = 20_000
+
+
+def bench_kernel() -> None:
+    """Our kernel of the deformable attention, alone and in the default engine."""
+    for threads in (1, 2):
+        seconds = operator_seconds(threads)
+        for name, each in seconds.items():
+            what = f"{name}, 21,760 queries, {threads} threads"
+            print(f"{what:56} {1e3 * each:9.1f} ms")
+        gain = seconds["ONNX Runtime, decomposed"] / seconds["our kernel"]
+        print(f"{'ONNX Runtime / our kernel':56} {gain:9.2f}  (goal 5)\n", flush=True)
+    seconds = engine_seconds()
+    gain = seconds["without"] / seconds["with"]
+    print(f"{'CPU default, 512x512, 1 thread: with our kernel':56} {1e3 * seconds['with']:9.1f} ms")
+    print(f"{'without / with':56} {gain:9.2f}\n", flush=True)
 
 
 def bench_default() -> None:
@@ -62,6 +78,8 @@ def ratio(what: str, ours: Rate, other: Rate, goal: float) -> None:
 def main(names: list[str]) -> None:
     """Run the named benchmarks, or all."""
     print(f"{platform.machine()}, {_processor()}, Python {platform.python_version()}\n")
+    if "kernel" in names:
+        bench_kernel()
     if "default" in names:
         bench_default()
     for name, bench in (("scan", bench_scan), ("null", bench_null)):
@@ -80,4 +98,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["default", "scan", "null"])
+    main(sys.argv[1:] or ["kernel", "default", "scan", "null"])

@@ -1,0 +1,79 @@
+"""The operator alone, and the default engine with and without our kernel for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from engine.checkpoint import load_model
+from engine.deform_attn import reference
+from engine.kernels import cpu
+from engine.openvino_engine import OpenVinoEngine
+from engine.protocol import Batch
+from tests.bench.photographs import SIDE
+from tests.operator_model import operator_model
+
+LEVELS = ((128, 128), (64, 64), (32, 32), (16, 16))  # 21,760 queries: each cell asks
+HEADS, DEPTH, POINTS = 8, 32, 4
+ROUNDS = 7
+
+
+def operator_seconds(threads: int) -> dict[str, float]:
+    """Seconds of one call, the median of rounds in which all take turns; points lie some four
+    cells from their query's own place."""
+    rng = np.random.default_rng(0)
+    cells = sum(h * w for h, w in LEVELS)
+    samples = (1, cells, HEADS, len(LEVELS), POINTS)
+    value = rng.normal(size=(1, cells, HEADS, DEPTH)).astype(np.float32)
+    sizes = np.array(LEVELS, np.int64)
+    own = np.concatenate([_centres(h, w) for h, w in LEVELS])[None, :, None, None, None]
+    cells_away = rng.normal(scale=4, size=(*samples, 2))
+    locations = (own + cells_away / sizes[:, None, ::-1]).astype(np.float32)
+    weights = rng.dirichlet(np.ones(16), samples[:3]).reshape(samples).astype(np.float32)
+    out = np.empty((1, cells, HEADS * DEPTH), np.float32)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(operator_model(len(LEVELS)).SerializeToString(), options)
+    feeds = {"value": value, "sizes": sizes, "locations": locations, "weights": weights}
+    tensors = [torch.from_numpy(array) for array in (value, locations, weights)]
+    torch.set_num_threads(threads)
+    ways: dict[str, Callable[[], object]] = {
+        "our kernel": lambda: cpu.forward(value, sizes, locations, weights, out, threads),
+        "ONNX Runtime, decomposed": lambda: session.run(None, feeds),
+        "torch, grid_sample": lambda: reference(tensors[0], LEVELS, *tensors[1:]),
+    }
+    return _taking_turns(ways)
+
+
+def _centres(height: int, width: int) -> NDArray[np.float64]:
+    """(H*W, 2): x and y of each cell, 0..1."""
+    x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    return np.stack([x, y], -1).reshape(-1, 2)
+
+
+def engine_seconds() -> dict[str, float]:
+    """Seconds of one 512x512 image on one thread, as a scan actor has it."""
+    model = load_model("prompt-iml-micro")
+    rng = np.random.default_rng(0)
+    batch = Batch(rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8), np.ones((1, 64), np.float32))
+    ours, decomposed = (OpenVinoEngine(model, 1, kernel) for kernel in (True, False))
+    return _taking_turns(
+        {"with": lambda: ours.run(batch), "without": lambda: decomposed.run(batch)}
+    )
+
+
+def _taking_turns(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: float(np.median(each)) for name, each in seconds.items()}
