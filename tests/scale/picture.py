@@ -40,8 +40,9 @@ def _draw(memory: Axes, speed: Axes, samples: list[Sample]) -> None:
     memory.plot(done, [s.driver for s in samples], label="driver")
     if any(s.actor for s in samples):
         memory.plot(done, [s.actor for s in samples], label="largest actor")
-    memory.set(ylabel="MiB", xlabel="done", ylim=(0, None))
-    memory.legend()
+    highest = max(max(s.driver, s.actor) for s in samples)
+    memory.set(ylabel="MiB", xlabel="done", ylim=(0, 1.2 * highest))
+    memory.legend(loc="lower right")
     stride = max(1, len(samples) // 40)
     points = samples[::stride]
     pairs = [(a, b) for a, b in pairwise(points) if b.seconds > a.seconds]
