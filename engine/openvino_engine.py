@@ -37,14 +37,16 @@ class OpenVinoEngine:
         threads: at most.
         kernel: run `promptiml::MSDeformAttn` by our own kernel; None: if it was compiled. Results
             agree to 1e-5 with and without.
-    """
 
-    name = "openvino/f32/cpu"
+    Attributes:
+        name: `openvino+kernel/f32/cpu`, or `openvino/f32/cpu` without it.
+    """
 
     def __init__(
         self, model: Model, threads: int | None = None, kernel: bool | None = None
     ) -> None:
         self._kernel = cpu.available() if kernel is None else kernel
+        self.name = f"openvino{'+kernel' if self._kernel else ''}/f32/cpu"
         self._core = core(self._kernel)
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from engine import checkpoint
 from engine.checkpoint import Model, load_model, open_folder
 from engine.errors import DamagedModel, InferError, MissingDependency, UnknownModel, UsageError
+from engine.kernels import cpu
 from engine.prompts import PromptSet, load_prompts, save_prompts
 from engine.protocol import Batch, Detection, Engine
 from engine.runtimes import check_engine, open_engine
@@ -128,7 +129,9 @@ engine.run(Batch(numpy.zeros((1, 256, 256, 3), numpy.uint8), numpy.ones((1, 64),
 print(engine.name, *sorted({"torch", "onnx", "onnxscript", "ray"} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert done.stdout.decode().split() == ["openvino/f32/cpu"]
+    assert done.stdout.decode().split() == [
+        "openvino+kernel/f32/cpu" if cpu.available() else "openvino/f32/cpu"
+    ]
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
