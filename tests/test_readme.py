@@ -6,7 +6,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
+from engine.config import PRESETS
+from engine.network.model import PromptIML
 from pipeline.results import SCHEMA, encode_mask
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -31,3 +35,12 @@ def test_every_column_is_told() -> None:
     told = [name for line in re.findall(r"^\| ([a-z0-9_, ]+) \|", table, re.M)
             for name in line.split(", ")]  # fmt: skip
     assert told[1:] == SCHEMA.names
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_parameters_are_counted(preset: str) -> None:
+    with torch.device("meta"):
+        network = PromptIML(PRESETS[preset])
+    count = sum(parameter.numel() for parameter in network.parameters())
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{preset}`")]
+    assert f"| {count:,} |" in row
