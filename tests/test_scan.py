@@ -231,8 +231,10 @@ def test_progress_ends_at_the_bytes_of_the_plan(
     planned = [PlannedUnit("u", unit_to_json(unit))._asdict()]
     for expected in (Done(1, unit.size_bytes, 0), Done(0, 0, unit.size_bytes)):
         with shared_tally() as tally:
-            ScanActor(spec, tally)(pa.Table.from_pylist(planned))
+            actor = ray.remote(ScanActor).remote(spec, tally)
+            ray.get(actor.__call__.remote(pa.Table.from_pylist(planned)))
             assert read_tally(tally) == expected
+            ray.kill(actor)
 
 
 def test_heatmap_is_stored_on_demand(crops: dict[str, bytes], tmp_path: Path) -> None:
