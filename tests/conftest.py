@@ -26,6 +26,14 @@ from PIL import Image
 TarOf = Callable[..., bytes]
 _NUMBERS = itertools.count()
 
+# A minute and more each: begun first, so that no tester waits for another's last one.
+LONG = ("test_cycle", "test_train_run", "test_chaos", "test_export", "test_poison")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 class Store(Protocol):
     """A folder of files, or a bucket of objects."""
