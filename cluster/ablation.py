@@ -41,9 +41,7 @@ GROUPS = ("all", "splice", "copy-move", "no table")
 JUDGED = 400
 
 
-def ablate(
-    base: TrainSettings, variants: Sequence[str] = tuple(VARIANTS)
-) -> dict[str, dict[str, Judgement]]:
+def ablate(base: TrainSettings, variants: Sequence[str]) -> dict[str, dict[str, Judgement]]:
     """Train and judge variants of a run; by variant, the judgements of `cluster.judge`."""
     forger = Forger(split(list_photos(Path(base.photos)))[1])
     held_back = [forger.example(base.seed, number, 3) for number in range(JUDGED)]
