@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnxruntime
@@ -14,8 +14,7 @@ from engine.checkpoint import load_model
 from engine.deform_attn import reference
 from engine.kernels import cpu
 from engine.openvino_engine import OpenVinoEngine
-from engine.protocol import Batch
-from tests.bench.photographs import SIDE
+from tests.bench.rates import median_seconds, one_image
 from tests.operator_model import operator_model
 
 LEVELS = ((128, 128), (64, 64), (32, 32), (16, 16))  # 21,760 queries: each cell asks
@@ -47,7 +46,7 @@ def operator_seconds(threads: int) -> dict[str, float]:
         "ONNX Runtime, decomposed": lambda: session.run(None, feeds),
         "torch, grid_sample": lambda: reference(tensors[0], LEVELS, *tensors[1:]),
     }
-    return _taking_turns(ways)
+    return median_seconds(ways, ROUNDS)
 
 
 def _centres(height: int, width: int) -> NDArray[np.float64]:
@@ -59,21 +58,7 @@ def _centres(height: int, width: int) -> NDArray[np.float64]:
 def engine_seconds() -> dict[str, float]:
     """Seconds of one 512x512 image on one thread, as a scan actor has it."""
     model = load_model("prompt-iml-micro")
-    rng = np.random.default_rng(0)
-    batch = Batch(rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8), np.ones((1, 64), np.float32))
+    batch = one_image()
     ours, decomposed = (OpenVinoEngine(model, 1, kernel) for kernel in (True, False))
-    return _taking_turns(
-        {"with": lambda: ours.run(batch), "without": lambda: decomposed.run(batch)}
-    )
-
-
-def _taking_turns(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    for way in ways.values():
-        way()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: float(np.median(each)) for name, each in seconds.items()}
+    ways = {"with": partial(ours.run, batch), "without": partial(decomposed.run, batch)}
+    return median_seconds(ways, ROUNDS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -33,21 +35,36 @@ class Rate:
 
 
 def runtime_rates(kinds: tuple[str, ...], threads: int, rounds: int = 5) -> dict[str, Rate]:
-    """Median over rounds in which the runtimes take turns, so that noise hits all alike."""
+    """Of the packaged model on one image, five calls a round."""
     model = load_model("prompt-iml-micro")
+    batch = one_image()
     engines = {kind: open_engine(model, kind, threads) for kind in kinds}
+    ways = {kind: partial(engine.run, batch) for kind, engine in engines.items()}
+    seconds = median_seconds(ways, rounds, calls=5)
+    return {kind: Rate(5 * rounds, 1 / each) for kind, each in seconds.items()}
+
+
+def one_image() -> Batch:
+    """512x512 pixels of noise, and no table."""
     rng = np.random.default_rng(0)
-    batch = Batch(rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8), np.ones((1, 64), np.float32))
-    for engine in engines.values():
-        engine.run(batch)
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    return Batch(rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8), np.ones((1, 64), np.float32))
+
+
+def median_seconds(
+    ways: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1
+) -> dict[str, float]:
+    """Seconds of a call, median over rounds in which the ways take turns, so that noise hits all
+    alike; each is called once before."""
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for kind, engine in engines.items():
+        for name, way in ways.items():
             started = time.perf_counter()
-            for _ in range(5):
-                engine.run(batch)
-            seconds[kind].append((time.perf_counter() - started) / 5)
-    return {kind: Rate(5 * rounds, 1 / float(np.median(s))) for kind, s in seconds.items()}
+            for _ in range(calls):
+                way()
+            seconds[name].append((time.perf_counter() - started) / calls)
+    return {name: float(np.median(each)) for name, each in seconds.items()}
 
 
 def engine_rate(shards: list[Path]) -> Rate:
