@@ -1,4 +1,4 @@
-"""The gate: new prompts go live only when nothing that was measured got worse.
+"""The gate: new prompts go live only when something that was measured got better, and nothing worse.
 
 On every set, fixed or of new labels,
 
@@ -9,7 +9,9 @@ On every set, fixed or of new labels,
 - no more images may fail than before;
 - what could be measured before can be measured now.
 
-Equal prompts pass. One image of a small set may weigh more than a margin; the verdict says so.
+And on the labels held back (on any set, where there are none) pixel F1 or image AUC must rise by
+the gain at least: prompts that change nothing are refused, whatever they were trained on. One
+image of a small set may weigh more than a margin; the verdict says so.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from cluster.labels import LABELS
 from engine.policy import Policy
 from pipeline.evaluation import SetResult
 from pipeline.run import Json
@@ -33,11 +36,13 @@ class Limits:
         margin: pixel F1 and image AUC may fall by so much.
         fpr_margin: the false-positive rate may rise by so much,
         max_fpr: and above this not at all.
+        gain: pixel F1 or image AUC must rise by so much; negative: they need not.
     """
 
     margin: float = 0.02
     fpr_margin: float = 0.01
     max_fpr: float = 0.05
+    gain: float = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +126,23 @@ def decide(
         for comparison in _compare(before, after, alarm, limits)
     ]
     reasons = [*faults, *(fault for one in comparisons if (fault := one.fault))]
+    reasons += _no_gain(comparisons, limits.gain)
     notes = [note for result in old for note in _notes(result, limits)]
     return Verdict(not reasons, tuple(reasons), tuple(notes), tuple(comparisons))
+
+
+def _no_gain(comparisons: Sequence[Comparison], least: float) -> list[str]:
+    """Why there is nothing to promote for; empty when there is."""
+    of_labels = [one for one in comparisons if one.set == LABELS]
+    gains = {
+        one: one.new - one.old
+        for one in of_labels or comparisons
+        if one.measure in KEPT and one.old is not None and one.new is not None
+    }
+    if any(gain >= least - SLACK for gain in gains.values()):
+        return []
+    told = ", ".join(f"{one.set} {one.measure} {gain:+.4f}" for one, gain in gains.items())
+    return [f"nothing gained: {told or 'nothing measured'}, and one must gain {least:g}"]
 
 
 def _compare(old: SetResult, new: SetResult, alarm: str, limits: Limits) -> list[Comparison]:

@@ -55,6 +55,7 @@ PIXEL_BYTES = 512 << 20
 FETCH_THREADS = 16
 MAX_OBJECT_BYTES = 256 << 20
 NO_MASK = "without mask"
+LABELS = "labels"  # the set of what reviewers labelled and nobody trained on
 
 _TYPES = {"uri": "string", "member": "string", "label": "string", "mask": "binary"}
 _REQUIRED = ("uri", "label")
@@ -234,7 +235,7 @@ def judge_labels(
     outcomes = list(judge_samples(Detector(engine, model.view, policy), samples))
     judged = [each for each in outcomes if isinstance(each, Judged)]
     failed = len(outcomes) - len(judged)
-    pixels = summarize_set([j for j in judged if j.kind != NO_MASK], failed, "labels", "none")
+    pixels = summarize_set([j for j in judged if j.kind != NO_MASK], failed, LABELS, "none")
     unmasked = [replace(j, forged=True) for j in judged if j.kind == NO_MASK]
     if not unmasked:
         return pixels

@@ -240,7 +240,7 @@ def _export_faults(candidate: Model, steps: Steps) -> list[str]:
 
 
 def _limits(settings: RetrainSettings) -> Limits:
-    return Limits(settings.margin, settings.fpr_margin, settings.max_fpr)
+    return Limits(settings.margin, settings.fpr_margin, settings.max_fpr, settings.gain)
 
 
 def _metrics(results: Sequence[SetResult]) -> dict[str, float]:

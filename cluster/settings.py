@@ -98,6 +98,8 @@ class RetrainSettings(Command):
     """The false-positive rate may rise by so much in each set."""
     max_fpr: float = Field(0.05, ge=0, le=1)
     """Above this false-positive rate it may not rise at all."""
+    gain: float = Field(0.005, ge=-1, le=1)
+    """Pixel F1 or image AUC on the labels held back must rise by so much; -1: need not."""
     limit: int | None = Field(None, ge=1)
     """Judge at most N images of each set."""
     samples: int = Field(20_000, ge=1)

@@ -89,6 +89,7 @@ def test_train_kill_resume_evaluate_gate_promote_roll_back(
         "workers": "2",
         "margin": "1",  # what so few samples do to the numbers is not what is tested here
         "fpr-margin": "1",
+        "gain": "-1",
         "address": "local",
     }
     command = [f"--{name}={value}" for name, value in flags.items()]

@@ -31,7 +31,7 @@ OLD = SetResult(
 
 
 def reasons(policy: Policy = LABELS, old: SetResult = OLD, **new: float) -> list[str]:
-    return list(decide([old], [replace(old, **new)], policy, Limits()).reasons)
+    return list(decide([old], [replace(old, **new)], policy, Limits(gain=-1)).reasons)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,17 @@ def test_without_labels_the_flagged_images_count() -> None:
     assert "flagged_rate rose" in reasons(UNTRAINED, flagged_rate=0.32)[0]
 
 
+def test_without_a_gain_there_is_nothing_to_promote() -> None:
+    labels = replace(OLD, set="labels")
+    better = replace(labels, image_auc=OLD.image_auc + 0.005)
+    assert decide([OLD, labels], [OLD, better], LABELS, Limits()).passed
+    elsewhere = decide([OLD, labels], [replace(OLD, f1=0.9), labels], LABELS, Limits())
+    assert elsewhere.reasons == (
+        "nothing gained: labels f1 +0.0000, labels image_auc +0.0000, and one must gain 0.005",
+    )
+    assert decide([OLD], [replace(OLD, f1=0.9)], LABELS, Limits()).passed
+
+
 def test_what_could_not_be_measured_before_is_not_held_against_anyone() -> None:
     forged_only = replace(OLD, authentic=0, false_positive_rate=math.nan, image_auc=math.nan)
     assert reasons(old=forged_only, image_auc=0.1) == []
@@ -86,7 +97,7 @@ def test_what_could_not_be_measured_before_is_not_held_against_anyone() -> None:
 def test_one_bad_set_among_many_is_enough_and_every_reason_is_told() -> None:
     other = replace(OLD, set="other")
     new = [OLD, replace(other, f1=0.1, image_auc=0.1)]
-    verdict = decide([OLD, other], new, LABELS, Limits(), ["the graph differs"])
+    verdict = decide([OLD, other], new, LABELS, Limits(gain=-1), ["the graph differs"])
     assert not verdict.passed
     assert [reason[:12] for reason in verdict.reasons] == [
         "the graph di",

@@ -272,7 +272,7 @@ def test_a_good_cycle_is_promoted_and_rolled_back(anywhere: Fleet) -> None:
     verdict = anywhere.registry.verdict(summary["version"])
     assert verdict
     assert len(verdict["comparisons"]) == 12
-    again = anywhere.cycle(fit)
+    again = anywhere.cycle(fit, gain=-1)
     assert again["parent"] == summary["version"]
     assert (
         roll_back(anywhere.registry, expected=again["version"], by="test").current == version.digest
@@ -294,9 +294,10 @@ def test_prompts_trained_on_shuffled_labels_do_not_get_through(
     assert [version["verdict"] for version in base["versions"]] == ["refused"]
 
 
-def test_equal_prompts_pass(fleet: Fleet) -> None:
+def test_prompts_that_change_nothing_are_refused(fleet: Fleet) -> None:
     summary = fleet.cycle(lambda settings, model: keep(settings, model, model.prompts))
-    assert summary["verdict"] == "passed"
+    assert summary["verdict"] == "refused"
+    assert "nothing gained: labels f1 +0.0000" in summary["reasons"][0]
     assert summary["prompt_set"] == fleet.model.prompts.id
 
 
@@ -373,8 +374,8 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
         started.append(settings)
         return fit(settings, model)
 
-    fleet.cycle(train)
-    fleet.cycle(train)
+    fleet.cycle(train, gain=-1)
+    fleet.cycle(train, gain=-1)
     current = with_version(fleet.model, fleet.registry, first["version"])
     tensors = cycle.load(storage.read_bytes(str(started[0].start)))
     assert cycle.prompts_of(tensors, fleet.model).id == current.prompts.id
@@ -384,14 +385,14 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
 
 
 def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
-    other = fleet.cycle(lambda settings, model: keep(settings, model, model.prompts))["version"]
+    other = fleet.cycle(fit)["version"]
 
     def train(settings: TrainSettings, model: Model) -> Trained:
         roll_back(fleet.registry, expected=other, by="ann")
         return fit(settings, model)
 
     with pytest.raises(NotPromoted, match=r"current is the model's own since .* by ann"):
-        fleet.cycle(train)
+        fleet.cycle(train, gain=-1)
     assert fleet.registry.state().lease is None
 
 
