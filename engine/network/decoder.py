@@ -6,6 +6,7 @@ class to tell, and self-attention, a softmax over one, is a projection.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -62,10 +63,11 @@ class PixelDecoder(nn.Module):
         reference_S2 = torch.cat([cell_centres(h, w, x_BSD.device) for h, w in sizes])
         for layer in self.layers:
             x_BSD = layer(x_BSD, position_SD, reference_S2, sizes)
-        parts = torch.split(x_BSD, [h * w for h, w in sizes], 1)
+        ends = list(itertools.accumulate(h * w for h, w in sizes))
+        # Slices, not a split: that exports as a sequence, which TensorRT does not read.
         return [
-            x.transpose(1, 2).reshape(x.shape[0], x.shape[2], h, w)
-            for x, (h, w) in zip(parts, sizes, strict=True)
+            x_BSD[:, end - h * w : end].transpose(1, 2).unflatten(2, (h, w))
+            for end, (h, w) in zip(ends, sizes, strict=True)
         ]
 
 
