@@ -1,4 +1,4 @@
-"""The gate: new prompts go live only when something that was measured got better, and nothing worse.
+"""The gate: new prompts go live only when something measured got better, and nothing worse.
 
 On every set, fixed or of new labels,
 
