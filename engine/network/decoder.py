@@ -66,7 +66,7 @@ class PixelDecoder(nn.Module):
         ends = list(itertools.accumulate(h * w for h, w in sizes))
         # Slices, not a split: that exports as a sequence, which TensorRT does not read.
         return [
-            x_BSD[:, end - h * w : end].transpose(1, 2).unflatten(2, (h, w))
+            torch.unflatten(x_BSD[:, end - h * w : end].transpose(1, 2), 2, (h, w))
             for end, (h, w) in zip(ends, sizes, strict=True)
         ]
 
