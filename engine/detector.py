@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InferError
+from engine.errors import DeviceFull, InferError
 from engine.image import Image
 from engine.jpeg_quality import estimate_quality
 from engine.policy import Label, Policy
@@ -78,6 +78,90 @@ _Lane: TypeAlias = deque[tuple[_Open[K], int]]  # waiting tiles of one shape, fi
 
 
 @dataclass(frozen=True, slots=True)
+class _Flight(Generic[K]):
+    """A batch under way: its tiles and how many it was filled up to, the engine's ticket or why it
+    has none, seconds so far."""
+
+    slots: list[_Slot[K]]
+    size: int
+    ticket: Any
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Batches(Generic[K]):
+    """Tiles into batches, and batches through the engine."""
+
+    engine: Engine
+    size: int
+    lanes: defaultdict[Shape, _Lane[K]] = field(default_factory=lambda: defaultdict(deque))
+
+    def add(self, opened: _Open[K]) -> Iterator[list[_Slot[K]]]:
+        """The batches that an image's tiles complete."""
+        lane = self.lanes[opened.tiling.tile_shape]
+        lane.extend((opened, index) for index in range(len(opened.tiling)))
+        while len(lane) >= self.size:
+            yield from self._next(lane)
+
+    def rest(self) -> Iterator[list[_Slot[K]]]:
+        """What no further tile will complete."""
+        for lane in self.lanes.values():
+            while lane:
+                yield from self._next(lane)
+
+    def _next(self, lane: _Lane[K]) -> Iterator[list[_Slot[K]]]:
+        """The lane's next tiles but those of images that failed meanwhile."""
+        slots = [lane.popleft() for _ in range(min(len(lane), self.size))]
+        if slots := [slot for slot in slots if not slot[0].failed]:
+            yield slots
+
+    def depart(self, slots: list[_Slot[K]]) -> _Flight[K]:
+        """Submit a batch of exactly `size` tiles: where some lack, the last repeats.
+
+        Of more only if the size was halved while these waited.
+        """
+        tiles = [tile(opened.tiling, index) for opened, index in slots]
+        tables = [opened.tiling.qtable for opened, _ in slots]
+        lack = self.size - len(slots)
+        batch = Batch(_stack(tiles + tiles[-1:] * lack), _stack(tables + tables[-1:] * lack))
+        start = time.perf_counter()
+        try:
+            ticket = self.engine.submit(batch)
+        except InferError as error:
+            ticket = error
+        return _Flight(slots, len(tiles) + max(lack, 0), ticket, time.perf_counter() - start)
+
+    def outputs(self, flight: _Flight[K]) -> list[_TileOutput | InferError]:
+        """One outcome a slot; after a failed batch each slot runs alone, or in smaller ones."""
+        try:
+            return self._collect(flight)
+        except DeviceFull as error:
+            if flight.size == 1:
+                return [error]
+            self.size = min(self.size, flight.size // 2)
+            parts = _parts(flight.slots, self.size)
+        except InferError as error:
+            if len(flight.slots) == 1:
+                return [error]
+            parts = _parts(flight.slots, 1)
+        return [outcome for part in parts for outcome in self.outputs(self.depart(part))]
+
+    def _collect(self, flight: _Flight[K]) -> list[_TileOutput | InferError]:
+        if isinstance(flight.ticket, InferError):
+            raise flight.ticket
+        start = time.perf_counter()
+        detection = self.engine.collect(flight.ticket)
+        seconds = flight.seconds + time.perf_counter() - start
+        masks, scores = detection.mask_logits, detection.score_logit
+        if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
+            raise InferError(f"{self.engine.name} gave logits that are not finite")
+        count = len(flight.slots)
+        infer_ms = seconds * 1e3 / count
+        # Copies: the runtime may write its next output into the same memory.
+        return [_TileOutput(masks[i].copy(), float(scores[i]), infer_ms) for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
 class Detector:
     """An engine with the view and the policy of its model.
 
@@ -100,62 +184,40 @@ class Detector:
         Tiles of one shape share batches, across images. Images come out in the order in which
         they complete; with batch_size 1 that is the order in which they came. Fewer than
         batch_size tiles of each shape wait at any time, so `native` with its four shapes holds
-        at most 4 * (batch_size - 1) images while it asks for the next.
+        at most 4 * (batch_size - 1) images, and those under way, while it asks for the next.
 
         An image on which the engine fails yields the `InferError`: after a failed batch each
-        of its tiles runs alone, so one image cannot fail its neighbours.
+        of its tiles runs alone, so one image cannot fail its neighbours. Where the device is full,
+        batches are half as large from then on.
         """
-        lanes: defaultdict[Shape, _Lane[K]] = defaultdict(deque)
+        flights: deque[_Flight[K]] = deque()
+        batches = _Batches[K](self.engine, self.batch_size)
         for key, image in images:
             opened = _Open(key, cut(image, self.view), _jpeg_quality(image))
-            lane = lanes[opened.tiling.tile_shape]
-            lane.extend((opened, index) for index in range(len(opened.tiling)))
-            while len(lane) >= self.batch_size:
-                yield from self._advance(lane)
-        for lane in lanes.values():
-            while lane:
-                yield from self._advance(lane)
+            for slots in batches.add(opened):
+                flights.append(batches.depart(slots))
+                yield from self._land(batches, flights, self.engine.depth - 1)
+        for slots in batches.rest():
+            flights.append(batches.depart(slots))
+            yield from self._land(batches, flights, self.engine.depth - 1)
+        yield from self._land(batches, flights, 0)
 
-    def _advance(self, lane: _Lane[K]) -> Iterator[tuple[K, Finding | InferError]]:
-        """Run the next batch of a lane; yield the images that it completes."""
-        slots = [lane.popleft() for _ in range(min(len(lane), self.batch_size))]
-        slots = [slot for slot in slots if not slot[0].failed]
-        for (opened, _), output in zip(slots, self._infer(slots), strict=True):
-            if opened.failed:
-                continue
-            if isinstance(output, InferError):
-                opened.failed = True
-                yield opened.key, output
-                continue
-            opened.outputs.append(output)
-            if len(opened.outputs) == len(opened.tiling):
-                yield opened.key, self._conclude(opened)
-
-    def _infer(self, slots: Sequence[_Slot[K]]) -> list[_TileOutput | InferError]:
-        """One outcome a slot; after a failed batch each slot runs alone."""
-        if not slots:
-            return []
-        try:
-            return self._run(slots)
-        except InferError as error:
-            if len(slots) == 1:
-                return [error]
-        return [outcome for slot in slots for outcome in self._infer([slot])]
-
-    def _run(self, slots: Sequence[_Slot[K]]) -> list[_TileOutput | InferError]:
-        """One engine call of exactly batch_size tiles: where some lack, the last repeats."""
-        tiles = [tile(opened.tiling, index) for opened, index in slots]
-        tables = [opened.tiling.qtable for opened, _ in slots]
-        lack = self.batch_size - len(slots)
-        batch = Batch(_stack(tiles + tiles[-1:] * lack), _stack(tables + tables[-1:] * lack))
-        start = time.perf_counter()
-        detection = self.engine.run(batch)
-        infer_ms = (time.perf_counter() - start) * 1e3 / len(slots)
-        masks, scores = detection.mask_logits, detection.score_logit
-        if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
-            raise InferError(f"{self.engine.name} gave logits that are not finite")
-        # Copies: the runtime may write its next output into the same memory.
-        return [_TileOutput(masks[i].copy(), float(scores[i]), infer_ms) for i in range(len(slots))]
+    def _land(
+        self, batches: _Batches[K], flights: deque[_Flight[K]], left: int
+    ) -> Iterator[tuple[K, Finding | InferError]]:
+        """Wait until so many batches are under way; yield the images that this completes."""
+        while len(flights) > left:
+            flight = flights.popleft()
+            for (opened, _), output in zip(flight.slots, batches.outputs(flight), strict=True):
+                if opened.failed:
+                    continue
+                if isinstance(output, InferError):
+                    opened.failed = True
+                    yield opened.key, output
+                    continue
+                opened.outputs.append(output)
+                if len(opened.outputs) == len(opened.tiling):
+                    yield opened.key, self._conclude(opened)
 
     def _conclude(self, opened: _Open[K]) -> Finding:
         logits = assemble(opened.tiling, [output.mask_logits for output in opened.outputs])
@@ -182,6 +244,10 @@ class Detector:
 
 def _jpeg_quality(image: Image) -> int | None:
     return None if image.luma_table is None else estimate_quality(image.luma_table)
+
+
+def _parts(slots: list[_Slot[K]], size: int) -> list[list[_Slot[K]]]:
+    return [slots[i : i + size] for i in range(0, len(slots), size)]
 
 
 def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -29,6 +29,7 @@
         │   ├── NotAnImage     not_an_image        status=skipped, not failed
         │   └── TooLarge       too_large
         ├── InferError         infer_failed        stage "infer"
+        │   └── DeviceFull     infer_failed        the batch is halved; a row if it was one image
         └── Fatal                                  the stage that it was in
             ├── Crashed        crashed
             ├── TimedOut       timeout
@@ -229,6 +230,10 @@ class InferError(ImageError):
 
     stage = "infer"
     code = "infer_failed"
+
+
+class DeviceFull(InferError):
+    """The device has no room for a batch of this size."""
 
 
 class Fatal(ImageError):

@@ -10,13 +10,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from engine.checkpoint import WEIGHTS_DIGEST, Model, check_digest
 from engine.errors import DamagedModel, InferError
 from engine.prompts import PromptSet, graph_inputs
-from engine.protocol import Batch, Detection
+from engine.protocol import Batch, Detection, Sequential
 
 _LOAD_ERRORS = (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile)
 _RUN_ERRORS = (errors.Fail, errors.InvalidArgument, errors.RuntimeException)
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Sequential):
     """Float32 on the CPU with `threads` threads, or as many as there are cores."""
 
     name = "onnxruntime/f32/cpu"

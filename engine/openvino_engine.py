@@ -22,10 +22,10 @@ from engine.deform_attn_onnx import DOMAIN, NAME
 from engine.errors import DamagedModel, InferError
 from engine.kernels import cpu
 from engine.prompts import PromptSet, graph_inputs
-from engine.protocol import Batch, Detection
+from engine.protocol import Batch, Detection, Sequential
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Sequential):
     """Float32 on the CPU with `threads` threads, or as many as there are cores.
 
     The graph is compiled anew for each batch shape, when it first comes up: with its shapes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,16 @@ class Engine(Protocol):
         """Runtime, precision and device, as rows name it: `openvino/f32/cpu`."""
         ...
 
+    @property
+    def batch(self) -> int:
+        """Images that it is best given at once."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Batches that may be under way at once."""
+        ...
+
     def load_prompts(self, prompts: PromptSet) -> None:
         """Use another prompt set from the next batch on; no export, no engine build."""
         ...
@@ -53,3 +63,29 @@ class Engine(Protocol):
     def run(self, batch: Batch) -> Detection:
         """Detect. Raises `InferError` when the runtime fails."""
         ...
+
+    def submit(self, batch: Batch) -> Any:
+        """Begin a batch: a ticket for `collect`. Raises as `run`."""
+        ...
+
+    def collect(self, ticket: Any) -> Detection:
+        """Wait for a batch. Raises as `run`."""
+        ...
+
+
+class Sequential:
+    """What an engine adds to `run` when it does one image at a time, in the caller's thread."""
+
+    batch = depth = 1
+
+    def run(self, batch: Batch) -> Detection:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    def submit(self, batch: Batch) -> Detection:
+        """Runs it."""
+        return self.run(batch)
+
+    def collect(self, ticket: Detection) -> Detection:
+        """It has been run."""
+        return ticket

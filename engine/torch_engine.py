@@ -9,10 +9,10 @@ from engine.checkpoint import Model
 from engine.errors import InferError
 from engine.network.model import PromptIML
 from engine.prompts import PromptSet, check_fits, parameters
-from engine.protocol import Batch, Detection
+from engine.protocol import Batch, Detection, Sequential
 
 
-class TorchEngine:
+class TorchEngine(Sequential):
     """The network itself, float32, on the CPU. `threads` holds for the whole process."""
 
     name = "torch/f32/cpu"

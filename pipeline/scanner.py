@@ -161,7 +161,7 @@ class Scanner:
     def _use(self, model: Model) -> None:
         """Scan with the model's prompts and policy from now on, and say so in the rows."""
         self._engine.load_prompts(model.prompts)
-        self._detector = Detector(self._engine, model.view, model.policy)
+        self._detector = Detector(self._engine, model.view, model.policy, self._engine.batch)
         self._provenance = provenance(self._spec.run, model, self._engine.name)
 
     def _part(self, uri: str, payload: bytes, *, new: bool) -> Part:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from engine.prompts import PromptSet
 from engine.protocol import Batch, Detection, Engine
@@ -72,7 +72,7 @@ class WatchedEngine:
     """An engine whose runs are watched."""
 
     def __init__(self, engine: Engine, watch: Watch) -> None:
-        self.name = engine.name
+        self.name, self.batch, self.depth = engine.name, engine.batch, engine.depth
         self._engine, self._watch = engine, watch
 
     def load_prompts(self, prompts: PromptSet) -> None:
@@ -83,3 +83,13 @@ class WatchedEngine:
         """As the engine does."""
         with self._watch.working("infer"):
             return self._engine.run(batch)
+
+    def submit(self, batch: Batch) -> Any:
+        """As the engine does."""
+        with self._watch.working("infer"):
+            return self._engine.submit(batch)
+
+    def collect(self, ticket: Any) -> Detection:
+        """As the engine does."""
+        with self._watch.working("infer"):
+            return self._engine.collect(ticket)

@@ -19,7 +19,7 @@ from engine.errors import InferError
 from engine.image import Image
 from engine.policy import UNTRAINED, Policy
 from engine.prompts import PromptSet
-from engine.protocol import Batch, Detection
+from engine.protocol import Batch, Detection, Sequential
 from engine.runtimes import open_engine
 from engine.views import View
 
@@ -30,7 +30,7 @@ SHAPES = [(1, 1), (384, 256), (512, 512), (700, 900), (100, 600), (200, 200), (5
 
 
 @dataclass
-class Brightness:
+class Brightness(Sequential):
     """Mask logits: the mean red of each 4x4 cell, about 100. Score: their largest."""
 
     name: str = "brightness"

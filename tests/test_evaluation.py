@@ -24,7 +24,7 @@ from engine.errors import MissingInput, UsageError
 from engine.image import Image
 from engine.policy import UNTRAINED, Policy
 from engine.prompts import PromptSet
-from engine.protocol import Batch, Detection
+from engine.protocol import Batch, Detection, Sequential
 from pipeline.comparison import compare, read_truth
 from pipeline.decode import DecodeLimits, decode
 from pipeline.evaluation import Judged, SetResult, evaluate_set, judge_samples, read_manifest
@@ -47,7 +47,7 @@ POLICY = Policy("test", 1.0, 0.0, 0.9, 0.2, 0.5, 0.01)
 
 
 @dataclass
-class Redness:
+class Redness(Sequential):
     """Mask logits: red of each 4x4 cell against 100. Score: 3 when any cell is red, else -3."""
 
     name: str = "redness"
