@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -45,14 +44,14 @@ from engine.config import PRESETS, NetworkConfig
 from engine.deform_attn_onnx import DOMAIN, FUNCTION, OPSET, VERSION
 from engine.errors import PromptImlError
 from engine.network.model import PromptIML
+from engine.parity import TOLERANCES, compare, noise
 from engine.policy import UNTRAINED, Policy
 from engine.prompts import PREFIX, PromptSet
-from engine.protocol import Batch, Detection
 from engine.runtimes import open_engine
-from engine.torch_engine import load_network
+from engine.torch_engine import TorchEngine, load_network
 
 BATCH_SIZES = (1, 4)  # compared before a model is stored
-TOLERANCE = 1e-2  # of logits; the JPEG view counts rounded values, and some lie on the edge
+TOLERANCE = TOLERANCES["float32"]
 UNCLAIMED = "the model is untrained: nothing is claimed for masks and scores"
 
 
@@ -76,7 +75,7 @@ def export_model(
         engines: to compare with PyTorch.
 
     Raises:
-        PromptImlError: an engine differs by more than `TOLERANCE`; nothing is stored.
+        PromptImlError: an engine differs by more than is tolerated; nothing is stored.
     """
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as staging:
@@ -104,38 +103,17 @@ def check_parity(model: Model, engines: Sequence[str]) -> None:
     """Compare engines with PyTorch, at batch 1 and 4 and two image sizes, one not square.
 
     Raises:
-        PromptImlError: an engine differs by more than `TOLERANCE`.
+        PromptImlError: an engine differs by more than is tolerated.
     """
-    reference = open_engine(model, "torch")
-    expected = [(batch, reference.run(batch)) for batch in _batches(model.config)]
+    sides, reference = model.config.sides, TorchEngine(model)
+    shapes = sorted({(sides[0], sides[0]), (sides[-1], sides[0])})
     for kind in engines:
-        engine = open_engine(model, kind)
-        error = max(_difference(engine.run(batch), detection) for batch, detection in expected)
-        print(f"{model.id}: {engine.name} differs from PyTorch by {error:.1e}", file=sys.stderr)
-        if not error <= TOLERANCE:
-            raise PromptImlError(f"{engine.name} differs from PyTorch by {error:.1e}: not stored")
-
-
-def _batches(config: NetworkConfig) -> list[Batch]:
-    random = np.random.default_rng(0)
-    shapes = {(config.sides[0], config.sides[0]), (config.sides[-1], config.sides[0])}
-    return [
-        Batch(
-            random.integers(0, 256, (n, height, width, 3), np.uint8),
-            random.integers(1, 100, (n, 64)).astype(np.float32),
-        )
-        for n in BATCH_SIZES
-        for height, width in sorted(shapes)
-    ]
-
-
-def _difference(found: Detection, expected: Detection) -> float:
-    """Largest, over the larger of 1 and the largest expected."""
-    pairs = (
-        (found.mask_logits, expected.mask_logits),
-        (found.score_logit, expected.score_logit),
-    )
-    return max(float(np.abs(a - b).max() / max(1, np.abs(b).max())) for a, b in pairs)
+        cases = noise(shapes, BATCH_SIZES)
+        parity = compare(open_engine(model, kind), reference, cases, TOLERANCE)
+        told = f"{parity.engine} differs from PyTorch: {parity.worst}"
+        print(f"{model.id}: {told}", file=sys.stderr)
+        if not parity.passed:
+            raise PromptImlError(f"{told}: not stored")
 
 
 def _graph(network: PromptIML, weights: Path) -> onnx.ModelProto:

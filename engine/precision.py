@@ -13,15 +13,13 @@ What they leave out, `choose_islands` finds by measuring. Weights lie in the fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
 from engine.deform_attn_onnx import NAME
-
-Precision = Literal["float32", "float16", "bfloat16"]
+from engine.plans import Precision
 
 ISLANDS = frozenset(
     {"LayerNormalization", "InstanceNormalization", "Softmax", "ReduceMean", "Exp", "Log"}

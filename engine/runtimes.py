@@ -9,7 +9,13 @@ from engine.errors import MissingDependency, UsageError
 from engine.protocol import Engine
 
 DEFAULT = "openvino"  # measured: the fastest here, see the README
-_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
+_PACKAGES = {
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "torch": "torch",
+    "tensorrt": "tensorrt",
+}
+TENSORRT = "tensorrt-cu13 'prompt-iml[gpu]' --extra-index-url https://pypi.nvidia.com"
 
 
 def check_engine(kind: str) -> None:
@@ -20,13 +26,12 @@ def check_engine(kind: str) -> None:
         MissingDependency: its package is not installed.
     """
     kind = _resolve(kind)
-    if kind == "tensorrt":
-        raise UsageError("engine tensorrt is not in this version yet: use --engine auto")
     if kind not in _PACKAGES:
         raise UsageError(f"no engine {kind}: use one of auto, {', '.join(_PACKAGES)}")
     if find_spec(_PACKAGES[kind]) is None:
+        package = TENSORRT if kind == "tensorrt" else _PACKAGES[kind]
         raise MissingDependency(
-            f"engine {kind} needs a package that is not installed: pip install {_PACKAGES[kind]}"
+            f"engine {kind} needs a package that is not installed: pip install {package}"
         )
 
 
@@ -35,7 +40,7 @@ def open_engine(model: Model, kind: str = "auto", threads: int | None = None) ->
 
     Args:
         model: from `load_model`.
-        kind: `auto`, `openvino`, `onnxruntime` or `torch`.
+        kind: `auto`, `openvino`, `onnxruntime`, `torch` (on a GPU if it sees one) or `tensorrt`.
         threads: of the CPU; None: as many as the machine has cores.
 
     Raises:
@@ -45,10 +50,12 @@ def open_engine(model: Model, kind: str = "auto", threads: int | None = None) ->
     check_engine(kind)
     # Imported here, each alone: scanning on the default must not load torch.
     match _resolve(kind):
-        case "torch":
-            from engine.torch_engine import TorchEngine
+        case "tensorrt":
+            from engine.tensorrt_engine import open_tensorrt
 
-            return TorchEngine(model, threads)
+            return open_tensorrt(model)
+        case "torch":
+            return _open_torch(model, threads)
         case "onnxruntime":
             from engine.onnxruntime_engine import OnnxRuntimeEngine
 
@@ -57,6 +64,18 @@ def open_engine(model: Model, kind: str = "auto", threads: int | None = None) ->
             from engine.openvino_engine import OpenVinoEngine
 
             return OpenVinoEngine(model, threads)
+
+
+def _open_torch(model: Model, threads: int | None) -> Engine:
+    import torch
+
+    if torch.cuda.is_available():
+        from engine.torch_cuda_engine import open_torch_cuda
+
+        return open_torch_cuda(model)
+    from engine.torch_engine import TorchEngine
+
+    return TorchEngine(model, threads)
 
 
 def _resolve(kind: str) -> str:

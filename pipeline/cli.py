@@ -1,7 +1,8 @@
 """The command line: `prompt-iml COMMAND ...`.
 
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that says the fix), 3 done
-with more failures than `--max-failure-rate` or, of `verify`, with problems, 130 interrupted. The
+with more failures than `--max-failure-rate` or, of `verify`, with problems, or, of `build`, with
+nothing stored, 130 interrupted. The
 last line on stdout is a JSON summary; everything else goes to stderr.
 """
 
@@ -18,10 +19,12 @@ from pydantic_settings import CliApp, SettingsError
 
 from engine.errors import UsageError
 from pipeline.settings import (
+    BuildSettings,
     CalibrateSettings,
     Command,
     CompactSettings,
     DemoSettings,
+    DoctorSettings,
     EvaluateSettings,
     ReportSettings,
     ScanSettings,
@@ -92,6 +95,23 @@ def run_calibrate(settings: CalibrateSettings) -> int:
     return DONE
 
 
+def run_build(settings: BuildSettings) -> int:
+    """`prompt-iml build`"""
+    from pipeline.build import build
+
+    summary = build(settings)
+    print(json.dumps(summary))
+    return DONE if summary["stored"] else FAILURES
+
+
+def run_doctor(settings: DoctorSettings) -> int:
+    """`prompt-iml doctor`"""
+    from pipeline.doctor import doctor
+
+    print(json.dumps(doctor(settings)))
+    return DONE
+
+
 class Entry(NamedTuple):
     """A command: its settings and what runs it."""
 
@@ -109,6 +129,8 @@ COMMANDS = {
     "verify": Entry(VerifySettings, run_verify),
     "evaluate": Entry(EvaluateSettings, run_evaluate),
     "calibrate": Entry(CalibrateSettings, run_calibrate),
+    "build": Entry(BuildSettings, run_build),
+    "doctor": Entry(DoctorSettings, run_doctor),
 }
 
 

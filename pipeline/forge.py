@@ -233,7 +233,7 @@ def _history(rng: np.random.Generator) -> History:
 
 def _scene(name: str, history: History, rng: np.random.Generator) -> Scene:
     """Crop up to 8 % off every side, perhaps flip, shrink what is huge, save as a camera would."""
-    photo = _photograph(name)
+    photo = photograph(name)
     width, height = photo.size
     left, top, right, bottom = rng.uniform(0, 0.08, 4)
     box = tuple(map(int, (left * width, top * height, (1 - right) * width, (1 - bottom) * height)))
@@ -249,7 +249,8 @@ def _scene(name: str, history: History, rng: np.random.Generator) -> Scene:
     return Scene(np.asarray(photo), subjects)
 
 
-def _photograph(name: str) -> Image.Image:
+def photograph(name: str) -> Image.Image:
+    """One of scikit-image's, RGB. Raises `MissingDependency` where it is not installed."""
     file = files("skimage") / "data" / name
     if not file.is_file():
         raise MissingDependency(

@@ -167,6 +167,32 @@ class VerifySettings(Command):
     """Run to verify; none given: every run."""
 
 
+class BuildSettings(Command):
+    """Build a model's TensorRT engine for this GPU; stored only if it computes the same."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml build")
+
+    model: str = "prompt-iml-micro"
+    """Name of a packaged model, or the path of a model folder."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Of all but what must stay float32, which is measured."""
+    batch: int = Field(16, ge=1, le=256)
+    """Tiles a batch; halves of it are built too, for when the GPU's memory is full."""
+    plugin: Literal["own", "nvidia", "none"] = "own"
+    """Deformable attention: our plugin, NVIDIA's, or ONNX's operators, risky in TensorRT."""
+    force: bool = False
+    """Build though this was built before."""
+
+
+class DoctorSettings(Command):
+    """Say what this machine can run, what is missing, and the command that mends it."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml doctor")
+
+    model: str = "prompt-iml-micro"
+    """Name of a packaged model, or the path of a model folder."""
+
+
 class Judging(Command):
     """What is judged, by which model in which runtime."""
 
