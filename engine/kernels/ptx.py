@@ -33,7 +33,7 @@ def of_kernel(name: str) -> str:
     head, *entries = re.split(rf"^(?={re.escape(ENTRY)})", packaged(), flags=re.MULTILINE)
     (entry,) = (entry for entry in entries if entry.startswith(f"{ENTRY}{name}("))
     preamble = [line for line in head.splitlines() if line.startswith(".")]
-    return "\n".join([*preamble, entry])
+    return "\n".join([*preamble, entry[: entry.rindex("}") + 1], ""])
 
 
 def compile_source(architecture: str) -> str:
