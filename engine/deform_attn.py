@@ -1,8 +1,8 @@
 """Multi-scale deformable attention: the one operator of the network that needs a kernel.
 
 `reference` is from which every other backend is told right or wrong. `ms_deform_attn` is what the
-network calls: the CPU kernel (`engine.kernels`) where it fits and was compiled, else the
-reference. During an ONNX export it becomes one node, `promptiml::MSDeformAttn`, that a runtime
+network calls: the kernel for the CPU or the GPU (`engine.kernels`) where it fits and can run, else
+the reference. During an ONNX export it becomes one node, `promptiml::MSDeformAttn`, that a runtime
 either has a kernel for or expands into the local function in the exported file
 (`engine.deform_attn_onnx`).
 
@@ -13,6 +13,7 @@ P points.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from engine.deform_attn_onnx import DOMAIN, NAME, VERSION
-from engine.kernels import cpu
+from engine.kernels import cpu, cuda, launch
 
 
 def ms_deform_attn(
@@ -45,9 +46,10 @@ def ms_deform_attn(
     inputs = (value_NSMD, spatial_shapes, locations_NQMLP2, weights_NQMLP)
     if torch.onnx.is_in_onnx_export():
         return _onnx_node(*inputs)
-    if _kernel_fits(value_NSMD, locations_NQMLP2, weights_NQMLP):
-        out: Tensor = Kernel.apply(*inputs)  # type: ignore[no-untyped-call]
-        return out
+    for kernel, fits in ((Kernel, _kernel_fits), (CudaKernel, _cuda_kernel_fits)):
+        if fits(value_NSMD, locations_NQMLP2, weights_NQMLP):
+            out: Tensor = kernel.apply(*inputs)  # type: ignore[no-untyped-call]
+            return out
     return reference(*inputs)
 
 
@@ -102,6 +104,84 @@ class Kernel(torch.autograd.Function):
         grads = cpu.backward(value, ctx.sizes, locations, weights, grad, threads)
         of_value, of_locations, of_weights = map(torch.from_numpy, grads)
         return of_value, None, of_locations, of_weights
+
+
+class CudaKernel(torch.autograd.Function):
+    """The CUDA kernel, forward and backward. Of backward the sums of atomic additions vary in their
+    last bits from call to call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value_NSMD: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        locations_NQMLP2: Tensor,
+        weights_NQMLP: Tensor,
+    ) -> Tensor:
+        """See `ms_deform_attn`."""
+        shapes = [tuple(x.shape) for x in (value_NSMD, locations_NQMLP2, weights_NQMLP)]
+        if problem := launch.problem(shapes[0], spatial_shapes, *shapes[1:]):
+            raise ValueError(problem)
+        value = _ready(value_NSMD, value_NSMD.dtype)
+        sizes = _sizes_on(tuple(spatial_shapes), value.device)
+        locations, weights = (_ready(x, torch.float32) for x in (locations_NQMLP2, weights_NQMLP))
+        ctx.save_for_backward(value, sizes, locations, weights)
+        ctx.weights_dtype = weights_NQMLP.dtype
+        n, _, m, d = value.shape
+        out_NQC = value.new_empty(n, locations.shape[1], m * d)
+        dtype = str(value.dtype).removeprefix("torch.")
+        plan = launch.forward(dtype, value.shape, locations.shape)
+        _launch(plan, (value, sizes, locations, weights), (out_NQC,))
+        return out_NQC
+
+    @staticmethod
+    def backward(ctx: Any, grad_NQC: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of value, locations and weights, computed in float32; the sizes have none."""
+        value, sizes, locations, weights = ctx.saved_tensors
+        inputs = (_ready(value, torch.float32), sizes, locations, weights)
+        grads = (
+            torch.zeros_like(inputs[0]), torch.empty_like(locations), torch.empty_like(weights)
+        )  # fmt: skip
+        plan = launch.backward(value.shape, locations.shape)
+        _launch(plan, (*inputs, _ready(grad_NQC, torch.float32)), grads)
+        of_value, of_locations, of_weights = grads
+        return of_value.to(value.dtype), None, of_locations, of_weights.to(ctx.weights_dtype)
+
+
+def _cuda_kernel_fits(value: Tensor, locations: Tensor, weights: Tensor) -> bool:
+    """All on one GPU, of dtypes that the kernel has; and nobody traces."""
+    return (
+        value.is_cuda
+        and value.device == locations.device == weights.device
+        and value.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and locations.dtype == torch.float32
+        and weights.dtype in (torch.float32, value.dtype)
+        and not torch.compiler.is_compiling()
+        and cuda.unavailable() is None
+    )
+
+
+def _launch(plan: launch.Launch, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """On PyTorch's stream. Nothing is launched where there is nothing to compute."""
+    if 0 in plan.grid:
+        return
+    device = inputs[0].device
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        read, written = ([x.data_ptr() for x in tensors] for tensors in (inputs, outputs))
+        cuda.run(plan, read, written, torch.cuda.current_device(), stream)
+
+
+def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous, of the dtype, and on 16 bytes, which a slice of another tensor may not be."""
+    tensor = tensor.detach().to(dtype).contiguous()
+    return tensor if tensor.data_ptr() % launch.VECTOR_BYTES == 0 else tensor.clone()
+
+
+@cache
+def _sizes_on(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """(L, 2) int64; copied to the GPU once, and kept: CUDA graphs refer to it."""
+    return torch.tensor(sizes, dtype=torch.int64, device=device)
 
 
 def _kernel_fits(*tensors: Tensor) -> bool:

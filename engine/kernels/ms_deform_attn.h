@@ -6,8 +6,13 @@
 // edges of a map; weights (N, Q, M, L, P); out (N, Q, M, D).
 #pragma once
 
+#if defined(__CUDACC_RTC__)  // which has no standard headers
+using int64_t = long long;
+#else
 #include <cmath>
 #include <cstdint>
+using std::floor;
+#endif
 
 #if defined(__CUDACC__)
 #define PROMPTIML_INLINE __host__ __device__ __forceinline__
@@ -25,9 +30,9 @@ namespace promptiml {
 // y[k / 2] * slope_x[k % 2] and slope_y[k / 2] * x[k % 2], in cells. All of them are 0 for a
 // neighbour outside the map, whose `cell` is that of the nearest inside and must not be read:
 // what is not finite there would count.
-template <typename T>
+template <typename T, typename Index = int64_t>
 struct Point {
-  int64_t cell[4];
+  Index cell[4];
   T x[2], y[2];
   T slope_x[2], slope_y[2];
   bool whole;    // all four neighbours lie in the map
@@ -39,9 +44,9 @@ struct Point {
 
 // The point at (x, y), 0..1, of a map of `height` rows of `width` cells. A location that is not
 // finite lies outside.
-template <typename T>
-PROMPTIML_INLINE Point<T> locate(T x, T y, int64_t height, int64_t width) {
-  Point<T> point;
+template <typename T, typename Index>
+PROMPTIML_INLINE Point<T, Index> locate(T x, T y, Index height, Index width) {
+  Point<T, Index> point;
   x = x * T(width) - T(0.5);
   y = y * T(height) - T(0.5);
   point.outside = !(x > T(-1) && y > T(-1) && x < T(width) && y < T(height));
@@ -49,9 +54,9 @@ PROMPTIML_INLINE Point<T> locate(T x, T y, int64_t height, int64_t width) {
     point.whole = false;
     return point;
   }
-  const T left = std::floor(x), top = std::floor(y);
+  const T left = floor(x), top = floor(y);
   const T dx = x - left, dy = y - top;
-  const int64_t column = int64_t(left), row = int64_t(top);
+  const Index column = Index(left), row = Index(top);
   const bool in_left = column >= 0, in_right = column + 1 < width;
   const bool in_top = row >= 0, in_bottom = row + 1 < height;
   point.whole = in_left && in_right && in_top && in_bottom;
@@ -63,10 +68,10 @@ PROMPTIML_INLINE Point<T> locate(T x, T y, int64_t height, int64_t width) {
   point.slope_x[1] = in_right ? T(1) : T(0);
   point.slope_y[0] = in_top ? T(-1) : T(0);
   point.slope_y[1] = in_bottom ? T(1) : T(0);
-  const int64_t upper = (in_top ? row : 0) * width;
-  const int64_t lower = (in_bottom ? row + 1 : height - 1) * width;
-  const int64_t near = in_left ? column : 0;
-  const int64_t far = in_right ? column + 1 : width - 1;
+  const Index upper = (in_top ? row : 0) * width;
+  const Index lower = (in_bottom ? row + 1 : height - 1) * width;
+  const Index near = in_left ? column : 0;
+  const Index far = in_right ? column + 1 : width - 1;
   point.cell[0] = upper + near;
   point.cell[1] = upper + far;
   point.cell[2] = lower + near;

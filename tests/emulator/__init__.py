@@ -1,0 +1,54 @@
+"""The CUDA kernels' own text on a CPU: compiled by g++ behind a shim, launched like on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kernels.launch import Launch
+
+SOURCE = Path(__file__).with_name("ms_deform_attn.cpp")
+KERNELS = Path(__file__).parents[2] / "engine" / "kernels"
+COMPILER = shutil.which("g++")
+
+
+@dataclass(frozen=True, slots=True)
+class Emulator:
+    """`launch` is what a driver's launch is: pointers and numbers in the kernel's own order."""
+
+    library: ctypes.CDLL
+
+    def launch(
+        self,
+        launch: Launch,
+        inputs: Sequence[NDArray[np.generic]],
+        outputs: Sequence[NDArray[np.generic]],
+        backwards: bool = False,
+    ) -> None:
+        """Run every thread of a launch; `backwards`: the last of a warp first."""
+        function = getattr(self.library, launch.kernel.replace("promptiml", "emulate"))
+        function.restype = None
+        function(
+            (ctypes.c_uint * 2)(*launch.grid),
+            (ctypes.c_uint * 2)(*launch.block),
+            ctypes.c_bool(backwards),
+            *(ctypes.c_void_p(array.ctypes.data) for array in inputs),
+            *(ctypes.c_int(number) for number in launch.numbers),
+            *(ctypes.c_void_p(array.ctypes.data) for array in outputs),
+        )
+
+
+def compile_emulator(folder: Path) -> Emulator:
+    """Into a library in `folder`: two seconds."""
+    assert COMPILER is not None
+    library = folder / "ms_deform_attn.so"
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{KERNELS}"]
+    subprocess.run([COMPILER, *flags, SOURCE, "-o", library], check=True)
+    return Emulator(ctypes.CDLL(str(library)))
