@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import DeviceFull, InferError, MissingDependency
+from engine.kernels import cuda
 
 try:
     from cuda.bindings import runtime as cudart
 except ImportError:
-    cudart = None
+    cudart = None  # `cuda.unavailable` says so
 
 Array = NDArray[Any]
 
@@ -45,15 +46,10 @@ class CudaDevice:
     """
 
     def __init__(self, number: int = 0) -> None:
-        if cudart is None:
-            raise MissingDependency(
-                "a GPU needs cuda-bindings: pip install 'prompt-iml[gpu]', or --engine auto"
-            )
-        error, count = cudart.cudaGetDeviceCount()
-        if error or count <= number:
-            raise MissingDependency(
-                f"no GPU {number} here ({error.name}): see nvidia-smi, or use --engine auto"
-            )
+        if reason := cuda.unavailable():
+            raise MissingDependency(reason)
+        if number >= _check(cudart.cudaGetDeviceCount()):
+            raise MissingDependency(f"this machine has no GPU {number}: see nvidia-smi")
         _check(cudart.cudaSetDevice(number))
         properties = _check(cudart.cudaGetDeviceProperties(number))
         self.name = properties.name.rstrip(b"\0").decode()

@@ -134,6 +134,14 @@ def _differences(case: Case, found: Detection | None, expected: Detection) -> li
     ]
 
 
+def error_of(found: Detection, expected: Detection) -> float:
+    """The larger error of the two outputs, as `Difference` has it."""
+    return max(
+        _error(found.mask_logits, expected.mask_logits),
+        _error(found.score_logit, expected.score_logit),
+    )
+
+
 def _error(found: NDArray[np.float32] | None, expected: NDArray[np.float32]) -> float:
     if found is None or found.shape != expected.shape or not np.isfinite(found).all():
         return math.inf

@@ -18,10 +18,12 @@ import onnxruntime
 from engine.checkpoint import Model
 from engine.deform_attn_onnx import NAME
 from engine.errors import PromptImlError
-from engine.parity import TOLERANCES, Case
+from engine.parity import TOLERANCES, error_of
 from engine.plans import Recipe, Tile
 from engine.precision import choose_islands, default_islands, emulate, halve, specialised
 from engine.prompts import graph_inputs
+from engine.protocol import Batch, Detection
+from engine.runtimes import open_engine
 from engine.tensorrt_graph import for_tensorrt
 
 CANDIDATES = ("Add", "Conv", "Gemm", "MatMul", "Mul")  # to be islands
@@ -53,29 +55,34 @@ def graph_for(
 
 
 def emulated_error(
-    model: Model, recipe: Recipe, case: Case, float32: Collection[str] = ()
+    model: Model,
+    recipe: Recipe,
+    batch: Batch,
+    expected: Detection,
+    float32: Collection[str] = (),
 ) -> float:
-    """What the precision costs by itself: ONNX Runtime with its roundings and without.
+    """What the precision costs by itself: ONNX Runtime with its roundings, beside `expected`.
 
     The largest difference of a logit, over the larger of 1 and the largest.
     """
-    _, height, width, _ = case.batch.image.shape
-    feeds = {"image": case.batch.image, **graph_inputs(model.prompts, model.config)}
+    _, height, width, _ = batch.image.shape
+    feeds = {"image": batch.image, **graph_inputs(model.prompts, model.config)}
     if model.config.jpeg_view:
-        feeds["qtable"] = case.batch.qtable
-    rounded = graph_for(model, recipe, (height, width), float32, emulated=True)
-    graphs = (rounded.SerializeToString(), str(model.graph))
-    found, expected = (_session(graph).run(None, feeds) for graph in graphs)
-    pairs = zip(found, expected, strict=True)
-    return max(float(abs(a - b).max() / max(1, abs(b).max())) for a, b in pairs)
+        feeds["qtable"] = batch.qtable
+    graph = graph_for(model, recipe, (height, width), float32, emulated=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options)
+    return error_of(Detection(*session.run(["mask_logits", "score_logit"], feeds)), expected)
 
 
-def more_islands(model: Model, recipe: Recipe, case: Case) -> tuple[frozenset[str], float]:
+def more_islands(model: Model, recipe: Recipe, batch: Batch) -> tuple[frozenset[str], float]:
     """The operators to keep in float32, besides the default islands, so that the precision costs
     half of what is tolerated at most; and what it costs then."""
+    expected = open_engine(model, "onnxruntime").run(batch)
     return choose_islands(
         CANDIDATES,
-        lambda float32: emulated_error(model, recipe, case, float32),
+        lambda float32: emulated_error(model, recipe, batch, expected, float32),
         TOLERANCES[recipe.precision] / 2,
     )
 
@@ -169,11 +176,3 @@ def _progress(trt: Any, say: Callable[[str], None]) -> Any:
             return True
 
     return Progress()
-
-
-def _session(graph: bytes | str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Else the runtime may fold the roundings away.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(graph, options)

@@ -135,7 +135,7 @@ def build_and_compare(model: Model, recipe: Recipe, builder: Builder) -> Outcome
     started = time.monotonic()
     smallest, *_ = recipe.tiles
     shown = photographs([smallest], [4])[0]
-    float32, error = more_islands(model, recipe, shown)
+    float32, error = more_islands(model, recipe, shown.batch)
     islands = f" with {', '.join(sorted(float32))} in float32" if float32 else ""
     say(f"{recipe.precision}{islands} costs {error:.1e} by itself, emulated")
     built = {}

@@ -27,6 +27,7 @@ from engine.policy import UNTRAINED
 from engine.protocol import Batch
 from engine.runtimes import open_engine
 from engine.torch_engine import load_network
+from tests import rtx_build
 from tests.operator_model import operator_model
 
 Sizes = list[tuple[int, int]]
@@ -142,6 +143,11 @@ def test_an_export_merges_no_parameters(tiny: Model) -> None:
     inline = [t for t in graph.initializer if t.data_location != TensorProto.EXTERNAL]
     assert len(graph.initializer) - len(inline) == len(tiny.weights())
     assert sum(len(t.raw_data) for t in inline) < 100_000
+
+
+@rtx_build.needs_rtx
+def test_tensorrt_builds_preset_s_in_small(tiny: Model) -> None:
+    assert rtx_build.build(str(tiny.folder), "bfloat16", 64, 1, 4)["plan"] > 100_000
 
 
 def test_a_model_that_differs_is_not_stored(
