@@ -133,6 +133,18 @@ def test_autograd_on_tensors_that_no_kernel_could_read_as_they_are(
         torch.testing.assert_close(leaf.grad.double(), right.grad, rtol=rounding, atol=rounding)
 
 
+def test_sizes_first_seen_in_inference_do_not_spoil_training(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deform_attn, "_launch", partial(_launch, emulator))
+    deform_attn._sizes_on.cache_clear()
+    value, *rest = _random_case(8, n=1, q=3)
+    with torch.inference_mode():
+        CudaKernel.apply(value, LEVELS, *rest)
+    CudaKernel.apply(value.requires_grad_(), LEVELS, *rest).sum().backward()
+    assert value.grad.any()
+
+
 def _launch(emulator: Emulator, plan: Launch, *tensors: Sequence[Tensor]) -> None:
     assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors[0])
     inputs, outputs = ([_array(tensor) for tensor in each] for each in tensors)
