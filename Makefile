@@ -8,7 +8,7 @@ KILLS  ?= 100
 # Processes that test at once, each with a Ray and a store of its own.
 TESTERS ?= 2
 
-.PHONY: scan test check train-smoke chaos bench scale audit model clean
+.PHONY: scan test check train-smoke chaos bench bench-gpu scale audit model clean
 
 scan: $(VENV)/scan.stamp  ## Forge real photographs, scan them, show what was found.
 	$(BIN)/prompt-iml demo --output demo
@@ -29,6 +29,9 @@ chaos: $(VENV)/test.stamp  ## Scan under a killer (KILLS=100), compare with a sc
 
 bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
 	$(BIN)/python -m tests.bench
+
+bench-gpu: $(VENV)/test.stamp  ## Our CUDA kernel beside others; needs a GPU and PyTorch for CUDA.
+	$(BIN)/python -m tests.bench gpu
 
 scale: $(VENV)/test.stamp  ## Memory and rate as the inputs grow, and a soak: an hour and more.
 	$(BIN)/python -m tests.scale

@@ -125,7 +125,8 @@ class CudaKernel(torch.autograd.Function):
         value = _ready(value_NSMD, value_NSMD.dtype)
         sizes = _sizes_on(tuple(spatial_shapes), value.device)
         locations, weights = (_ready(x, torch.float32) for x in (locations_NQMLP2, weights_NQMLP))
-        ctx.save_for_backward(value, sizes, locations, weights)
+        ctx.save_for_backward(value, locations, weights)
+        ctx.sizes = sizes  # maybe made in inference mode, of which autograd saves nothing
         ctx.weights_dtype = weights_NQMLP.dtype
         n, _, m, d = value.shape
         out_NQC = value.new_empty(n, locations.shape[1], m * d)
@@ -137,8 +138,8 @@ class CudaKernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_NQC: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of value, locations and weights, computed in float32; the sizes have none."""
-        value, sizes, locations, weights = ctx.saved_tensors
-        inputs = (_ready(value, torch.float32), sizes, locations, weights)
+        value, locations, weights = ctx.saved_tensors
+        inputs = (_ready(value, torch.float32), ctx.sizes, locations, weights)
         grads = (
             torch.zeros_like(inputs[0]), torch.empty_like(locations), torch.empty_like(weights)
         )  # fmt: skip

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +22,7 @@ from engine.deform_attn import CudaKernel, reference
 from engine.kernels import launch
 from engine.kernels.launch import Launch
 from tests.emulator import COMPILER, Emulator, compile_emulator
+from tests.emulator.__main__ import case
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels' text with")
 
@@ -26,8 +33,13 @@ ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
-    return compile_emulator(tmp_path_factory.mktemp("emulator"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("emulator")
+
+
+@pytest.fixture(scope="module")
+def emulator(folder: Path) -> Emulator:
+    return compile_emulator(folder)
 
 
 def _random_case(d: int, n: int = 2, q: int = CELLS, dtype: torch.dtype = torch.float32) -> Case:
@@ -121,7 +133,30 @@ def test_autograd_on_tensors_that_no_kernel_could_read_as_they_are(
         torch.testing.assert_close(leaf.grad.double(), right.grad, rtol=rounding, atol=rounding)
 
 
+def test_sizes_first_seen_in_inference_do_not_spoil_training(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deform_attn, "_launch", partial(_launch, emulator))
+    deform_attn._sizes_on.cache_clear()
+    value, *rest = _random_case(8, n=1, q=3)
+    with torch.inference_mode():
+        CudaKernel.apply(value, LEVELS, *rest)
+    CudaKernel.apply(value.requires_grad_(), LEVELS, *rest).sum().backward()
+    assert value.grad.any()
+
+
 def _launch(emulator: Emulator, plan: Launch, *tensors: Sequence[Tensor]) -> None:
     assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors[0])
     inputs, outputs = ([_array(tensor) for tensor in each] for each in tensors)
     emulator.launch(plan, inputs, outputs)
+
+
+@pytest.mark.skipif(find_spec("cuda") is None, reason="no cuda-bindings: not on Linux")
+def test_the_driver_gets_the_kernel_and_its_parameters(emulator: Emulator, folder: Path) -> None:
+    """Through NVIDIA's bindings, in a process that takes the emulator for the driver."""
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+    command = [sys.executable, "-m", "tests.emulator"]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+    plan, inputs, out = case()
+    emulator.launch(plan, inputs, [out])
+    np.testing.assert_array_equal(np.array(json.loads(printed), np.float32), out)

@@ -12,6 +12,7 @@ import pytest
 
 from engine.errors import MissingDependency
 from engine.kernels import cuda, launch, ptx
+from tests.bench.gpu import BASELINE
 
 PTXAS = shutil.which("ptxas")
 compiler = pytest.mark.skipif(find_spec("cuda") is None, reason="no NVRTC: not on Linux")
@@ -72,6 +73,11 @@ def test_shapes_that_fit_are_no_problem() -> None:
 @compiler
 def test_the_packaged_ptx_is_that_of_the_source() -> None:
     assert ptx.compile_source(ptx.ARCHITECTURE) == ptx.packaged()
+
+
+@compiler
+def test_the_kernel_it_is_compared_with_compiles() -> None:
+    assert "baseline_float16(" in ptx.compile_source("sm_90", BASELINE)
 
 
 @compiler

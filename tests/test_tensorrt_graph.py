@@ -27,7 +27,7 @@ THEIRS = f"""
     starts64 = Cast <to = 7> (starts)
     wrong = Sub (starts64, expected)
     wrong_f = Cast <to = 1> (wrong)
-    error = ReduceSum <keepdims = 0> (wrong_f)
+    error = ReduceL1 <keepdims = 0> (wrong_f)
     flat = {DOMAIN}.{NAME} (value, sizes64, locations, weights)
     shifted = Add (flat, error)
     outer = Shape <start = 0, end = 2> (flat)

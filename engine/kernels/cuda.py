@@ -39,7 +39,12 @@ def unavailable() -> str | None:
 
 
 def run(
-    launch: Launch, inputs: Sequence[int], outputs: Sequence[int], device: int, stream: int
+    launch: Launch,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    device: int,
+    stream: int,
+    text: str | None = None,
 ) -> None:
     """Launch and return; the work is in the stream's order.
 
@@ -48,6 +53,7 @@ def run(
         inputs, outputs: addresses in the GPU's memory, in the order `launch` names.
         device: the GPU's number, as the CUDA runtime counts.
         stream: a CUstream of that GPU, as an int.
+        text: PTX that holds the kernel; None: the packaged one.
 
     Raises:
         MissingDependency: see `unavailable`.
@@ -64,7 +70,7 @@ def run(
     _checked(driver.cuCtxSetCurrent(_context(device)))  # threads of autograd may have none yet
     _checked(
         driver.cuLaunchKernel(
-            driver.CUfunction(int(_kernel(launch.kernel))),
+            driver.CUfunction(int(_kernel(launch.kernel, text or ptx.packaged()))),
             *(*launch.grid, 1),
             *(*launch.block, 1),
             0,
@@ -76,19 +82,12 @@ def run(
 
 
 @cache
-def _kernel(name: str) -> Any:
+def _kernel(name: str, text: str) -> Any:
     """For whichever context is current when it is launched."""
     from cuda.bindings import driver
 
-    return _checked(driver.cuLibraryGetKernel(_library(), name.encode()))
-
-
-@cache
-def _library() -> Any:
-    from cuda.bindings import driver
-
-    text = ptx.packaged().encode() + b"\0"
-    return _checked(driver.cuLibraryLoadData(text, [], [], 0, [], [], 0))
+    library = _checked(driver.cuLibraryLoadData(text.encode() + b"\0", [], [], 0, [], [], 0))
+    return _checked(driver.cuLibraryGetKernel(library, name.encode()))
 
 
 @cache

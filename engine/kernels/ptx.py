@@ -36,8 +36,8 @@ def of_kernel(name: str) -> str:
     return "\n".join([*preamble, entry[: entry.rindex("}") + 1], ""])
 
 
-def compile_source(architecture: str) -> str:
-    """PTX of the source (`compute_75`); of a real architecture (`sm_90`), which also assembles it.
+def compile_source(architecture: str, source: Path = SOURCE) -> str:
+    """PTX of a source (`compute_75`); of a real architecture (`sm_90`), which also assembles it.
 
     Raises:
         RuntimeError: it does not compile; what the compiler says.
@@ -49,8 +49,8 @@ def compile_source(architecture: str) -> str:
             raise RuntimeError(answer[0].name)
         return answer[1] if len(answer) > 1 else None
 
-    name = SOURCE.name.encode()
-    program = checked(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), name, 0, [], []))
+    name = source.name.encode()
+    program = checked(nvrtc.nvrtcCreateProgram(source.read_bytes(), name, 0, [], []))
     options = [f"-arch={architecture}", "-std=c++17", "-restrict", f"-I{SOURCE.parent}"]
     encoded = [option.encode() for option in options]
     if nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)[0]:

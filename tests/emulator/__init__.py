@@ -16,6 +16,7 @@ from engine.kernels.launch import Launch
 
 SOURCE = Path(__file__).with_name("ms_deform_attn.cpp")
 KERNELS = Path(__file__).parents[2] / "engine" / "kernels"
+DRIVER = "libcuda.so.1"
 COMPILER = shutil.which("g++")
 
 
@@ -33,22 +34,25 @@ class Emulator:
         backwards: bool = False,
     ) -> None:
         """Run every thread of a launch; `backwards`: the last of a warp first."""
-        function = getattr(self.library, launch.kernel.replace("promptiml", "emulate"))
-        function.restype = None
-        function(
-            (ctypes.c_uint * 2)(*launch.grid),
-            (ctypes.c_uint * 2)(*launch.block),
-            ctypes.c_bool(backwards),
+        values = [
             *(ctypes.c_void_p(array.ctypes.data) for array in inputs),
             *(ctypes.c_int(number) for number in launch.numbers),
             *(ctypes.c_void_p(array.ctypes.data) for array in outputs),
+        ]
+        addresses = [ctypes.addressof(value) for value in values]
+        self.library.emulate(
+            launch.kernel.encode(),
+            (ctypes.c_uint * 2)(*launch.grid),
+            (ctypes.c_uint * 2)(*launch.block),
+            ctypes.c_bool(backwards),
+            (ctypes.c_void_p * len(values))(*addresses),
         )
 
 
 def compile_emulator(folder: Path) -> Emulator:
-    """Into a library in `folder`: two seconds."""
+    """Into a library in `folder`, named as the CUDA driver's: two seconds."""
     assert COMPILER is not None
-    library = folder / "ms_deform_attn.so"
+    library = folder / DRIVER
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{KERNELS}"]
     subprocess.run([COMPILER, *flags, SOURCE, "-o", library], check=True)
     return Emulator(ctypes.CDLL(str(library)))

@@ -9,6 +9,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <string>
+#include <utility>
 #include <vector>
 
 #define __device__
@@ -149,40 +152,109 @@ inline void narrow(float x, Half& to) {
   std::memcpy(&to, &half, sizeof half);
 }
 
-template <typename... T>
-void launch(void (*kernel)(T...), const unsigned* grid, const unsigned* block, bool backwards,
-            T... parameters) {
-  emulator::kernel = [=] { kernel(parameters...); };
-  emulator::run(grid, block, backwards);
-}
-
 }  // namespace promptiml
 
-#define EMULATE_FORWARD(NAME, T)                                                                  \
-  extern "C" void emulate_forward_##NAME(                                                         \
-      const unsigned* grid, const unsigned* block, bool backwards, const T* value,                \
-      const int64_t* sizes, const float* locations, const float* weights, int cells, int heads,   \
-      int depth, int queries, int levels, int points, T* out) {                                   \
-    promptiml::launch(promptiml_forward_##NAME, grid, block, backwards, value, sizes, locations,  \
-                      weights, cells, heads, depth, queries, levels, points, out);                \
-  }
+namespace emulator {
 
-#define EMULATE_BACKWARD(NAME)                                                                    \
-  extern "C" void emulate_backward_##NAME(                                                        \
-      const unsigned* grid, const unsigned* block, bool backwards, const float* value,            \
-      const int64_t* sizes, const float* locations, const float* weights, const float* grad_out,  \
-      int cells, int heads, int depth, int queries, int levels, int points, float* grad_value,    \
-      float* grad_locations, float* grad_weights) {                                               \
-    promptiml::launch(promptiml_backward_##NAME, grid, block, backwards, value, sizes, locations, \
-                      weights, grad_out, cells, heads, depth, queries, levels, points,            \
-                      grad_value, grad_locations, grad_weights);                                  \
-  }
+using Call = std::function<void(void**)>;  // with the addresses of the parameters, as a driver
 
-EMULATE_FORWARD(float32, float)
-EMULATE_FORWARD(float32_scalar, float)
-EMULATE_FORWARD(float16, promptiml::Half)
-EMULATE_FORWARD(float16_scalar, promptiml::Half)
-EMULATE_FORWARD(bfloat16, promptiml::Bfloat)
-EMULATE_FORWARD(bfloat16_scalar, promptiml::Bfloat)
-EMULATE_BACKWARD(float32)
-EMULATE_BACKWARD(float32_scalar)
+template <typename... T, size_t... kPlace>
+void call(void (*kernel)(T...), void** parameters, std::index_sequence<kPlace...>) {
+  kernel(*static_cast<T*>(parameters[kPlace])...);
+}
+
+template <typename... T>
+Call callable(void (*kernel)(T...)) {
+  return [=](void** parameters) { call(kernel, parameters, std::index_sequence_for<T...>()); };
+}
+
+#define KERNEL(NAME) {#NAME, callable(NAME)}
+
+const std::map<std::string, Call> kernels = {
+    KERNEL(promptiml_forward_float32),  KERNEL(promptiml_forward_float32_scalar),
+    KERNEL(promptiml_forward_float16),  KERNEL(promptiml_forward_float16_scalar),
+    KERNEL(promptiml_forward_bfloat16), KERNEL(promptiml_forward_bfloat16_scalar),
+    KERNEL(promptiml_backward_float32), KERNEL(promptiml_backward_float32_scalar),
+};
+
+void launch(const Call& call, const unsigned* grid, const unsigned* block, bool backwards,
+            void** parameters) {
+  kernel = [&] { call(parameters); };
+  run(grid, block, backwards);
+}
+
+}  // namespace emulator
+
+extern "C" void emulate(const char* name, const unsigned* grid, const unsigned* block,
+                        bool backwards, void** parameters) {
+  emulator::launch(emulator::kernels.at(name), grid, block, backwards, parameters);
+}
+
+// As much of the CUDA driver as engine/kernels/cuda.py calls: as libcuda.so.1 this library is a
+// driver whose GPU is the emulator and whose memory is the process's own.
+namespace driver {
+
+constexpr int kSuccess = 0, kInvalidValue = 1, kNotFound = 500;
+
+int init(unsigned) { return kSuccess; }
+
+int version(int* number) {
+  *number = 13000;
+  return kSuccess;
+}
+
+int device(int* handle, int number) {
+  *handle = number;
+  return kSuccess;
+}
+
+int retain_context(void** context, int device) {
+  *context = reinterpret_cast<void*>(intptr_t(device) + 1);
+  return kSuccess;
+}
+
+int set_context(void* context) { return context ? kSuccess : kInvalidValue; }
+
+int load(void** library, const char* text, void*, void*, unsigned, void*, void*, unsigned) {
+  *library = new std::string(text);
+  return kSuccess;
+}
+
+int kernel(const void** found, const std::string* library, const char* name) {
+  const auto call = emulator::kernels.find(name);
+  const bool is_there = library->find(".entry " + std::string(name) + "(") != std::string::npos;
+  if (call == emulator::kernels.end() || !is_there) return kNotFound;
+  *found = &call->second;
+  return kSuccess;
+}
+
+int launch(const emulator::Call* call, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+           unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, void*,
+           void** parameters, void** extra) {
+  if (grid_z != 1 || block_z != 1 || shared_bytes || extra) return kInvalidValue;
+  const unsigned grid[] = {grid_x, grid_y}, block[] = {block_x, block_y};
+  emulator::launch(*call, grid, block, false, parameters);
+  return kSuccess;
+}
+
+#define FUNCTION(NAME, BODY) {NAME, reinterpret_cast<void*>(BODY)}
+
+const std::map<std::string, void*> functions = {
+    FUNCTION("cuInit", init),
+    FUNCTION("cuDriverGetVersion", version),
+    FUNCTION("cuDeviceGet", device),
+    FUNCTION("cuDevicePrimaryCtxRetain", retain_context),
+    FUNCTION("cuCtxSetCurrent", set_context),
+    FUNCTION("cuLibraryLoadData", load),
+    FUNCTION("cuLibraryGetKernel", kernel),
+    FUNCTION("cuLaunchKernel", launch),
+};
+
+}  // namespace driver
+
+extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* status) {
+  const auto found = driver::functions.find(name);
+  *function = found == driver::functions.end() ? nullptr : found->second;
+  if (status) *status = *function ? 0 : 1;
+  return *function ? driver::kSuccess : driver::kNotFound;
+}
