@@ -27,7 +27,9 @@ TarOf = Callable[..., bytes]
 _NUMBERS = itertools.count()
 
 # A minute and more each: begun first, so that no tester waits for another's last one.
-LONG = ("test_cycle", "test_train_run", "test_chaos", "test_export", "test_poison")
+LONG = (
+    "test_cycle", "test_train_run", "test_chaos", "test_submit", "test_export", "test_poison",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
