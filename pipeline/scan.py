@@ -218,8 +218,8 @@ def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
     """Bring every unit of the plan to its part, in waves."""
     run, totals = spec.run, Totals()
     with ray_session(settings.address, settings.max_actors):
-        pool = pool_size(settings.min_actors, settings.max_actors, plan.units)
-        check_node(spec)
+        pool = pool_size(settings.min_actors, settings.max_actors, plan.units, settings.actor_gpus)
+        check_node(spec, settings.actor_gpus)
         say(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
         with (
             shared_tally() as tally,
