@@ -114,9 +114,9 @@ def free_port() -> int:
     return port
 
 
-def wait_for(port: int) -> None:
+def wait_for(port: int, seconds: int = 30) -> None:
     """Until a server listens on the port of this machine."""
-    for _ in range(300):
+    for _ in range(10 * seconds):
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 return

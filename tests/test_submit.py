@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +22,10 @@ from pipeline.cli import commands, main
 from pipeline.run import Json
 from tests.bench.null_model import write_null_model
 from tests.conftest import free_port
-from tests.processes import processes_below
+from tests.heads import TOKEN, environment, ray_head
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parent.parent
-TOKEN = "0123456789abcdef" * 4
-PORTS = (
-    "port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
-    "runtime-env-agent-port", "metrics-export-port", "node-manager-port", "object-manager-port",
-    "ray-client-server-port",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +35,7 @@ class Head:
     address: str
     source: Path
     model: Path
+    env: dict[str, str]
 
     def submit(self, output: Path, *flags: str, token: str = TOKEN) -> tuple[Json, int]:
         """In a process of its own: Ray reads its token once a process."""
@@ -55,7 +43,7 @@ class Head:
         command = [*words, f"--address={self.address}", *flags]
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.cli", "submit", *command],
-            env=os.environ | {"RAY_AUTH_TOKEN": token},
+            env=self.env | {"RAY_AUTH_TOKEN": token},
             capture_output=True,
             text=True,
         )
@@ -70,41 +58,10 @@ def head(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
     for name in ("rocket.jpg", "chelsea.png"):
         (folder / "in" / name).write_bytes(photographs[name])
     (folder / "in" / "broken.jpg").write_bytes(photographs["rocket.jpg"][:2000])
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as short:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-            patch.setenv(name, "")
-        ports = {name: free_port() for name in PORTS}
+    env = environment()
+    with ray_head(env, "--num-cpus=2") as ports:
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        process = subprocess.Popen(
-            ["ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={short}"]
-            + [f"--{name}={port}" for name, port in ports.items()],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_for_jobs_api(address)
-            yield Head(address, folder / "in", write_null_model(folder / "model"))
-        finally:
-            for pid in [*processes_below(process.pid, ""), process.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for_jobs_api(address: str) -> None:
-    request = urllib.request.Request(f"{address}/api/jobs/")
-    request.add_header("Authorization", f"Bearer {TOKEN}")
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(request).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise TimeoutError(address)
+        yield Head(address, folder / "in", write_null_model(folder / "model"), env)
 
 
 @dataclass(frozen=True)
@@ -172,7 +129,7 @@ def test_the_plain_form_works(head: Head, tmp_path: Path) -> None:
         "--max-failure-rate=1",
         "--max-actors=1",
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=head.env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ds.dataset(tmp_path / "results").count_rows() == 3
 
