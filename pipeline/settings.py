@@ -101,6 +101,8 @@ class ScanSettings(Pool):
     """Parquet column that holds the image bytes; none given: told from the schema."""
     limit: int | None = Field(None, ge=1)
     """Scan only the first N images."""
+    slice: str | None = Field(None, pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$")
+    """Scan the i-th of n shares of the units, as i/n; each share is a run of its own."""
     images_per_unit: int = Field(256, ge=1)
     """Plain images, or Parquet rows, that are scanned and committed together."""
     max_pixels: int = Field(210_000_000, ge=1)
