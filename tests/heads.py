@@ -27,8 +27,7 @@ def environment(**more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ray = {"RAY_ADDRESS": "", "RAY_API_SERVER_ADDRESS": "", "RAY_USAGE_STATS_ENABLED": "0"}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    slow = {"RAY_agent_register_timeout_ms": "120000"}  # a busy machine takes longer than 20 s
-    return os.environ | ray | token | slow | {"PATH": path} | more
+    return os.environ | ray | token | {"PATH": path} | more
 
 
 @contextlib.contextmanager
