@@ -1,6 +1,7 @@
-"""The cluster room: a fleet in motion. So far: how the packaged weights are trained, on one CPU.
+"""The cluster room: a fleet in motion.
 
     photographs -> forgeries (with histories, seeded) -> distil the frozen branch -> train the rest
+    a scan's settings -> a job on a Ray cluster; the cluster itself, on Kubernetes: kubernetes/
 
 This room may import `pipeline`, `engine` and torch; no other room imports it.
 """

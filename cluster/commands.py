@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from cluster.settings import ModelsSettings, RetrainSettings, TrainSettings
+from cluster.settings import ModelsSettings, RetrainSettings, SubmitSettings, TrainSettings
 from pipeline.cli import DONE, FAILURES, Entry
 
 
@@ -33,6 +33,16 @@ def run_models(settings: ModelsSettings) -> int:
     return DONE
 
 
+def run_submit(settings: SubmitSettings) -> int:
+    """`prompt-iml submit`; exits as the scan does."""
+    from cluster.submit import submit
+
+    summary, code = submit(settings)
+    print(json.dumps(summary))
+    return code
+
+
 TRAIN = Entry(TrainSettings, run_train)
 RETRAIN = Entry(RetrainSettings, run_retrain)
 MODELS = Entry(ModelsSettings, run_models)
+SUBMIT = Entry(SubmitSettings, run_submit)

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from engine.config import Fusion
-from pipeline.settings import Command
+from pipeline.settings import Command, ScanSettings
 
 
 class TrainSettings(Command):
@@ -118,3 +118,16 @@ class RetrainSettings(Command):
     """A cycle that gave no sign for so long may be taken over by another."""
     address: str = "auto"
     """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""
+
+
+class SubmitSettings(ScanSettings):
+    """Scan on a Ray cluster, as a job of it; the same command attaches, or resumes."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml submit")
+
+    address: str
+    """The cluster's Jobs API, say http://head:8265; its token comes from RAY_AUTH_TOKEN."""
+    working_dir: str | None = None
+    """Folder that travels to the cluster and is the job's working directory."""
+    wait: bool = True
+    """Show the job's log, and exit as the scan does; else return when the job is submitted."""

@@ -12,21 +12,24 @@ from pipeline.scanner import Scanner, ScanSpec
 PATIENCE_SECONDS = 300.0  # a node may have to start, or to fetch the model
 
 
-def check_node(spec: ScanSpec, seconds: float = PATIENCE_SECONDS) -> None:
+def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = PATIENCE_SECONDS) -> None:
     """Load the engine, and reach the results, from a scan actor's place on the cluster.
 
-    One node speaks for all; the actors of the others check their model themselves.
+    One node speaks for all; the actors of the others check their model themselves. A cluster that
+    has shrunk to nothing grows by it.
 
     Raises:
-        UsageError: that fails, or no CPU comes free in time.
+        UsageError: that fails, or no CPU (and no GPU, where one is asked for) comes free in time.
     """
-    task = ray.remote(num_cpus=1)(_complaint).remote(spec)
+    task = ray.remote(num_cpus=1, num_gpus=gpus)(_complaint).remote(spec)
     try:
         complaint = ray.get(task, timeout=seconds)
     except GetTimeoutError:
         ray.cancel(task)
+        lacking = "GPU" if gpus else "CPU"
         raise UsageError(
-            f"no CPU of the cluster came free in {seconds:.0f} s: `ray status` tells who holds them"
+            f"no {lacking} of the cluster came free in {seconds:.0f} s: `ray status` tells who "
+            "holds them"
         ) from None
     except RayTaskError as error:  # before our code began
         complaint = f"{type(error.cause).__name__}: {error.cause}"

@@ -5,8 +5,10 @@ Every step can be repeated: what an earlier launch of the same run finished is f
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
@@ -24,6 +26,7 @@ from pipeline.run import Json, Run, default_run_id
 from pipeline.scanner import Part, ScanSpec
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
+from pipeline.units import Unit, unit_to_json
 from pipeline.waves import pool_size, ray_session, read_tally, scan_wave, shared_tally
 
 # The settings that shape the rows: with the model's digests, what a run is bound to.
@@ -31,7 +34,7 @@ BINDING = {
     "engine", "format", "image_column", "limit", "images_per_unit",
     "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
 }  # fmt: skip
-GOES_ON = ("retry_failed", "retry_codes", "skip_scanned")
+WHERE_SET = ("retry_failed", "retry_codes", "skip_scanned", "slice")
 
 
 @dataclass(slots=True)
@@ -169,7 +172,7 @@ def run_config(settings: ScanSettings, model: Model, source: PromptSource | None
         "model": model.id,
         "model_sha256": model.sha256,
         "schema_version": SCHEMA_VERSION,
-        **{name: getattr(settings, name) for name in GOES_ON if getattr(settings, name)},
+        **{name: getattr(settings, name) for name in WHERE_SET if getattr(settings, name)},
         **bound,
     }
 
@@ -182,7 +185,7 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
     if earlier and settings.retry_failed:
         many, limit = settings.images_per_unit, settings.limit
         units = retry_units(earlier, settings.retry_codes, images_per_unit=many, limit=limit)
-        return make_plan(run, units)
+        return make_plan(run, sliced(units, settings.slice))
     with ScannedIn(earlier) if earlier else nullcontext() as scanned:
         units = list_units(
             settings.inputs,
@@ -193,7 +196,25 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
             scanned=scanned,
             trust_lists=settings.trust_lists,
         )
-        return make_plan(run, units)
+        return make_plan(run, sliced(units, settings.slice))
+
+
+def sliced(units: Iterable[Unit], share: str | None) -> Iterator[Unit]:
+    """The units of the share i/n, told by a hash of what each names; None: all.
+
+    Raises:
+        UsageError: i is more than n.
+    """
+    place, _, shares = (share or "1/1").partition("/")
+    if int(place) > int(shares):
+        raise UsageError(f"--slice {share}: the first number is at most the second")
+    return (unit for unit in units if _share(unit, int(shares)) == int(place))
+
+
+def _share(unit: Unit, shares: int) -> int:
+    """From 1; the same wherever and whenever the unit is listed."""
+    digest = hashlib.sha256(unit_to_json(unit).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % shares + 1
 
 
 def scan_spec(
@@ -218,8 +239,8 @@ def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
     """Bring every unit of the plan to its part, in waves."""
     run, totals = spec.run, Totals()
     with ray_session(settings.address, settings.max_actors):
-        pool = pool_size(settings.min_actors, settings.max_actors, plan.units)
-        check_node(spec)
+        pool = pool_size(settings.min_actors, settings.max_actors, plan.units, settings.actor_gpus)
+        check_node(spec, settings.actor_gpus)
         say(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
         with (
             shared_tally() as tally,

@@ -59,7 +59,9 @@ class Pool(Command):
     min_actors: int | None = Field(None, ge=1)
     """Scan actors at the least; none given: as many as fit when the scan starts."""
     max_actors: int | None = Field(None, ge=1)
-    """Scan actors at the most; none given: one a CPU of the cluster."""
+    """Scan actors at the most; none given: one a CPU of the cluster at its largest."""
+    actor_gpus: float = Field(0, ge=0)
+    """GPUs of each scan actor; below 1, actors share one. For engines that run on GPUs."""
     wave_units: int = Field(2000, ge=1)
     """Units in one Ray Data execution; bounds the driver's memory."""
     max_failure_rate: float = Field(0.01, ge=0, le=1)
@@ -99,6 +101,8 @@ class ScanSettings(Pool):
     """Parquet column that holds the image bytes; none given: told from the schema."""
     limit: int | None = Field(None, ge=1)
     """Scan only the first N images."""
+    slice: str | None = Field(None, pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$")
+    """Scan the i-th of n shares of the units, as i/n; each share is a run of its own."""
     images_per_unit: int = Field(256, ge=1)
     """Plain images, or Parquet rows, that are scanned and committed together."""
     max_pixels: int = Field(210_000_000, ge=1)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,10 +35,11 @@ TALLY_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class PoolSize:
-    """Scan actors at the least and at the most; one CPU each."""
+    """Scan actors at the least and at the most; one CPU each, and `gpus` GPUs."""
 
     least: int
     most: int
+    gpus: float = 0.0
 
 
 class ScanActor:
@@ -124,26 +125,41 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def pool_size(least: int | None, most: int | None, units: int) -> PoolSize:
+def pool_size(least: int | None, most: int | None, units: int, gpus: float = 0.0) -> PoolSize:
     """Fit the pool to the cluster, and refuse what Ray would wait for without a word.
 
     Args:
         least: actors asked for at the least; None: as many as fit now, up to `most`.
-        most: actors asked for at the most; None: one a CPU that is there now.
+        most: actors asked for at the most; None: as many as fit now, or into the cluster at its
+            largest, where it grows by itself.
         units: of the plan; more actors than units would only load the engine.
+        gpus: of each actor.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus = int(resources.get("CPU", 0))
-    most = most or max(cpus, least or 1)
-    least = least or max(min(most, cpus), 1)
+    now = _fitting(ray.cluster_resources(), gpus)  # type: ignore[no-untyped-call]
+    largest = max(now, _fitting(_largest_cluster(), gpus))
+    most = most or max(largest, least or 1)
+    least = least or max(min(most, now), 1)
     if least > most:
         raise UsageError(f"--min-actors {least} is more than --max-actors {most}")
-    if least > cpus:
+    if least > largest:
         raise UsageError(
-            f"{least} actors need {least} CPUs and the cluster has {cpus}: "
-            "lower --min-actors or add nodes"
+            f"{least} actors need {least} CPUs{f' and {least * gpus:g} GPUs' if gpus else ''} and "
+            f"the cluster has room for {largest}: lower --min-actors or add nodes"
         )
-    return PoolSize(min(least, units), min(most, units))
+    return PoolSize(min(least, units), min(most, units), gpus)
+
+
+def _fitting(resources: Mapping[str, float], gpus: float) -> int:
+    """Actors of one CPU and so many GPUs that the resources are enough for."""
+    cpus = resources.get("CPU", 0)
+    return int(min(cpus, resources.get("GPU", 0) / gpus) if gpus else cpus)
+
+
+def _largest_cluster() -> Mapping[str, float]:
+    """What the cluster has when the autoscaler has grown it as far as it may; empty: none does."""
+    from ray._private.state import state  # as Ray Data and Ray Train find it
+
+    return state.get_max_resources_from_cluster_config() or {}
 
 
 @contextmanager
@@ -179,6 +195,7 @@ def scan_wave(
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=1,
+        num_gpus=pool.gpus or None,
         # Two tasks an actor: the next unit is there when one ends, and the last ones still spread.
         compute=ActorPoolStrategy(
             min_size=least, max_size=most, initial_size=least, max_tasks_in_flight_per_actor=2

@@ -27,7 +27,9 @@ TarOf = Callable[..., bytes]
 _NUMBERS = itertools.count()
 
 # A minute and more each: begun first, so that no tester waits for another's last one.
-LONG = ("test_cycle", "test_train_run", "test_chaos", "test_export", "test_poison")
+LONG = (
+    "test_cycle", "test_train_run", "test_chaos", "test_submit", "test_export", "test_poison",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -112,9 +114,9 @@ def free_port() -> int:
     return port
 
 
-def wait_for(port: int) -> None:
+def wait_for(port: int, seconds: int = 30) -> None:
     """Until a server listens on the port of this machine."""
-    for _ in range(300):
+    for _ in range(10 * seconds):
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 return

@@ -265,10 +265,12 @@ def test_output_that_cannot_be_written(crops: dict[str, bytes], tmp_path: Path) 
 
 
 def test_more_actors_than_cpus_is_refused() -> None:
-    with pytest.raises(UsageError, match="99 CPUs and the cluster has 2"):
+    with pytest.raises(UsageError, match="99 CPUs and the cluster has room for 2"):
         pool_size(99, None, 100)
     with pytest.raises(UsageError, match="more than --max-actors 1"):
         pool_size(2, 1, 100)
+    with pytest.raises(UsageError, match=r"1 CPUs and 0.5 GPUs and the cluster has room for 0"):
+        pool_size(None, 4, 100, gpus=0.5)
 
 
 def test_no_more_actors_than_units() -> None:
