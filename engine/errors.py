@@ -29,7 +29,7 @@
         │   ├── NotAnImage     not_an_image        status=skipped, not failed
         │   └── TooLarge       too_large
         ├── InferError         infer_failed        stage "infer"
-        │   └── DeviceFull     infer_failed        the batch is halved; a row if it was one image
+        │   └── DeviceFull     device_full         one image was too much; batches are halved
         └── Fatal                                  the stage that it was in
             ├── Crashed        crashed
             ├── TimedOut       timeout
@@ -234,6 +234,8 @@ class InferError(ImageError):
 
 class DeviceFull(InferError):
     """The device has no room for a batch of this size."""
+
+    code = "device_full"
 
 
 class Fatal(ImageError):

@@ -55,7 +55,9 @@ def open_engine(model: Model, kind: str = "auto", threads: int | None = None) ->
 
             return open_tensorrt(model)
         case "torch":
-            return _open_torch(model, threads)
+            from engine.torch_engine import open_torch
+
+            return open_torch(model, threads)
         case "onnxruntime":
             from engine.onnxruntime_engine import OnnxRuntimeEngine
 
@@ -64,18 +66,6 @@ def open_engine(model: Model, kind: str = "auto", threads: int | None = None) ->
             from engine.openvino_engine import OpenVinoEngine
 
             return OpenVinoEngine(model, threads)
-
-
-def _open_torch(model: Model, threads: int | None) -> Engine:
-    import torch
-
-    if torch.cuda.is_available():
-        from engine.torch_cuda_engine import open_torch_cuda
-
-        return open_torch_cuda(model)
-    from engine.torch_engine import TorchEngine
-
-    return TorchEngine(model, threads)
 
 
 def _resolve(kind: str) -> str:

@@ -9,7 +9,7 @@ from engine.checkpoint import Model
 from engine.errors import InferError
 from engine.network.model import PromptIML
 from engine.prompts import PromptSet, check_fits, parameters
-from engine.protocol import Batch, Detection, Sequential
+from engine.protocol import Batch, Detection, Engine, Sequential
 
 
 class TorchEngine(Sequential):
@@ -38,6 +38,15 @@ class TorchEngine(Sequential):
         except RuntimeError as error:
             raise InferError(f"{self.name}: {error}") from error
         return Detection(mask_logits.numpy(), score_logit.numpy())
+
+
+def open_torch(model: Model, threads: int | None = None) -> Engine:
+    """PyTorch on the GPU that it sees first, else on the CPU."""
+    if not torch.cuda.is_available():
+        return TorchEngine(model, threads)
+    from engine.torch_cuda_engine import open_torch_cuda
+
+    return open_torch_cuda(model)
 
 
 def load_network(model: Model) -> PromptIML:

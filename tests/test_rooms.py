@@ -13,7 +13,7 @@ SHUT = {
     "pipeline": {"cluster", "torch", "onnx", "kubernetes"},
     "cluster": set[str](),
 }
-TORCH_USERS = {"network", "deform_attn.py", "export.py", "torch_engine.py"}
+TORCH_USERS = {"network", "deform_attn.py", "export.py", "torch_engine.py", "torch_cuda_engine.py"}
 
 
 def imported(path: Path) -> set[str]:
