@@ -46,7 +46,8 @@ def ray_head(
             stderr=subprocess.DEVNULL,
         )
         try:
-            wait_for(ports["dashboard-port"], seconds=120)
+            for name in ("dashboard-port", "dashboard-agent-listen-port"):
+                wait_for(ports[name], seconds=120)
             yield ports
         finally:
             for pid in [*processes_below(process.pid, ""), process.pid]:
