@@ -76,7 +76,8 @@ def scan(settings: ScanSettings) -> Json:
     """
     started = time.monotonic()
     model = load_model(settings.model)
-    check_engine(settings.engine)
+    if not settings.actor_gpus:  # else the nodes have what the driver need not: see `check_node`
+        check_engine(settings.engine)
     output = storage.canonical(settings.output)
     settings, earlier = continued(settings, output, model)
     source = prompt_source(settings, model, output)

@@ -73,7 +73,7 @@ def _rename_images(value: Any, images: list[Document]) -> None:
         for each in value:
             _rename_images(each, images)
     if isinstance(value, dict):
-        for container in value.get("containers") or []:
+        for container in [*value.get("initContainers", []), *(value.get("containers") or [])]:
             for image in images:
                 if container.get("image", "").partition(":")[0] == image["name"]:
                     container["image"] = f"{image['newName']}:{image['newTag']}"

@@ -48,5 +48,6 @@ def test_what_it_copies_and_installs_is_there() -> None:
         r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.M
     )
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (named,) = re.findall(r"'\.\[([a-z,]+)\]'", "\n".join(LINES))
-    assert set(named.split(",")) <= extras["optional-dependencies"].keys()
+    named = re.findall(r"'\.\[([a-z,]+)\]'", "\n".join(LINES))
+    assert set(",".join(named).split(",")) == {"cluster", "train", "gpu"}
+    assert {"cluster", "train", "gpu"} <= extras["optional-dependencies"].keys()

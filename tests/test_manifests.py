@@ -210,6 +210,15 @@ def test_entrypoints_are_commands_of_ours(document: Document) -> None:
     assert str(settings.model_dump()["output"]).startswith("s3://")
 
 
+def test_a_gpus_pod_first_builds_its_engine() -> None:
+    production = next(e.values[0] for e in RAY if "production-RayJob" in str(e.id))
+    builders = [c for each in found(production, "initContainers") for c in each]
+    assert len(builders) == 2
+    for program, name, *arguments in (builder["command"] for builder in builders):
+        assert program == "prompt-iml"
+        CliApp.run(commands()[name].settings, arguments, cli_exit_on_error=False)
+
+
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kustomize_renders_the_same(overlay: str) -> None:
