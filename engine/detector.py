@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -94,6 +94,7 @@ class _Batches(Generic[K]):
 
     engine: Engine
     size: int
+    observe: Callable[[int, int], None]
     lanes: defaultdict[Shape, _Lane[K]] = field(default_factory=lambda: defaultdict(deque))
 
     def add(self, opened: _Open[K]) -> Iterator[list[_Slot[K]]]:
@@ -124,6 +125,7 @@ class _Batches(Generic[K]):
         tables = [opened.tiling.qtable for opened, _ in slots]
         lack = self.size - len(slots)
         batch = Batch(_stack(tiles + tiles[-1:] * lack), _stack(tables + tables[-1:] * lack))
+        self.observe(len(slots), len(batch.image))
         start = time.perf_counter()
         try:
             ticket = self.engine.submit(batch)
@@ -171,12 +173,14 @@ class Detector:
         policy: calibration and thresholds.
         batch_size: tiles per engine call. Every call has exactly this many, so an image's
             finding does not depend on the images around it.
+        observe: told of each batch: the tiles in it, and its size.
     """
 
     engine: Engine
     view: View
     policy: Policy
     batch_size: int = 1
+    observe: Callable[[int, int], None] = lambda tiles, size: None
 
     def detect(self, images: Iterable[tuple[K, Image]]) -> Iterator[tuple[K, Finding | InferError]]:
         """Findings of a stream of images, each as soon as its last tile has run.
@@ -191,7 +195,7 @@ class Detector:
         batches are half as large from then on.
         """
         flights: deque[_Flight[K]] = deque()
-        batches = _Batches[K](self.engine, self.batch_size)
+        batches = _Batches[K](self.engine, self.batch_size, self.observe)
         for key, image in images:
             opened = _Open(key, cut(image, self.view), _jpeg_quality(image))
             for slots in batches.add(opened):

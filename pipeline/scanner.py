@@ -22,6 +22,7 @@ from engine.image import Image
 from engine.runtimes import open_engine
 from pipeline import storage
 from pipeline.decode import Decoded, DecodeLimits, decode
+from pipeline.meter import Meter
 from pipeline.registry import CurrentPrompts, PromptSource
 from pipeline.results import RowWriter, read_summary
 from pipeline.rows import Row, failure, identity, picture, provenance, result
@@ -108,19 +109,22 @@ class Scanner:
     Args:
         spec: what it needs to know.
         watch: told of each decode and each run of the engine.
+        meter: counts what is done.
 
     Raises:
         UsageError: the model is not here, or is another one than the run's.
     """
 
-    def __init__(self, spec: ScanSpec, watch: Watch | None = None) -> None:
+    def __init__(
+        self, spec: ScanSpec, watch: Watch | None = None, meter: Meter | None = None
+    ) -> None:
         model = load_model(spec.model)
         if model.sha256 != spec.model_sha256:
             raise UsageError(
                 f"{spec.model} is {model.id} here, and not what the run began with: install the "
                 "same version of prompt-iml on every node"
             )
-        self._watch = watch or Unwatched()
+        self._watch, self._meter = watch or Unwatched(), meter or Meter()
         self._current = CurrentPrompts(model, spec.prompts) if spec.prompts else None
         engine = open_engine(model, spec.engine, threads=spec.threads)
         self._engine = WatchedEngine(engine, self._watch)
@@ -145,14 +149,27 @@ class Scanner:
             self._use(self._current.model)
         writer = RowWriter(unit_id=unit_id, run_id=self._spec.run.run_id)
         rows = rows_of(self._spec_now(), unit) if rows_of else self.rows(self.samples(unit))
+        self._meter.begun = time.time()
         for row in rows:
             writer.add(row | self._provenance | {"scanned_at": datetime.now(UTC)})
+            self._count(row)
             tick(1, row.get("size_bytes") or 0)
+        started = time.perf_counter()
         payload = writer.close()
-        if storage.create_once(uri, payload):
+        created = storage.create_once(uri, payload)
+        self._meter.seconds["commit"] += time.perf_counter() - started
+        self._meter.begun = 0.0
+        if created:
             return self._part(uri, payload, new=True)
         LOGGER.warning("unit %s was committed by another; these rows of it are dropped", unit_id)
         return self._part(uri, storage.read_bytes(uri), new=False)
+
+    def _count(self, row: Row) -> None:
+        meter = self._meter
+        meter.images[row["status"], row.get("error_code") or ""] += 1
+        meter.size_bytes += row.get("size_bytes") or 0
+        meter.seconds["decode"] += (row.get("decode_ms") or 0) / 1e3
+        meter.seconds["infer"] += (row.get("infer_ms") or 0) / 1e3
 
     def _spec_now(self) -> ScanSpec:
         """With the prompts of this moment, for another process."""
@@ -161,7 +178,10 @@ class Scanner:
     def _use(self, model: Model) -> None:
         """Scan with the model's prompts and policy from now on, and say so in the rows."""
         self._engine.load_prompts(model.prompts)
-        self._detector = Detector(self._engine, model.view, model.policy, self._engine.batch)
+        self._detector = Detector(
+            self._engine, model.view, model.policy, self._engine.batch, self._meter.batch
+        )
+        self._meter.model = (model.id, model.prompts.id, self._engine.name)
         self._provenance = provenance(self._spec.run, model, self._engine.name)
 
     def _part(self, uri: str, payload: bytes, *, new: bool) -> Part:
@@ -198,11 +218,16 @@ class Scanner:
         """The images that decode; rows of the others go to `without_image`."""
         # In flight at most 2 images a thread, so that a shard is never held whole.
         ahead = 2 * self._spec.threads
-        for row, outcome in in_order(self._pool, self._open, samples, ahead):
+        fetched = self._meter.timed("fetch", samples)
+        opened = in_order(self._pool, self._open, fetched, ahead, self._queue)
+        for row, outcome in self._meter.timed("wait", opened):
             if isinstance(outcome, ImageError):
                 without_image.append(row | failure(outcome))
             else:
                 yield row | picture(outcome), outcome.image
+
+    def _queue(self, count: int) -> None:
+        self._meter.queue = count
 
     def _open(self, sample: Sample) -> tuple[Row, Decoded | ImageError]:
         """Decode one sample; whatever goes wrong is this image's own failure."""

@@ -23,6 +23,8 @@ from ray.exceptions import RayError
 
 from engine.errors import UsageError
 from pipeline.isolated import isolated_rows
+from pipeline.meter import Meter
+from pipeline.metrics import RayMetrics
 from pipeline.plan import PlannedUnit
 from pipeline.progress import Done, Tally
 from pipeline.scanner import Part, Scanner, ScanSpec
@@ -46,7 +48,8 @@ class ScanActor:
     """Ray Data's face of a `Scanner`: rows with a unit in, rows with its part out."""
 
     def __init__(self, spec: ScanSpec, tally: Any) -> None:
-        self._scanner = Scanner(spec, Watchdog(spec.image_timeout))
+        self._meter, self._metrics = Meter(), RayMetrics(spec.run.run_id)
+        self._scanner = Scanner(spec, Watchdog(spec.image_timeout), self._meter)
         self._tally = tally
         self._images = self._bytes = self._of_unit = 0
         self._told = time.monotonic()
@@ -85,6 +88,7 @@ class ScanActor:
 
     def _tell(self, resumed_bytes: int) -> None:
         self._tally.add.remote(Done(self._images, self._bytes, resumed_bytes))
+        self._metrics.flush(self._meter)
         self._images = self._bytes = 0
         self._told = time.monotonic()
 

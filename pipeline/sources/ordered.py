@@ -12,14 +12,22 @@ R = TypeVar("R")
 
 
 def in_order(
-    pool: ThreadPoolExecutor, work: Callable[[A], R], arguments: Iterable[A], ahead: int
+    pool: ThreadPoolExecutor,
+    work: Callable[[A], R],
+    arguments: Iterable[A],
+    ahead: int,
+    ready: Callable[[int], None] = lambda count: None,
 ) -> Iterator[R]:
-    """`pool.map` with at most `ahead` results in flight; closing it cancels what has not begun."""
+    """`pool.map` with at most `ahead` results in flight; closing it cancels what has not begun.
+
+    Before each result `ready` is told how many there are.
+    """
     flying: deque[Future[R]] = deque()
     try:
         for argument in arguments:
             flying.append(pool.submit(work, argument))
             if len(flying) >= ahead:
+                ready(sum(future.done() for future in flying))
                 yield flying.popleft().result()
         while flying:
             yield flying.popleft().result()

@@ -1,0 +1,102 @@
+"""What a scan tells of itself: counted right, exported, and all that dashboards ask for."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import metrics
+from pipeline.meter import Meter
+from tests.bench.null_model import write_null_model
+from tests.heads import environment, ray_head
+
+pytestmark = pytest.mark.timeout(600)
+MONITORING = Path(__file__).parent.parent / "cluster" / "kubernetes" / "monitoring"
+NAME = re.compile(r"\bray_(prompt_iml_\w+)")
+OURS = {value for name, value in vars(metrics).items() if name.isupper()}
+
+
+def test_time_until_each_is_counted() -> None:
+    meter = Meter()
+    assert list(meter.timed("fetch", (time.sleep(0.01) for _ in range(3)))) == [None] * 3
+    assert 0.03 <= meter.seconds["fetch"] < 1
+
+
+@pytest.fixture(scope="module")
+def scraped(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What Prometheus would see at the end of a scan of two images and a broken one."""
+    folder = tmp_path_factory.mktemp("metrics")
+    (folder / "in").mkdir()
+    for name, data in {**photographs, "broken.jpg": photographs["rocket.jpg"][:2000]}.items():
+        (folder / "in" / name).write_bytes(data)
+    model, env = write_null_model(folder / "model"), environment()
+    with ray_head(env, "--num-cpus=2") as ports:
+        command = [
+            sys.executable, "-m", "pipeline.cli", "scan", str(folder / "in"), "--run-id=told",
+            f"--output={folder / 'out'}", f"--model={model}", "--max-actors=1",
+            "--max-failure-rate=1", f"--address=127.0.0.1:{ports['port']}",
+        ]  # fmt: skip
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return wait_for_metrics(f"http://127.0.0.1:{ports['metrics-export-port']}/metrics")
+
+
+def wait_for_metrics(url: str) -> str:
+    """Ray's agent exports every few seconds what it was told."""
+    text = ""
+    for _ in range(60):
+        with urllib.request.urlopen(url) as response:
+            text = response.read().decode()
+        if "prompt_iml_images" in text:
+            break
+        time.sleep(1)
+    return text
+
+
+def value(text: str, name: str, **tags: str) -> float:
+    """The sum of the samples with these tags."""
+    lines = [line for line in text.splitlines() if line.startswith(f"ray_{name}{{")]
+    chosen = [line for line in lines if all(f'{k}="{v}"' in line for k, v in tags.items())]
+    return sum(float(line.rpartition(" ")[2]) for line in chosen)
+
+
+def test_every_image_is_counted_by_status(scraped: str, photographs: dict[str, bytes]) -> None:
+    images = next(name for name in NAME.findall(scraped) if name.startswith(metrics.IMAGES))
+    assert value(scraped, images, run="told", status="ok") == len(photographs)
+    assert value(scraped, images, run="told", code="truncated") == 1
+
+
+def test_every_stage_takes_time(scraped: str) -> None:
+    for stage in ("fetch", "decode", "wait", "infer", "commit"):
+        assert re.search(rf'ray_{metrics.SECONDS}\w*{{[^}}]*stage="{stage}"', scraped), stage
+
+
+def asked_for() -> set[str]:
+    """The names in dashboards and alerts."""
+    texts = [path.read_text() for path in MONITORING.iterdir()]
+    return {name for text in texts for name in NAME.findall(text)}
+
+
+def test_dashboards_and_alerts_ask_for_what_is_there(scraped: str) -> None:
+    assert asked_for() <= set(NAME.findall(scraped))
+    assert len(asked_for()) == len(OURS)
+
+
+def test_the_dashboard_can_be_loaded() -> None:
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    assert all(panel["targets"] for panel in dashboard["panels"])
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_alerts_say_what_to_do() -> None:
+    rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
+    for rule in rules["spec"]["groups"][0]["rules"]:
+        assert rule["annotations"]["description"]
