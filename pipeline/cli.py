@@ -26,6 +26,7 @@ from pipeline.settings import (
     DemoSettings,
     DoctorSettings,
     EvaluateSettings,
+    PlanSettings,
     ReportSettings,
     ScanSettings,
     VerifySettings,
@@ -95,6 +96,14 @@ def run_calibrate(settings: CalibrateSettings) -> int:
     return DONE
 
 
+def run_plan(settings: PlanSettings) -> int:
+    """`prompt-iml plan`"""
+    from pipeline.estimate import estimate
+
+    print(json.dumps(estimate(settings)))
+    return DONE
+
+
 def run_build(settings: BuildSettings) -> int:
     """`prompt-iml build`"""
     from pipeline.build import build
@@ -129,6 +138,7 @@ COMMANDS = {
     "verify": Entry(VerifySettings, run_verify),
     "evaluate": Entry(EvaluateSettings, run_evaluate),
     "calibrate": Entry(CalibrateSettings, run_calibrate),
+    "plan": Entry(PlanSettings, run_plan),
     "build": Entry(BuildSettings, run_build),
     "doctor": Entry(DoctorSettings, run_doctor),
 }

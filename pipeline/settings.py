@@ -171,6 +171,39 @@ class VerifySettings(Command):
     """Run to verify; none given: every run."""
 
 
+class PlanSettings(Command):
+    """List what a scan would scan, and with --estimate say what it would take; writes nothing."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml plan")
+
+    inputs: CliPositionalArg[list[str]] = Field(min_length=1)
+    """Directory, glob, file, list of URIs, tar or Parquet shard; local or s3://."""
+    estimate: bool = False
+    """Measure this machine on some of the images, and print hours and GPU-hours."""
+    rate: float | None = Field(None, gt=0)
+    """Images a second of one actor, in place of measuring."""
+    actors: int = Field(1, ge=1)
+    """Scan actors to reckon with."""
+    actor_gpus: float = Field(0, ge=0)
+    """GPUs of each."""
+    sample: int = Field(32, ge=1)
+    """Images to look at."""
+    model: str = "prompt-iml-micro"
+    """Name of a packaged model, or the path of a model folder."""
+    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
+    """Runtime of the network."""
+    format: Literal["auto", "objects", "tar", "parquet", "list"] = "auto"
+    """What the inputs are, when it cannot be told from them."""
+    image_column: str | None = None
+    """Parquet column that holds the image bytes; none given: told from the schema."""
+    images_per_unit: int = Field(256, ge=1)
+    """Plain images, or Parquet rows, that are scanned and committed together."""
+    slice: str | None = Field(None, pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$")
+    """Count only the share i/n of the units."""
+    trust_lists: bool = False
+    """Let a list in an object store name files of the machines that scan."""
+
+
 class BuildSettings(Command):
     """Build a model's TensorRT engine for this GPU; stored only if it computes the same."""
 
