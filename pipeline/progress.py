@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
+from pipeline.logs import is_json, tell
+
 LINE_SECONDS = 10.0
 TERMINAL_SECONDS = 0.5
 STALL_SECONDS = 300.0
@@ -75,7 +77,7 @@ class Progress:
         self._read = read
         self._total_bytes = total_bytes
         self._stream = stream
-        self._terminal = stream.isatty()
+        self._terminal = stream.isatty() and not is_json()
         self._started = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -101,8 +103,11 @@ class Progress:
                 self._show(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
 
     def _show(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        if is_json():
+            tell(text.rstrip())
+        else:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 class Stall:
@@ -143,4 +148,4 @@ def clock(seconds: float) -> str:
 
 def say(line: str) -> None:
     """A line for the person at the terminal; stdout is for the summary alone."""
-    print(line, file=sys.stderr, flush=True)
+    tell(line)

@@ -16,6 +16,7 @@ from engine.checkpoint import Model, load_model
 from engine.errors import UsageError
 from engine.runtimes import check_engine
 from pipeline import storage
+from pipeline.logs import configure
 from pipeline.plan import Plan, make_plan, read_plan, waves
 from pipeline.preflight import check_node
 from pipeline.progress import Progress, say
@@ -85,6 +86,7 @@ def scan(settings: ScanSettings) -> Json:
         model = with_version(model, Registry(source.registry, model.sha256), source.version)
     config = run_config(settings, model, source)
     run = Run(output, settings.run_id or default_run_id(config))
+    configure(settings.log, run=run.run_id)
     storage.check_writable(output)
     run.bind(config)
     for note in model.notes:
@@ -233,6 +235,7 @@ def scan_spec(
         heatmap=settings.heatmap,
         image_timeout=settings.image_timeout,
         prompts=source,
+        log=settings.log,
     )
 
 

@@ -22,6 +22,7 @@ from engine.image import Image
 from engine.runtimes import open_engine
 from pipeline import storage
 from pipeline.decode import Decoded, DecodeLimits, decode
+from pipeline.logs import Format, tell
 from pipeline.meter import Meter
 from pipeline.registry import CurrentPrompts, PromptSource
 from pipeline.results import RowWriter, read_summary
@@ -31,8 +32,6 @@ from pipeline.sources import claims_to_be_image, read_unit
 from pipeline.sources.ordered import in_order
 from pipeline.units import Sample, Unit
 from pipeline.watchdog import Unwatched, Watch, WatchedEngine
-
-LOGGER = logging.getLogger(__name__)
 
 Tick = Callable[[int, int], None]
 
@@ -53,6 +52,7 @@ class ScanSpec:
         heatmap: whether rows carry the probabilities at network resolution.
         image_timeout: seconds that an image's decode, or a run of the engine, may take.
         prompts: registry to take prompts and policy from; None: they come with the model.
+        log: how lines of the actors look.
     """
 
     run: Run
@@ -65,6 +65,7 @@ class ScanSpec:
     heatmap: bool
     image_timeout: float
     prompts: PromptSource | None = None
+    log: Format = "text"
 
     def to_json(self) -> str:
         """For another process."""
@@ -161,7 +162,7 @@ class Scanner:
         self._meter.begun = 0.0
         if created:
             return self._part(uri, payload, new=True)
-        LOGGER.warning("unit %s was committed by another; these rows of it are dropped", unit_id)
+        tell("committed by another; these rows are dropped", logging.WARNING, unit=unit_id)
         return self._part(uri, storage.read_bytes(uri), new=False)
 
     def _count(self, row: Row) -> None:

@@ -66,6 +66,8 @@ class Pool(Command):
     """Units in one Ray Data execution; bounds the driver's memory."""
     max_failure_rate: float = Field(0.01, ge=0, le=1)
     """Exit 3 when a larger share of the images failed."""
+    log: Literal["text", "json"] = "text"
+    """Lines on stderr for people, or JSON objects with run and unit, the actors' too."""
 
 
 class ScanSettings(Pool):

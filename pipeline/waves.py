@@ -22,7 +22,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from engine.errors import UsageError
+from pipeline import storage
 from pipeline.isolated import isolated_rows
+from pipeline.logs import configure, tell
 from pipeline.meter import Meter
 from pipeline.metrics import RayMetrics
 from pipeline.plan import PlannedUnit
@@ -48,6 +50,8 @@ class ScanActor:
     """Ray Data's face of a `Scanner`: rows with a unit in, rows with its part out."""
 
     def __init__(self, spec: ScanSpec, tally: Any) -> None:
+        told = logging.INFO if spec.log == "json" else logging.WARNING
+        configure(spec.log, told, run=spec.run.run_id)
         self._meter, self._metrics = Meter(), RayMetrics(spec.run.run_id)
         self._scanner = Scanner(spec, Watchdog(spec.image_timeout), self._meter)
         self._tally = tally
@@ -64,8 +68,11 @@ class ScanActor:
         unit = unit_from_json(planned.unit)
         deaths = self._begin(planned.unit_id)
         rows_of = isolated_rows if deaths else None
-        self._of_unit = 0
+        self._of_unit, started = 0, time.monotonic()
+        tell("begun", unit=planned.unit_id, uri=storage.display_name(unit.uri), deaths=deaths)
         part = self._scanner.scan(planned.unit_id, unit, self._tick, rows_of)
+        seconds = round(time.monotonic() - started, 3)
+        tell("done", unit=planned.unit_id, rows=part.rows, codes=part.codes, seconds=seconds)
         self._tally.end.remote(planned.unit_id)
         rest = max(unit.size_bytes - self._of_unit, 0)  # headers and padding of a shard
         self._bytes += rest if part.new else 0

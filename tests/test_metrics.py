@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,22 @@ def test_time_until_each_is_counted() -> None:
     assert 0.03 <= meter.seconds["fetch"] < 1
 
 
+@dataclass(frozen=True)
+class Told:
+    """What Prometheus would see at the end of a scan, and what the scan wrote on stderr."""
+
+    metrics: str
+    log: str
+
+
 @pytest.fixture(scope="module")
-def scraped(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What Prometheus would see at the end of a scan of two images and a broken one."""
+def scraped(told: Told) -> str:
+    return told.metrics
+
+
+@pytest.fixture(scope="module")
+def told(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """Of a scan of photographs and a broken one."""
     folder = tmp_path_factory.mktemp("metrics")
     (folder / "in").mkdir()
     for name, data in {**photographs, "broken.jpg": photographs["rocket.jpg"][:2000]}.items():
@@ -42,11 +56,12 @@ def scraped(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
         command = [
             sys.executable, "-m", "pipeline.cli", "scan", str(folder / "in"), "--run-id=told",
             f"--output={folder / 'out'}", f"--model={model}", "--max-actors=1",
-            "--max-failure-rate=1", f"--address=127.0.0.1:{ports['port']}",
+            "--max-failure-rate=1", "--log=json", f"--address=127.0.0.1:{ports['port']}",
         ]  # fmt: skip
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return wait_for_metrics(f"http://127.0.0.1:{ports['metrics-export-port']}/metrics")
+        url = f"http://127.0.0.1:{ports['metrics-export-port']}/metrics"
+        return Told(wait_for_metrics(url), done.stderr)
 
 
 def wait_for_metrics(url: str) -> str:
@@ -77,6 +92,13 @@ def test_every_image_is_counted_by_status(scraped: str, photographs: dict[str, b
 def test_every_stage_takes_time(scraped: str) -> None:
     for stage in ("fetch", "decode", "wait", "infer", "commit"):
         assert re.search(rf'ray_{metrics.SECONDS}\w*{{[^}}]*stage="{stage}"', scraped), stage
+
+
+def test_actors_tell_of_their_units(told: Told, photographs: dict[str, bytes]) -> None:
+    lines = [json.loads(line[line.index("{") :]) for line in told.log.splitlines() if "{" in line]
+    (done,) = [line for line in lines if line["message"] == "done"]
+    assert (done["run"], done["rows"]) == ("told", len(photographs) + 1)
+    assert {line["run"] for line in lines} == {"told"}
 
 
 def asked_for() -> set[str]:
