@@ -2,8 +2,8 @@
 
     python -m tests.decoders MANIFEST.csv ...
 
-evaluates each set as it is, and with libjpeg-turbo's fast inverse DCT and plain chroma upsampling in
-place of the exact ones: what decoders of GPUs are free to do, too. Prints both.
+evaluates each set as it is, and with libjpeg-turbo's fast inverse DCT and plain upsampling of
+chroma in place of the exact ones, as decoders of GPUs may do it. Prints both.
 """
 
 from __future__ import annotations
