@@ -131,7 +131,7 @@ class _Batches(Generic[K]):
             ticket = self.engine.submit(batch)
         except InferError as error:
             ticket = error
-        return _Flight(slots, len(tiles) + max(lack, 0), ticket, time.perf_counter() - start)
+        return _Flight(slots, len(batch.image), ticket, time.perf_counter() - start)
 
     def outputs(self, flight: _Flight[K]) -> list[_TileOutput | InferError]:
         """One outcome a slot; after a failed batch each slot runs alone, or in smaller ones."""

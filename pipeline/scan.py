@@ -208,7 +208,9 @@ def sliced(units: Iterable[Unit], share: str | None) -> Iterator[Unit]:
     Raises:
         UsageError: i is more than n.
     """
-    place, _, shares = (share or "1/1").partition("/")
+    if share is None:  # no digest of every unit of a billion images
+        return iter(units)
+    place, _, shares = share.partition("/")
     if int(place) > int(shares):
         raise UsageError(f"--slice {share}: the first number is at most the second")
     return (unit for unit in units if _share(unit, int(shares)) == int(place))

@@ -162,7 +162,8 @@ class Scanner:
         self._meter.begun = 0.0
         if created:
             return self._part(uri, payload, new=True)
-        tell("committed by another; these rows are dropped", logging.WARNING, unit=unit_id)
+        told = f"unit {unit_id} was committed by another; these rows of it are dropped"
+        tell(told, logging.WARNING, unit=unit_id)
         return self._part(uri, storage.read_bytes(uri), new=False)
 
     def _count(self, row: Row) -> None:
