@@ -296,7 +296,7 @@ def test_every_perturbation_keeps_what_it_says(name: str) -> None:
     assert moved is not None
     assert moved.shape == changed.pixels.shape[:2]
     np.testing.assert_array_equal(changed.pixels, again.pixels)
-    assert (changed.luma_table is not None) == (name in ("none", "grid") or name[:4] == "jpeg")
+    assert (changed.luma_table is not None) == (name in ("none", "grid") or name[:5] == "jpeg-")
     same = changed.pixels.shape == image.pixels.shape and (changed.pixels == image.pixels).all()
     assert same == (name in ("none", "no-table"))
 
@@ -315,6 +315,15 @@ def test_strengths() -> None:
     assert table[0] == 16  # the standard's own table is that of quality 50
     spread = perturb("noise-15", Image(np.full((200, 200, 3), 128, np.uint8)), None)[0].pixels.std()
     assert spread == pytest.approx(15, rel=0.02)
+    grey = Image(np.full((256, 256, 3), 128, np.uint8))
+    pink = perturb("pink-15", grey, None)[0].pixels[..., 0] - 128.0
+    power = np.abs(np.fft.fft2(pink)) ** 2
+    assert power[8:16, 8:16].mean() / power[64:128, 64:128].mean() > 4  # white noise: 1
+    assert pink.std() == pytest.approx(15, rel=0.02)
+    assert set(np.unique(perturb("dither-2", image, None)[0].pixels)) == {0, 255}
+    coarse, fine = (perturb(f"jpeg2000-{r}", image, None)[0].pixels for r in (100, 2))
+    loss = [np.abs(pixels.astype(int) - image.pixels).mean() for pixels in (coarse, fine)]
+    assert loss[0] > 2 * loss[1]
     point = np.zeros((31, 31, 3), np.uint8)
     point[15, 15] = 255
     blurred = perturb("blur-15", Image(point), None)[0].pixels[..., 0]

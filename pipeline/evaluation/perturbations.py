@@ -5,6 +5,9 @@
     resize-0.25 .. 4      both sides by this factor, bicubic; the mask goes along, nearest
     blur-3, 5, .. 31      Gaussian; the kernel's side, sigma = 0.3 (side / 2 - 1.5) + 0.8 pixels
     noise-1 .. 100        Gaussian; sigma in grey levels, seeded
+    pink-1 .. 100         noise whose power falls with 1/frequency; sigma in grey levels, seeded
+    dither-2 .. 6         to so many levels a channel, Floyd and Steinberg's error diffusion
+    jpeg2000-2 .. 200     JPEG 2000, lossy, this much smaller than the pixels
     brightness-0.1 .. 4   all grey levels by this factor
     contrast-0.1 .. 4     distances from the image's mean grey by this factor
     no-table              pixels untouched, the quantisation table withheld
@@ -13,8 +16,8 @@
     usual                 the eight of the literature (`USUAL`)
 
 What changes pixels otherwise than by JPEG leaves them as a lossless file would: without a table.
-The paper (arXiv 2401.00653) does not state the strengths of its six; `usual` holds those that
-ManTra-Net and its successors share, which cover resizing, blur, noise and compression.
+Of the paper's (arXiv 2401.00653) own six neither kinds nor strengths could be verified; `usual`
+holds those that ManTra-Net and its successors share: resizing, blur, noise and compression.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ ALL = (
     *("resize-0.25", "resize-0.5", "resize-0.78", "resize-1.5", "resize-2"),
     *("blur-3", "blur-7", "blur-15", "noise-3", "noise-7", "noise-15"),
     *("brightness-0.7", "brightness-1.3", "contrast-0.7", "contrast-1.3"),
+    *("pink-7", "dither-6", "jpeg2000-20"),
     *("no-table", "grid"),
 )
 _GROUPS = {"all": ALL, "usual": USUAL}
@@ -146,6 +150,34 @@ def _noise(pixels: Pixels, sigma: float, seed: int) -> Pixels:
     return _rounded(pixels + sigma * noise)
 
 
+def _pink(pixels: Pixels, sigma: float, seed: int) -> Pixels:
+    height, width, channels = pixels.shape
+    white = np.random.default_rng(seed).standard_normal((channels, height, width), np.float32)
+    down, across = np.fft.fftfreq(height), np.fft.rfftfreq(width)
+    frequency = np.hypot(down[:, None], across[None])
+    frequency[0, 0] = np.inf  # the mean stays
+    noise = np.fft.irfft2(np.fft.rfft2(white) / np.sqrt(frequency), s=(height, width))
+    noise /= max(float(noise.std()), 1e-9)
+    return _rounded((pixels + sigma * noise.transpose(1, 2, 0)).astype(np.float32))
+
+
+def _dither(pixels: Pixels, levels: float, _: int) -> Pixels:
+    steps = np.rint(np.linspace(0, 255, int(levels))).astype(np.uint8)
+    palette = PIL.Image.new("P", (1, 1))
+    palette.putpalette(np.stack(np.meshgrid(steps, steps, steps), -1).tobytes())
+    image = PIL.Image.fromarray(pixels)
+    quantised = image.quantize(palette=palette, dither=PIL.Image.Dither.FLOYDSTEINBERG)
+    return np.asarray(quantised.convert("RGB"))
+
+
+def _jpeg2000(pixels: Pixels, ratio: float, _: int) -> Pixels:
+    file = io.BytesIO()
+    options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True}
+    PIL.Image.fromarray(pixels).save(file, "jpeg2000", **options)
+    with PIL.Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def _brightness(pixels: Pixels, factor: float, _: int) -> Pixels:
     return _rounded(pixels * np.float32(factor))
 
@@ -169,6 +201,9 @@ _STRENGTHS = {
     "resize": Strength(_geometric, 0.05, 4),
     "blur": Strength(_blur, 3, 31),
     "noise": Strength(_noise, 1, 100),
+    "pink": Strength(_pink, 1, 100),
+    "dither": Strength(_dither, 2, 6),
+    "jpeg2000": Strength(_jpeg2000, 2, 200),
     "brightness": Strength(_brightness, 0.1, 4),
     "contrast": Strength(_contrast, 0.1, 4),
 }
