@@ -7,12 +7,15 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError, WorkerCrashe
 
 from engine.errors import PromptImlError, UsageError
 from pipeline import storage
+from pipeline.progress import say
 from pipeline.scanner import Scanner, ScanSpec
 
-PATIENCE_SECONDS = 300.0  # a node may have to start, or to fetch the model
+FREE_SECONDS = 300.0  # the model may have to be fetched
+NODE_SECONDS = 1800.0  # a node may have to start, to pull its image, to build its engine
+QUIET_SECONDS = 20.0
 
 
-def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = PATIENCE_SECONDS) -> None:
+def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = FREE_SECONDS) -> None:
     """Load the engine, and reach the results, from a scan actor's place on the cluster.
 
     One node speaks for all; the actors of the others check their model themselves. A cluster that
@@ -22,11 +25,13 @@ def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = PATIENCE_SECO
         UsageError: that fails, or no CPU (and no GPU, where one is asked for) comes free in time.
     """
     task = ray.remote(num_cpus=1, num_gpus=gpus)(_complaint).remote(spec)
+    lacking = "GPU" if gpus else "CPU"
+    if seconds > QUIET_SECONDS and not ray.wait([task], timeout=QUIET_SECONDS)[0]:
+        say(f"waiting up to {seconds / 60:.0f} min for a node with a free {lacking}")
     try:
         complaint = ray.get(task, timeout=seconds)
     except GetTimeoutError:
         ray.cancel(task)
-        lacking = "GPU" if gpus else "CPU"
         raise UsageError(
             f"no {lacking} of the cluster came free in {seconds:.0f} s: `ray status` tells who "
             "holds them"

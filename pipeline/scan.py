@@ -18,7 +18,7 @@ from engine.runtimes import check_engine
 from pipeline import storage
 from pipeline.logs import configure
 from pipeline.plan import Plan, make_plan, read_plan, waves
-from pipeline.preflight import check_node
+from pipeline.preflight import FREE_SECONDS, NODE_SECONDS, check_node
 from pipeline.progress import Progress, say
 from pipeline.registry import PromptSource, Registry, look_up_version, with_version
 from pipeline.results import SCHEMA_VERSION
@@ -28,7 +28,14 @@ from pipeline.scanner import Part, ScanSpec
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
 from pipeline.units import Unit, unit_to_json
-from pipeline.waves import pool_size, ray_session, read_tally, scan_wave, shared_tally
+from pipeline.waves import (
+    pool_size,
+    ray_address,
+    ray_session,
+    read_tally,
+    scan_wave,
+    shared_tally,
+)
 
 # The settings that shape the rows: with the model's digests, what a run is bound to.
 BINDING = {
@@ -245,8 +252,10 @@ def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
     """Bring every unit of the plan to its part, in waves."""
     run, totals = spec.run, Totals()
     with ray_session(settings.address, settings.max_actors):
-        pool = pool_size(settings.min_actors, settings.max_actors, plan.units, settings.actor_gpus)
-        check_node(spec, settings.actor_gpus)
+        least, most, gpus = settings.min_actors, settings.max_actors, settings.actor_gpus
+        grows = ray_address(settings.address) != "local"
+        pool = pool_size(least, most, plan.units, gpus, grows)
+        check_node(spec, gpus, NODE_SECONDS if grows else FREE_SECONDS)
         say(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
         with (
             shared_tally() as tally,

@@ -59,7 +59,7 @@ class Pool(Command):
     min_actors: int | None = Field(None, ge=1)
     """Scan actors at the least; none given: as many as fit when the scan starts."""
     max_actors: int | None = Field(None, ge=1)
-    """Scan actors at the most; none given: one a CPU of the cluster at its largest."""
+    """Scan actors at the most; none given: no more than at the start. An autoscaler brings them."""
     actor_gpus: float = Field(0, ge=0)
     """GPUs of each scan actor; below 1, actors share one. For engines that run on GPUs."""
     wave_units: int = Field(2000, ge=1)

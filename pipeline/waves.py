@@ -23,12 +23,13 @@ from ray.exceptions import RayError
 
 from engine.errors import UsageError
 from pipeline import storage
+from pipeline.drain import Drain
 from pipeline.isolated import isolated_rows
 from pipeline.logs import configure, tell
 from pipeline.meter import Meter
 from pipeline.metrics import RayMetrics
 from pipeline.plan import PlannedUnit
-from pipeline.progress import Done, Tally
+from pipeline.progress import Done, Tally, say
 from pipeline.scanner import Part, Scanner, ScanSpec
 from pipeline.units import unit_from_json
 from pipeline.watchdog import Watchdog
@@ -55,11 +56,13 @@ class ScanActor:
         self._meter, self._metrics = Meter(), RayMetrics(spec.run.run_id)
         self._scanner = Scanner(spec, Watchdog(spec.image_timeout), self._meter)
         self._tally = tally
+        self._drain = Drain()
         self._images = self._bytes = self._of_unit = 0
         self._told = time.monotonic()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        parts = [self._scan(PlannedUnit(**row)) for row in batch.to_pylist()]
+        with self._drain.put_off():
+            parts = [self._scan(PlannedUnit(**row)) for row in batch.to_pylist()]
         return pa.table({"part": [json.dumps(asdict(part)) for part in parts]})
 
     def _scan(self, planned: PlannedUnit) -> Part:
@@ -113,8 +116,7 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "local")
+    address = ray_address(address)
     try:
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -136,27 +138,34 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def pool_size(least: int | None, most: int | None, units: int, gpus: float = 0.0) -> PoolSize:
+def ray_address(address: str) -> str:
+    """Where `auto` is: RAY_ADDRESS, else local."""
+    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+
+
+def pool_size(
+    least: int | None, most: int | None, units: int, gpus: float = 0.0, grows: bool = False
+) -> PoolSize:
     """Fit the pool to the cluster, and refuse what Ray would wait for without a word.
 
     Args:
         least: actors asked for at the least; None: as many as fit now, up to `most`.
-        most: actors asked for at the most; None: as many as fit now, or into the cluster at its
-            largest, where it grows by itself.
+        most: actors asked for at the most; None: as many as fit now, or `least`.
         units: of the plan; more actors than units would only load the engine.
         gpus: of each actor.
+        grows: whether nodes may yet come. How far an autoscaler would go is nowhere to be asked.
     """
     now = _fitting(ray.cluster_resources(), gpus)  # type: ignore[no-untyped-call]
-    largest = max(now, _fitting(_largest_cluster(), gpus))
-    most = most or max(largest, least or 1)
+    most = most or max(now, least or 1)
     least = least or max(min(most, now), 1)
     if least > most:
         raise UsageError(f"--min-actors {least} is more than --max-actors {most}")
-    if least > largest:
-        raise UsageError(
-            f"{least} actors need {least} CPUs{f' and {least * gpus:g} GPUs' if gpus else ''} and "
-            f"the cluster has room for {largest}: lower --min-actors or add nodes"
-        )
+    if least > now:
+        needs = f"{least} CPUs{f' and {least * gpus:g} GPUs' if gpus else ''}"
+        lacking = f"{least} actors need {needs} and the cluster has room for {now}"
+        if not grows:
+            raise UsageError(f"{lacking}: lower --min-actors or add nodes")
+        say(f"{lacking} so far: the others begin when nodes come")
     return PoolSize(min(least, units), min(most, units), gpus)
 
 
@@ -164,13 +173,6 @@ def _fitting(resources: Mapping[str, float], gpus: float) -> int:
     """Actors of one CPU and so many GPUs that the resources are enough for."""
     cpus = resources.get("CPU", 0)
     return int(min(cpus, resources.get("GPU", 0) / gpus) if gpus else cpus)
-
-
-def _largest_cluster() -> Mapping[str, float]:
-    """What the cluster has when the autoscaler has grown it as far as it may; empty: none does."""
-    from ray._private.state import state  # as Ray Data and Ray Train find it
-
-    return state.get_max_resources_from_cluster_config() or {}
 
 
 @contextmanager

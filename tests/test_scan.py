@@ -273,6 +273,11 @@ def test_more_actors_than_cpus_is_refused() -> None:
         pool_size(None, 4, 100, gpus=0.5)
 
 
+def test_a_cluster_that_grows_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pool_size(None, 4, 100, gpus=0.5, grows=True) == PoolSize(1, 4, 0.5)
+    assert "has room for 0 so far" in capsys.readouterr().err
+
+
 def test_no_more_actors_than_units() -> None:
     assert pool_size(None, 2, units=1) == PoolSize(1, 1)
     assert pool_size(1, None, units=100) == PoolSize(1, 2)
