@@ -12,6 +12,7 @@ from engine.errors import MissingDependency
 from engine.kernels import cpu
 from engine.plans import current
 from engine.runtimes import DEFAULT, check_engine
+from pipeline.nvimagecodec import NAME, PACKAGE, open_decoder
 from pipeline.progress import say
 from pipeline.run import Json
 from pipeline.settings import DoctorSettings
@@ -56,6 +57,7 @@ def doctor(settings: DoctorSettings) -> Json:
         *(_engine(kind) for kind in ("openvino", "onnxruntime", "torch")),
         _kernel(),
         *_gpu(model),
+        _decoder(),
     ]
     for check in checks:
         say(str(check))
@@ -102,6 +104,15 @@ def _gpu(model: Model) -> list[Check]:
         return [*checks, Check("engine tensorrt", "optional", "not built", fix)]
     found = f"{built.precision}, in {default_folder()}; {built.about['parity']['worst']}"
     return [*checks, Check("engine tensorrt", "ok", found)]
+
+
+def _decoder() -> Check:
+    name = f"decoder {NAME}"
+    try:
+        open_decoder(NAME)
+    except MissingDependency as error:
+        return _unmet(name, error)
+    return Check(name, "ok", _version(PACKAGE))
 
 
 def _unmet(name: str, error: MissingDependency) -> Check:

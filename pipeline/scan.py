@@ -17,6 +17,7 @@ from engine.errors import UsageError
 from engine.runtimes import check_engine
 from pipeline import storage
 from pipeline.logs import configure
+from pipeline.nvimagecodec import check_decoder
 from pipeline.plan import Plan, make_plan, read_plan, waves
 from pipeline.preflight import FREE_SECONDS, NODE_SECONDS, check_node
 from pipeline.progress import Progress, say
@@ -42,7 +43,7 @@ BINDING = {
     "engine", "format", "image_column", "limit", "images_per_unit",
     "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
 }  # fmt: skip
-WHERE_SET = ("retry_failed", "retry_codes", "skip_scanned", "slice")
+WHERE_SET = {"retry_failed", "retry_codes", "skip_scanned", "slice", "decoder"}
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ def scan(settings: ScanSettings) -> Json:
     model = load_model(settings.model)
     if not settings.actor_gpus:  # else the nodes have what the driver need not: see `check_node`
         check_engine(settings.engine)
+        check_decoder(settings.decoder)
     output = storage.canonical(settings.output)
     settings, earlier = continued(settings, output, model)
     source = prompt_source(settings, model, output)
@@ -182,7 +184,7 @@ def run_config(settings: ScanSettings, model: Model, source: PromptSource | None
         "model": model.id,
         "model_sha256": model.sha256,
         "schema_version": SCHEMA_VERSION,
-        **{name: getattr(settings, name) for name in WHERE_SET if getattr(settings, name)},
+        **settings.model_dump(include=WHERE_SET, exclude_defaults=True),
         **bound,
     }
 
@@ -245,6 +247,7 @@ def scan_spec(
         image_timeout=settings.image_timeout,
         prompts=source,
         log=settings.log,
+        decoder=settings.decoder,
     )
 
 

@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.decode import Decoded, DecodeLimits, decode
 from pipeline.logs import Format, tell
 from pipeline.meter import Meter
+from pipeline.nvimagecodec import open_decoder
 from pipeline.registry import CurrentPrompts, PromptSource
 from pipeline.results import RowWriter, read_summary
 from pipeline.rows import Row, failure, identity, picture, provenance, result
@@ -53,6 +54,7 @@ class ScanSpec:
         image_timeout: seconds that an image's decode, or a run of the engine, may take.
         prompts: registry to take prompts and policy from; None: they come with the model.
         log: how lines of the actors look.
+        decoder: of plain JPEG files, as the settings name it.
     """
 
     run: Run
@@ -66,6 +68,7 @@ class ScanSpec:
     image_timeout: float
     prompts: PromptSource | None = None
     log: Format = "text"
+    decoder: str = "pillow"
 
     def to_json(self) -> str:
         """For another process."""
@@ -113,7 +116,7 @@ class Scanner:
         meter: counts what is done.
 
     Raises:
-        UsageError: the model is not here, or is another one than the run's.
+        UsageError: the model is not here, or is another one than the run's; the decoder is not.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Scanner:
             )
         self._watch, self._meter = watch or Unwatched(), meter or Meter()
         self._current = CurrentPrompts(model, spec.prompts) if spec.prompts else None
+        self._jpeg = open_decoder(spec.decoder)
         engine = open_engine(model, spec.engine, threads=spec.threads)
         self._engine = WatchedEngine(engine, self._watch)
         self._spec = spec
@@ -241,7 +245,7 @@ class Scanner:
         try:
             with self._watch.working("decode"):
                 outcome: Decoded | ImageError = decode(
-                    sample.data or b"", self._limits, claims_image=claims_image
+                    sample.data or b"", self._limits, claims_image=claims_image, jpeg=self._jpeg
                 )
         except ImageError as error:
             outcome = error

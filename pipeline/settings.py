@@ -113,6 +113,8 @@ class ScanSettings(Pool):
     """Larger images fail as too_large, without being fetched."""
     trust_lists: bool = False
     """Let a list in an object store name files of the machines that scan."""
+    decoder: Literal["pillow", "nvimagecodec"] = "pillow"
+    """Who decodes plain JPEG files; `nvimagecodec` does it on the actors' GPUs."""
     image_timeout: float = Field(300.0, gt=0)
     """Seconds that one image may take to decode, or one run of the network."""
     heatmap: bool = False
