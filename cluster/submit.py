@@ -76,9 +76,9 @@ def check_paths(settings: SubmitSettings) -> None:
 
 
 def own_run_id(settings: ScanSettings) -> str:
-    """The same for the same settings, however large the pool is."""
+    """The same for the same settings, however large the pool is, and whatever may be set later."""
     shaping = ScanSettings.model_fields.keys() - Pool.model_fields.keys()
-    return default_run_id(settings.model_dump(include=set(shaping)))
+    return default_run_id(settings.model_dump(include=set(shaping), exclude_defaults=True))
 
 
 def scan_command(settings: ScanSettings) -> list[str]:

@@ -98,9 +98,9 @@ class Scan:
         return len(list(results.glob("*"))) if results.exists() else 0
 
     def lines(self, message: str) -> list[Json]:
-        """What its actors have told."""
+        """What its actors have told, once each: all nodes read the logs of this machine."""
         lines = self.told.read_text().splitlines()
-        objects = [line[line.index("{") :] for line in lines if '{"time"' in line]
+        objects = {line[line.index("{") :] for line in lines if '{"time"' in line}
         return [line for line in map(json.loads, objects) if line["message"] == message]
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
