@@ -100,6 +100,11 @@ class ScanActor:
         self._told = time.monotonic()
 
 
+def resolved(address: str) -> str:
+    """What `auto` stands for; any other address as it is."""
+    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+
+
 @contextmanager
 def ray_session(address: str, actors: int | None) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine and end it afterwards.
@@ -113,8 +118,7 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "local")
+    address = resolved(address)
     try:
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
