@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 
-from cluster.settings import ModelsSettings, RetrainSettings, SubmitSettings, TrainSettings
+from cluster.settings import (
+    ModelsSettings,
+    RetrainSettings,
+    ServeSettings,
+    SubmitSettings,
+    TrainSettings,
+)
+from engine.errors import MissingDependency
 from pipeline.cli import DONE, FAILURES, Entry
 
 
@@ -42,7 +49,19 @@ def run_submit(settings: SubmitSettings) -> int:
     return code
 
 
+def run_serve(settings: ServeSettings) -> int:
+    """`prompt-iml serve`; a signal ends it with exit 0."""
+    try:
+        from cluster.serve import serve_until_signal
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"pip install 'prompt-iml[serve]' ({error})") from error
+
+    print(json.dumps(serve_until_signal(settings)))
+    return DONE
+
+
 TRAIN = Entry(TrainSettings, run_train)
 RETRAIN = Entry(RetrainSettings, run_retrain)
 MODELS = Entry(ModelsSettings, run_models)
 SUBMIT = Entry(SubmitSettings, run_submit)
+SERVE = Entry(ServeSettings, run_serve)

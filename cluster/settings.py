@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from engine.config import Fusion
@@ -131,3 +131,47 @@ class SubmitSettings(ScanSettings):
     """Folder that travels to the cluster and is the job's working directory."""
     wait: bool = True
     """Show the job's log, and exit as the scan does; else return when the job is submitted."""
+
+
+class EndpointSettings(Command):
+    """What an endpoint runs and takes: of `prompt-iml serve`, or `args` in a Serve config."""
+
+    model: str = "prompt-iml-micro"
+    """Name of a packaged model, or the path of a model folder."""
+    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
+    """Runtime of the network."""
+    registry: str | None = None
+    """Registry of prompt sets, local or s3://; none given: the prompts the model comes with."""
+    prompts: str = "current"
+    """Prompt set of the registry: `current`, looked up once when it is deployed, or a digest."""
+    max_bytes: ByteSize = Field(ByteSize(64 * 2**20), ge=1)
+    """Larger bodies are refused (413) before they are read, say 64MiB."""
+    max_pixels: int = Field(210_000_000, ge=1)
+    """Larger images fail as too_large, before they are decoded, which takes 10 bytes a pixel."""
+    image_timeout: float = Field(60.0, gt=0)
+    """Seconds that one image may take to decode, or one run of the network."""
+    min_replicas: int = Field(1, ge=1)
+    """Replicas, each with an engine, at the least."""
+    max_replicas: int = Field(1, ge=1)
+    """Replicas at the most; more are added while requests wait."""
+    actor_cpus: int = Field(1, ge=1)
+    """CPUs of each replica, and threads of its engine."""
+    actor_gpus: float = Field(0, ge=0)
+    """GPUs of each replica; below 1, replicas share one. For engines that run on GPUs."""
+    max_queued: int = Field(32, ge=1)
+    """Requests that wait for a replica at the most; further ones are told to come again (503)."""
+    require_token: bool = False
+    """Do not start where PROMPT_IML_SERVE_TOKEN is not set."""
+
+
+class ServeSettings(EndpointSettings):
+    """Answer images posted over HTTP with what a scan would say of them, until a signal."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml serve")
+
+    host: str = "127.0.0.1"
+    """Address to listen at, on each node that has a replica."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port to listen at."""
+    address: str = "auto"
+    """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""

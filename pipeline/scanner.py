@@ -115,6 +115,9 @@ class Scanner:
         watch: told of each decode and each run of the engine.
         meter: counts what is done.
 
+    Attributes:
+        provenance: columns that `rows` leaves out: what made them.
+
     Raises:
         UsageError: the model is not here, or is another one than the run's; the decoder is not.
     """
@@ -156,7 +159,7 @@ class Scanner:
         rows = rows_of(self._spec_now(), unit) if rows_of else self.rows(self.samples(unit))
         self._meter.begun = time.time()
         for row in rows:
-            writer.add(row | self._provenance | {"scanned_at": datetime.now(UTC)})
+            writer.add(row | self.provenance | {"scanned_at": datetime.now(UTC)})
             self._count(row)
             tick(1, row.get("size_bytes") or 0)
         started = time.perf_counter()
@@ -188,7 +191,7 @@ class Scanner:
             self._engine, model.view, model.policy, self._engine.batch, self._meter.batch
         )
         self._meter.model = (model.id, model.prompts.id, self._engine.name)
-        self._provenance = provenance(self._spec.run, model, self._engine.name)
+        self.provenance = provenance(self._spec.run, model, self._engine.name)
 
     def _part(self, uri: str, payload: bytes, *, new: bool) -> Part:
         summary = read_summary(payload)

@@ -49,5 +49,5 @@ def test_what_it_copies_and_installs_is_there() -> None:
     )
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = re.findall(r"'\.\[([a-z,]+)\]'", "\n".join(LINES))
-    assert set(",".join(named).split(",")) == {"cluster", "train", "gpu"}
-    assert {"cluster", "train", "gpu"} <= extras["optional-dependencies"].keys()
+    assert set(",".join(named).split(",")) == {"cluster", "serve", "train", "gpu"}
+    assert {"cluster", "serve", "train", "gpu"} <= extras["optional-dependencies"].keys()

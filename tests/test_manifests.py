@@ -10,6 +10,7 @@ import shutil
 import string
 import subprocess
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ import kubernetes_validate
 import pytest
 import yaml
 from pydantic_settings import CliApp
+from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
 
+from cluster.serve import TOKEN
+from cluster.settings import EndpointSettings
 from pipeline.cli import commands
 from tests.kustomize import Document, render
 
@@ -42,6 +47,7 @@ def rendered() -> list[Any]:
 
 DOCUMENTS = rendered()
 RAY = [each for each in DOCUMENTS if each.values[0]["apiVersion"].startswith("ray.io/")]
+SERVICES = [each for each in RAY if each.values[0]["kind"] == "RayService"]
 CORE = [each for each in DOCUMENTS if each not in RAY]
 
 
@@ -208,6 +214,31 @@ def test_entrypoints_are_commands_of_ours(document: Document) -> None:
     assert program == "prompt-iml"
     settings = CliApp.run(commands()[name].settings, arguments, cli_exit_on_error=False)
     assert str(settings.model_dump()["output"]).startswith("s3://")
+
+
+@pytest.mark.parametrize("document", SERVICES)
+def test_a_service_runs_an_application_of_ours(document: Document) -> None:
+    """Through Ray Serve's own reader, and with a worker for each replica that may come."""
+    config = ServeDeploySchema.model_validate(yaml.safe_load(document["spec"]["serveConfigV2"]))
+    (deployed,) = config.applications
+    module, _, name = deployed.import_path.partition(":")
+    assert isinstance(getattr(import_module(module), name)(deployed.args), Application)
+    settings = EndpointSettings(**deployed.args)
+    (workers,) = document["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    assert settings.max_replicas == workers["maxReplicas"]
+    assert settings.actor_cpus == int(container["resources"]["requests"]["cpu"])
+    assert {"name": "serve", "containerPort": config.http_options.port} in container["ports"]
+
+
+@pytest.mark.parametrize("document", SERVICES)
+def test_a_service_is_reached_and_asked_for_its_token(document: Document) -> None:
+    config = document["spec"]["rayClusterConfig"]
+    (head,) = config["headGroupSpec"]["template"]["spec"]["containers"]
+    assert "serve" in {port["name"] for port in head["ports"]}  # or there is no Service
+    (worker,) = config["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    assert worker["readinessProbe"]["httpGet"]["port"] == "serve"
+    assert [each["name"] for each in worker["env"]] == [TOKEN]
 
 
 def test_a_gpus_pod_first_builds_its_engine() -> None:
