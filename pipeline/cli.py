@@ -145,8 +145,9 @@ COMMANDS = {
 
 
 def commands() -> dict[str, Entry]:
-    """Every command by name: this room's, then those of the entry points in `GROUP`."""
-    return COMMANDS | {point.name: point.load() for point in entry_points(group=GROUP)}
+    """Every command by name: this room's, then those of the entry points in `GROUP`, sorted."""
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    return COMMANDS | {point.name: point.load() for point in points}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
