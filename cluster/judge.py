@@ -17,6 +17,8 @@ from engine.network.model import PromptIML
 from pipeline.comparison import FLAGGED_FRACTION, auc, f1_and_iou
 from pipeline.evaluation.measures import mean
 
+BATCH = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -40,7 +42,11 @@ class Judgement:
 @torch.no_grad()
 def judge(network: PromptIML, examples: Sequence[Example]) -> dict[str, Judgement]:
     """Judge a network on examples: `all`, by kind, and with and without a table."""
-    found = [_find(network, example) for example in examples]
+    found = [
+        one
+        for start in range(0, len(examples), BATCH)
+        for one in _find(network, examples[start : start + BATCH])
+    ]
     groups: dict[str, list[Found]] = defaultdict(list)
     for one in found:
         table = "table" if one.example.qtable.max() > 1 else "no table"
@@ -58,11 +64,13 @@ class Found:
     score: float
 
 
-def _find(network: PromptIML, example: Example) -> Found:
-    image, qtable = (torch.from_numpy(x.copy()) for x in (example.pixels, example.qtable))
-    mask_1HW, score_1 = network(image[None], qtable[None])
-    mask_11HW = functional.interpolate(mask_1HW[None], (SIDE, SIDE), mode="bilinear")
-    return Found(example, mask_11HW[0, 0].numpy(), score_1.item())
+def _find(network: PromptIML, examples: Sequence[Example]) -> list[Found]:
+    images = torch.from_numpy(np.stack([example.pixels for example in examples]))
+    qtables = torch.from_numpy(np.stack([example.qtable for example in examples]))
+    mask_BHW, score_B = network(images, qtables)
+    mask_B1HW = functional.interpolate(mask_BHW[:, None], (SIDE, SIDE), mode="bilinear")
+    answers = zip(examples, mask_B1HW[:, 0].numpy(), score_B.tolist(), strict=True)
+    return [Found(example, mask, score) for example, mask, score in answers]
 
 
 def _judgement(found: Sequence[Found]) -> Judgement:
