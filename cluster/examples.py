@@ -18,6 +18,7 @@ Columns = dict[str, NDArray[np.generic]]
 
 LABELLED_SHARE = 0.25  # of the examples, where reviewers' labels are mixed in
 FORGER_CPUS = 0.25  # one forger keeps up with some four training processes
+DATA_CPUS = 1.0  # must be free of training: the tasks that hand out numbers take a whole one
 BLOCK = 64  # examples: 17 MB
 BATCH = 16
 

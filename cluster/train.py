@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save
 
 from cluster.curves import CURVES, Curves, read_curves
-from cluster.examples import FORGER_CPUS, examples
+from cluster.examples import DATA_CPUS, examples
 from cluster.loop import FILE, network_tensors, start_network, train_worker
 from cluster.photos import list_photos
 from cluster.settings import TrainSettings
@@ -140,11 +140,12 @@ def _scaling(settings: TrainSettings) -> ScalingConfig:
     resources = {"GPU": 1.0, "CPU": 4.0} if settings.gpus else {"CPU": 1.0}
     least, most = settings.workers, settings.max_workers or settings.workers
     cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-    needed = least * resources["CPU"] + FORGER_CPUS
+    # Elastic training takes whatever CPUs there are, and would then wait for its examples.
+    needed = most * resources["CPU"] + DATA_CPUS
     if needed > cpus:
         raise UsageError(
-            f"{least} training processes and a forger need {needed:g} CPUs and the cluster has "
-            f"{cpus:g}: lower --workers or add nodes"
+            f"{most} training processes and their examples need {needed:g} CPUs and the cluster "
+            f"has {cpus:g}: lower --workers or --max-workers, or add nodes"
         )
     return ScalingConfig(
         num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2's
