@@ -134,6 +134,12 @@ class Chaos:
         with (self._folder / "driver.log").open("ab") as log:
             return subprocess.Popen([*command, *where, *pool], stdout=log, stderr=log)
 
+    def _new_node(self) -> Any:
+        try:
+            return self._cluster.add_node(num_cpus=1)
+        except Exception:  # Ray's only one, of a machine too busy to start it in time
+            return self._cluster.add_node(num_cpus=1)
+
     def _kill(self, kind: str, driver: subprocess.Popen[bytes]) -> None:
         if kind == "point":
             if sum(1 for _ in self._tokens.iterdir()) < WAITING:
@@ -145,7 +151,7 @@ class Chaos:
         elif kind == "node":
             place = self._random.randrange(NODES)
             self._cluster.remove_node(self._nodes[place], allow_graceful=False)
-            self._nodes[place] = self._cluster.add_node(num_cpus=1)
+            self._nodes[place] = self._new_node()
         else:
             victims = self._workers("ScanActor" if kind == "actor" else "")
             if not victims:
