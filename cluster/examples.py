@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
@@ -17,9 +18,13 @@ from cluster.settings import TrainSettings
 Columns = dict[str, NDArray[np.generic]]
 
 LABELLED_SHARE = 0.25  # of the examples, where reviewers' labels are mixed in
-FORGER_CPUS = 0.25  # one forger keeps up with some four training processes
-DATA_CPUS = 1.0  # must be free of training: the tasks that hand out numbers take a whole one
+# Elastic training takes every CPU there is, and would wait for ever for examples that need one of
+# their own: so its processes ask for a thousandth less than they use, and forgers for that.
+FORGER_CPUS = 0.001
+TRAINING_CPUS = 1 - FORGER_CPUS
+FORGERS_A_GPU = 8  # each makes some 40 examples a second
 BLOCK = 64  # examples: 17 MB
+NUMBER = "number"
 BATCH = 16
 
 
@@ -41,9 +46,9 @@ class ForgeExamples:
         self._seed = seed
 
     def __call__(self, batch: Columns) -> Columns:
-        """data (N,), numbers -> image (N, 256, 256, 3) uint8, qtable (N, 64) float32 and mask
+        """number (N,) -> image (N, 256, 256, 3) uint8, qtable (N, 64) float32 and mask
         (N, 256, 256) bool."""
-        made = [self.example(int(number)) for number in batch["data"]]
+        made = [self.example(int(number)) for number in batch[NUMBER]]
         return {
             "image": np.stack([example.pixels for example in made]),
             "qtable": np.stack([example.qtable for example in made]),
@@ -62,15 +67,23 @@ class ForgeExamples:
 def examples(settings: TrainSettings, first: int) -> Dataset:
     """What a run sees from example number `first` on, made while it is being read."""
     numbers = np.arange(first, settings.samples)
-    # Not `range`: that reads, and a read takes a whole CPU, which there may not be.
+    # Neither `range` nor `from_numpy`: each runs tasks that take a whole CPU.
     blocks = np.split(numbers, np.arange(BLOCK, len(numbers), BLOCK))
-    return ray.data.from_numpy(blocks).map_batches(
+    tables = [pa.table({NUMBER: block}) for block in blocks]
+    made: Dataset = ray.data.from_blocks(tables).map_batches(
         ForgeExamples,
         fn_constructor_args=(settings.photos, settings.labels, settings.seed),
         batch_size=BATCH,
-        num_cpus=FORGER_CPUS,
-        compute=ActorPoolStrategy(min_size=1, max_size=max(1, settings.workers // 4)),
+        num_cpus=1.0 if settings.gpus else FORGER_CPUS,
+        compute=ActorPoolStrategy(min_size=1, max_size=_forgers(settings)),
     )
+    return made
+
+
+def _forgers(settings: TrainSettings) -> int:
+    """As many as keep up with the training processes."""
+    processes = settings.max_workers or settings.workers
+    return processes * FORGERS_A_GPU if settings.gpus else max(1, processes // 4)
 
 
 def turned(example: Example, rng: np.random.Generator) -> Example:

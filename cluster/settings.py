@@ -45,7 +45,7 @@ class TrainSettings(Command):
     workers: int = Field(1, ge=1)
     """Training processes; with max_workers, the least."""
     max_workers: int | None = Field(None, ge=1)
-    """As many as there is room for, up to this; the cluster must have a CPU more, for examples."""
+    """As many as there is room for, up to this, while nodes come and go."""
     gpus: bool = False
     """A GPU each, and NCCL; else CPUs and Gloo."""
     judge_every: int = Field(2000, ge=1)

@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save
 
 from cluster.curves import CURVES, Curves, read_curves
-from cluster.examples import DATA_CPUS, examples
+from cluster.examples import TRAINING_CPUS, examples
 from cluster.loop import FILE, network_tensors, start_network, train_worker
 from cluster.photos import list_photos
 from cluster.settings import TrainSettings
@@ -70,7 +70,7 @@ def train(settings: TrainSettings) -> Trained:
     _bind(settings)
     if not storage.exists(f"{output}/{WEIGHTS}"):
         workers = settings.max_workers or settings.workers
-        with ray_session(settings.address, None if settings.gpus else workers + 1):
+        with ray_session(settings.address, None if settings.gpus else workers):
             _fit(settings)
     *_, last = read_curves(f"{output}/{CURVES}")
     judgement = {name: float(value) for name, value in last.items() if name != "samples"}
@@ -137,15 +137,13 @@ def _seen(settings: TrainSettings) -> int:
 
 def _scaling(settings: TrainSettings) -> ScalingConfig:
     """Fixed, or elastic between `workers` and `max_workers`."""
-    resources = {"GPU": 1.0, "CPU": 4.0} if settings.gpus else {"CPU": 1.0}
+    resources = {"GPU": 1.0, "CPU": 1.0} if settings.gpus else {"CPU": TRAINING_CPUS}
     least, most = settings.workers, settings.max_workers or settings.workers
     cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-    # Elastic training takes whatever CPUs there are, and would then wait for its examples.
-    needed = most * resources["CPU"] + DATA_CPUS
-    if needed > cpus:
+    if least > cpus:
         raise UsageError(
-            f"{most} training processes and their examples need {needed:g} CPUs and the cluster "
-            f"has {cpus:g}: lower --workers or --max-workers, or add nodes"
+            f"{least} training processes need as many CPUs and the cluster has {cpus:g}: "
+            "lower --workers, or add nodes"
         )
     return ScalingConfig(
         num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2's

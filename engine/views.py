@@ -24,7 +24,8 @@ from engine.image import Image
 
 BLOCK = 8  # side of a JPEG block: every tile offset is a multiple of it
 STRIDE = 4  # working pixels per cell
-OVERLAP = 64  # least overlap of two neighbouring tiles, working pixels
+OVERLAP = 8  # two neighbouring tiles share at least an 8th of their side
+PADDING = 16  # an axis is padded up to a side if a 16th of that is enough
 STRIP_PIXELS = 1 << 19  # of one strip of `upsample`: stays near the processor's cache
 
 Shape: TypeAlias = tuple[int, int]
@@ -40,11 +41,11 @@ class View:
 
     Attributes:
         name: `fit` scales the image to one square; `native` keeps its pixels.
-        sides: of the tiles that the network takes, ascending, multiples of 8. `native` gives
-            each axis the smallest that holds it, else covers it with tiles of the largest;
-            `fit` scales to the largest.
-        max_tiles: most tiles of one image (64 of 512 cover 12 megapixels); a larger image
-            is first scaled down to fit.
+        sides: of the tiles that the network takes, ascending, each twice the one before,
+            multiples of 32. `native` covers each axis with tiles of the largest that it fills, or
+            nearly fills; `fit` scales to the largest.
+        max_tiles: most tiles of the largest side, or as many pixels in smaller ones, of one
+            image (64 of 512 cover 12 megapixels); a larger image is first scaled down to fit.
     """
 
     name: Literal["fit", "native"]
@@ -62,7 +63,7 @@ class Tiling:
         tops, lefts: offsets of the tiles along each axis, multiples of 8; every pair is one.
         tile_shape: height and width of every tile, in pixels.
         stored_shape: height and width of the image as stored.
-        preprocess: id of what was done, for the results: `native-512`, `native-512-scaled`.
+        preprocess: id of what was done, for the results: `native-256-512`, or with `-scaled`.
     """
 
     pixels: NDArray[np.uint8]
@@ -104,11 +105,12 @@ def cut(image: Image, view: View) -> Tiling:
     if view.name == "fit":
         pixels = _resize(image.pixels, (side, side))
         return Tiling(pixels, _NO_TABLE, (0,), (0,), (side, side), stored, f"fit-{side}")
+    preprocess = "-".join(["native", *map(str, view.sides)])
     if _tile_count(stored, side) <= view.max_tiles:
         table = _NO_TABLE if image.luma_table is None else image.luma_table
-        return _place(image.pixels, table, view, stored, f"native-{side}")
+        return _place(image.pixels, table, view, stored, preprocess)
     pixels = _resize(image.pixels, _shape_within(stored, side, view.max_tiles))
-    return _place(pixels, _NO_TABLE, view, stored, f"native-{side}-scaled")
+    return _place(pixels, _NO_TABLE, view, stored, f"{preprocess}-scaled")
 
 
 def tile(tiling: Tiling, index: int) -> NDArray[np.uint8]:
@@ -187,18 +189,25 @@ def _place(
     preprocess: str,
 ) -> Tiling:
     height, width = pixels.shape[:2]
-    tops, lefts = _offsets(height, view.sides[-1]), _offsets(width, view.sides[-1])
     shape = _side(height, view.sides), _side(width, view.sides)
+    tops, lefts = _offsets(height, shape[0]), _offsets(width, shape[1])
     return Tiling(pixels, qtable, tops, lefts, shape, stored, preprocess)
 
 
 def _side(length: int, sides: tuple[int, ...]) -> int:
-    return next((side for side in sides if length <= side), sides[-1])
+    """The largest side that an axis fills up to a `PADDING`th; an axis of less takes the smallest.
+
+    Networks learn from whole crops, and a mirrored half looks like a copy. Two tiles that overlap
+    by an `OVERLAP`th reach as far as one of twice their side less a `PADDING`th, so that this
+    costs no more pixels than padding would.
+    """
+    return max((side for side in sides if length >= side - side // PADDING), default=sides[0])
 
 
 def _count(length: int, side: int) -> int:
     """Fewest tiles that cover an axis with the least overlap."""
-    return max(1, math.ceil((length - OVERLAP) / (side - OVERLAP)))
+    overlap = side // OVERLAP
+    return max(1, math.ceil((length - overlap) / (side - overlap)))
 
 
 def _tile_count(shape: Shape, side: int) -> int:
@@ -218,7 +227,8 @@ def _offsets(length: int, side: int) -> tuple[int, ...]:
 def _shape_within(shape: Shape, side: int, max_tiles: int) -> Shape:
     """Largest shape of these proportions that needs at most `max_tiles` tiles."""
     height, width = shape
-    full = [OVERLAP + (side - OVERLAP) * count for count in range(1, max_tiles + 1)]
+    overlap = side // OVERLAP
+    full = [overlap + (side - overlap) * count for count in range(1, max_tiles + 1)]
     tall = [(length, max(1, width * length // height)) for length in full if length < height]
     wide = [(max(1, height * length // width), length) for length in full if length < width]
     fitting = (s for s in tall + wide if _tile_count(s, side) <= max_tiles)
@@ -269,7 +279,7 @@ def _weights(offsets: Sequence[int], size: int) -> list[NDArray[np.float32]]:
     A tile's weight rises linearly over the least overlap from each border it shares with a
     neighbour, and stays full towards the borders of the image.
     """
-    ramp = np.minimum((np.arange(size) + 0.5) / (OVERLAP // STRIDE), 1)
+    ramp = np.minimum((np.arange(size) + 0.5) / (size // OVERLAP), 1)
     total = np.zeros(offsets[-1] + size)
     weights = []
     for offset in offsets:

@@ -112,10 +112,13 @@ def test_scaling_keeps_positions(view: View) -> None:
     ("shape", "tile_shape", "count"),
     [
         ((1, 1), (256, 256), 1),
-        ((256, 257), (256, 512), 1),
+        ((256, 257), (256, 256), 2),
+        ((384, 256), (256, 256), 2),
+        ((479, 480), (256, 512), 2),
         ((512, 200), (512, 256), 1),
         ((513, 512), (512, 512), 2),
         ((3000, 4000), (512, 512), 63),
+        ((300, 20_000), (256, 512), 90),
         ((3024, 4032), (512, 512), 63),
     ],
 )
@@ -123,20 +126,31 @@ def test_tiles(shape: tuple[int, int], tile_shape: tuple[int, int], count: int) 
     tiling = cut(Image(np.zeros((*shape, 3), np.uint8)), NATIVE)
     assert tiling.tile_shape == tile_shape
     assert len(tiling) == count
-    assert tiling.preprocess == "native-512"
+    assert tiling.preprocess == "native-256-512"
 
 
 @settings(derandomize=True, deadline=None)
-@given(st.integers(513, 20_000))
+@given(st.integers(257, 479) | st.integers(513, 20_000))
 def test_offsets(length: int) -> None:
     tiling = cut(Image(np.zeros((1, length, 3), np.uint8)), NATIVE)
-    steps = np.diff(tiling.lefts)
+    steps, side = np.diff(tiling.lefts), tiling.tile_shape[1]
+    overlap = side // OVERLAP
     assert tiling.lefts[0] == 0
-    assert tiling.lefts[-1] + 512 == math.ceil(length / BLOCK) * BLOCK
+    assert tiling.lefts[-1] + side == math.ceil(length / BLOCK) * BLOCK
     assert not any(left % BLOCK for left in tiling.lefts)
-    assert steps.max() <= 512 - OVERLAP
+    assert steps.max() <= side - overlap
     assert steps.max() - steps.min() <= BLOCK
-    assert (len(tiling) - 1) * (512 - OVERLAP) + OVERLAP < length + BLOCK  # one fewer would not do
+    assert (len(tiling) - 1) * (side - overlap) + overlap < length + BLOCK  # no fewer would do
+
+
+@given(st.integers(1, 2000))
+def test_little_is_padded_and_no_pixel_is_dearer_for_it(length: int) -> None:
+    tiling = cut(Image(np.zeros((1, length, 3), np.uint8)), NATIVE)
+    width = tiling.tile_shape[1]
+    padded = next((side for side in (256, 512) if length <= side), 512)
+    of_largest = cut(Image(np.zeros((1, length, 3), np.uint8)), View("native", (padded,)))
+    assert len(tiling) * width == len(of_largest) * padded
+    assert length < 256 or width - length <= width // 16
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 250), (9, 255), (255, 8), (130, 100)])
