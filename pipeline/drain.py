@@ -41,12 +41,20 @@ class Drain:
             yield
 
     def _run(self) -> None:
-        while self._node not in _draining_nodes():
+        while not is_draining(self._node):
             time.sleep(POLL_SECONDS)
         with self._busy:
             tell("drained", node=self._node)
             time.sleep(RETURN_SECONDS)
             os._exit(EXIT_DRAINED)
+
+
+def is_draining(node: str) -> bool:
+    """Whether Ray has said that the node is to go; not while there is no head to ask."""
+    try:
+        return node in _draining_nodes()
+    except Exception:  # of many types: a head that starts again, or is out of reach
+        return False
 
 
 def _draining_nodes() -> dict[str, int]:

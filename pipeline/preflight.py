@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError, WorkerCrashedError
 
@@ -22,19 +24,21 @@ def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = FREE_SECONDS)
     has shrunk to nothing grows by it.
 
     Raises:
-        UsageError: that fails, or no CPU (and no GPU, where one is asked for) comes free in time.
+        UsageError: that fails, or is not done in time: no CPU (or GPU, where one is asked for) came
+            free, or the engine took too long.
     """
+    deadline = time.monotonic() + seconds
     task = ray.remote(num_cpus=1, num_gpus=gpus)(_complaint).remote(spec)
     lacking = "GPU" if gpus else "CPU"
     if seconds > QUIET_SECONDS and not ray.wait([task], timeout=QUIET_SECONDS)[0]:
-        say(f"waiting up to {seconds / 60:.0f} min for a node with a free {lacking}")
+        say(f"waiting up to {seconds / 60:.0f} min for a free {lacking} and an engine on it")
     try:
-        complaint = ray.get(task, timeout=seconds)
+        complaint = ray.get(task, timeout=max(0.0, deadline - time.monotonic()))
     except GetTimeoutError:
         ray.cancel(task)
         raise UsageError(
-            f"no {lacking} of the cluster came free in {seconds:.0f} s: `ray status` tells who "
-            "holds them"
+            f"no engine in {seconds:.0f} s: either no {lacking} of the cluster came free "
+            "(`ray status` tells who holds them), or loading takes so long"
         ) from None
     except RayTaskError as error:  # before our code began
         complaint = f"{type(error.cause).__name__}: {error.cause}"
