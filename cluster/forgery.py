@@ -5,8 +5,8 @@
 Photograph, history and kind are drawn in this order and independently, so that authentic and
 forged examples pass the same saves with the same tables, sizes and formats:
 
-    photograph -> view (crop, scale) -> first save -> forgery or none -> stress or none
-               -> last save -> crop
+    photograph -> view (crop, scale) -> first save -> forgery or none -> its save or none
+               -> stress or none -> last save -> crop
 """
 
 from __future__ import annotations
@@ -161,7 +161,9 @@ def _publish(
     history: History,
     rng: np.random.Generator,
 ) -> Example:
-    """Stress, last save, crop."""
+    """The save of the one who made it, stress, the save of the one who posts it, crop."""
+    if history.edited is not None:
+        pixels = resave(pixels, history.edited)
     pixels = wear(resize(pixels, (FRAME, FRAME)), history.stress, rng)
     mask = np.asarray(Image.fromarray(mask).resize((FRAME, FRAME), Image.Resampling.NEAREST))
     qtable = np.ones(64, np.float32)

@@ -53,8 +53,9 @@ class History:
             photographs, as small pictures do.
         on_grid: the view keeps the 8x8 grid of the photograph (at scale 1).
         first: save before the forgery, or None.
-        stress: after the forgery.
-        last: save after it, or None when lossless.
+        edited: save right after it, by whoever made it, or None when lossless.
+        stress: after that.
+        last: save by whoever posts it, or None when lossless.
         corner: (row, column) of the crop in the saved frame; on the grid where `has_table`.
         has_table: whether the example comes with its table.
     """
@@ -62,6 +63,7 @@ class History:
     scale: float
     on_grid: bool
     first: Save | None
+    edited: Save | None
     stress: Stress
     last: Save | None
     corner: tuple[int, int]
@@ -73,14 +75,19 @@ def draw_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> History
     stressed = rng.random() < 0.3
     stress = _draw_stress(rng) if stressed else Stress()
     last = draw_save(rng, (50, 100) if stressed else (70, 98), cameras)
-    lossless, off_grid, dropped = rng.random(3) < (0.17, 0.1, 0.2)
+    lossless, off_grid, dropped = rng.random(3) < (0.17, 0.1, 0.3)
     corner = rng.integers(0, FRAME - SIDE + 1, 2)
     if not off_grid:
         corner -= corner % 8
+    scale = float(rng.uniform(0.25, 1.0)) if rng.random() < 0.5 else 1.0
+    # What was scaled down has lost the camera's compression, and most of it is saved but once
+    # from then on: a picture of one compression is nothing strange.
+    unsaved = rng.random() < (0.4 if scale < 1 else 0.1)
     return History(
-        scale=float(rng.uniform(0.25, 1.0)) if rng.random() < 0.5 else 1.0,
+        scale=scale,
         on_grid=bool(rng.random() < 0.8),
-        first=draw_save(rng, (72, 95), cameras) if rng.random() < 0.9 else None,
+        first=None if unsaved else draw_save(rng, (72, 95), cameras),
+        edited=draw_save(rng, (80, 98), cameras) if rng.random() < 0.3 else None,
         stress=stress,
         last=None if lossless else last,
         corner=(int(corner[0]), int(corner[1])),
