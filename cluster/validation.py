@@ -7,8 +7,9 @@
     small     as posted, but whole photographs as small as thumbnails and old web pages have them
     resaved   authentic only, after what harmless people do: save again, resize, sharpen, filter,
               take a screenshot
+    once      as small, but saved for the first time when the forgery is done
 
-Photographs are whole, up to 1024x768. In the first three every forged image has a twin: the
+Photographs are whole, up to 1024x768. In all but `resaved` every forged image has a twin: the
 same photograph with the same history, cut, size and tables, only not forged. Nothing but the
 forgery tells them apart. Each set is a folder with images, masks and a manifest.csv that
 `prompt-iml evaluate` and `calibrate` read; the same photographs and seed give the same files.
@@ -53,14 +54,16 @@ Mask = NDArray[np.bool_]
 LONG, SHORT = 1024, 768  # largest sides of an image
 LEAST_SIDE = FRAME  # pixels: an image's smaller side is scaled down to it, but not beyond
 LEAST_FORGED = 0.003  # share of the image's pixels
-PAIRS = {"posted": 120, "png": 60, "small": 60}  # forged images, each with its twin
+PAIRS = {"posted": 120, "png": 60, "small": 60, "once": 60}  # forged images, each with its twin
 RESAVED = 200
+STREAMS = ["posted", "png", "small", "resaved", "once"]  # of random numbers; append, never reorder
 COLUMNS = ["image", "mask", "kind", "treatment", "photo", "sha256"]
 
 KINDS: dict[str, tuple[Kind, ...]] = {  # of the forged, in turn
     "posted": ("splice", "copy-move") * 4 + ("removal", "retouch"),
     "png": ("copy-move", "splice"),
     "small": ("splice", "copy-move"),
+    "once": ("splice", "copy-move"),
 }
 
 
@@ -113,7 +116,7 @@ def pairs(
     """
     hosts = list(zip(photos, forger.scenes, strict=True))
     for index in range(count):
-        rng = np.random.default_rng((seed, list(PAIRS).index(name), index))
+        rng = np.random.default_rng((seed, STREAMS.index(name), index))
         photo, scene = hosts[index % len(hosts)]
         course = draw_course(name, rng, forger.tables)
         shown = show(scene, course, rng)
@@ -125,15 +128,13 @@ def pairs(
 
 def draw_course(name: str, rng: np.random.Generator, tables: Sequence[Tables]) -> Course:
     """As training draws "as posted" histories; PNG files skip the first save more often."""
-    lossless, small = name == "png", name == "small"
+    first_saved = {"png": 0.5, "once": 0.0}.get(name, 0.9)
     scaled = float(rng.uniform(0.4, 1.0)) if rng.random() < 0.4 else 1.0
     return Course(
-        scale=0.0 if small else scaled,
+        scale=0.0 if name in ("small", "once") else scaled,
         on_grid=bool(rng.random() < 0.8),
-        first=draw_save(rng, (72, 95), tables)
-        if rng.random() < (0.5 if lossless else 0.9)
-        else None,
-        last=None if lossless else draw_save(rng, (70, 98), tables),
+        first=draw_save(rng, (72, 95), tables) if rng.random() < first_saved else None,
+        last=None if name == "png" else draw_save(rng, (70, 98), tables),
     )
 
 
@@ -185,7 +186,7 @@ def harmless(
     """`count` authentic images, photograph by photograph, each treatment in turn."""
     names = list(TREATMENTS)
     for index in range(count):
-        rng = np.random.default_rng((seed, len(PAIRS), index))
+        rng = np.random.default_rng((seed, STREAMS.index("resaved"), index))
         turn, place = divmod(index, len(photos))
         photo, treatment = photos[place], names[(place + turn) % len(names)]
         course = Course(1.0, bool(rng.random() < 0.8), None, None)

@@ -22,6 +22,7 @@ from cluster.validation import (
     SHORT,
     TREATMENTS,
     Published,
+    draw_course,
     harmless,
     pairs,
     write_set,
@@ -170,3 +171,10 @@ def test_no_photograph_of_training_is_in_a_set(
     for manifest in manifests:
         with manifest.open(newline="") as file:
             assert {row["photo"] for row in csv.DictReader(file)} <= held_back
+
+
+def test_what_is_saved_once_was_not_saved_before(forger: Forger) -> None:
+    for seed in range(20):
+        course = draw_course("once", np.random.default_rng(seed), forger.tables)
+        assert course.first is None
+        assert course.last is not None
