@@ -99,7 +99,7 @@ def test_a_slot_is_not_given_twice(model: Model) -> None:
 
 def images(count: int) -> list[tuple[int, Image]]:
     rng = np.random.default_rng(1)
-    sizes = [(256, 256), (512, 512), (700, 300)]
+    sizes = [(256, 256), (512, 512), (700, 500)]
     return [(n, Image(rng.integers(0, 256, (*sizes[n % 3], 3), np.uint8))) for n in range(count)]
 
 
