@@ -49,6 +49,7 @@ def _run(photos: str, samples: int, output: str) -> None:
     watch.until(run, processes=2, reports=1)
     print("a node comes")
     node = nodes.add_node(num_cpus=1)
+    watch.until(run, processes=3, reports=1)
     watch.until(run, processes=3, reports=watch.reports() + 1)
     print("it is killed")
     nodes.remove_node(node, allow_graceful=False)
