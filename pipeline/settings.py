@@ -255,7 +255,7 @@ class EvaluateSettings(Judging):
     policy: str | None = None
     """policy.json to judge by; none given: the model's own."""
     perturbation: list[str] = Field(["none"], min_length=1)
-    """What happens to the images first: none, all, usual, jpeg-70, resize-0.5, ..."""
+    """What happens to the images first: none, all, usual, paper, jpeg-70, ..."""
     output: str = "evaluation.json"
     """JSON file to write."""
     plot: str | None = None

@@ -336,6 +336,7 @@ def test_strengths() -> None:
 def test_groups_are_spelt_out_once() -> None:
     assert expand(["usual", "none", "jpeg-50"]) == [*USUAL, "none"]
     assert expand(["all"]) == list(ALL)
+    assert expand(["all", "paper"]) == list(ALL)
 
 
 @pytest.mark.parametrize("name", ["sepia", "jpeg", "jpeg-0", "resize-9", "blur-x", ""])
