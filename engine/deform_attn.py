@@ -50,6 +50,10 @@ def ms_deform_attn(
         if fits(value_NSMD, locations_NQMLP2, weights_NQMLP):
             out: Tensor = kernel.apply(*inputs)  # type: ignore[no-untyped-call]
             return out
+    if _halved_on_cpu(value_NSMD):  # autocast: the CPU's kernel has no half precision
+        return ms_deform_attn(
+            value_NSMD.float(), spatial_shapes, locations_NQMLP2.float(), weights_NQMLP.float()
+        ).to(value_NSMD.dtype)
     return reference(*inputs)
 
 
@@ -191,6 +195,15 @@ def _kernel_fits(*tensors: Tensor) -> bool:
         cpu.available()
         and all(x.device.type == "cpu" and x.dtype == tensors[0].dtype for x in tensors)
         and tensors[0].dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _halved_on_cpu(value: Tensor) -> bool:
+    return (
+        cpu.available()
+        and value.device.type == "cpu"
+        and value.dtype in (torch.float16, torch.bfloat16)
         and not torch.compiler.is_compiling()
     )
 

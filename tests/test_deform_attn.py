@@ -105,6 +105,14 @@ def test_the_kernel_in_float32_equals_the_reference_in_float64(d: int, n: int) -
 
 
 @compiled
+def test_halves_on_the_cpu_are_the_kernel_s_rounded_once() -> None:
+    value, location, weight = (x.float() for x in _random_case([(4, 3)]))
+    halves = value.bfloat16(), [(4, 3)], location, weight.bfloat16()
+    expected = Kernel.apply(halves[0].float(), [(4, 3)], location, halves[3].float())
+    assert torch.equal(ms_deform_attn(*halves), expected.bfloat16())
+
+
+@compiled
 def test_the_kernel_s_gradients_do_not_depend_on_threads() -> None:
     shapes = [(13, 9), (7, 5)]
     value, locations, weights = (t.numpy() for t in _random_case(shapes, heads=4, d=8, n=4, q=900))

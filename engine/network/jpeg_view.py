@@ -84,7 +84,16 @@ class JpegView(nn.Module):
 
 
 def _mean(x_BCHW: Tensor, size: int) -> Tensor:
-    """Local mean, by columns and then by rows; at the border, over what is there."""
-    half = size // 2
-    columns = functional.avg_pool2d(x_BCHW, (size, 1), 1, (half, 0), count_include_pad=False)
-    return functional.avg_pool2d(columns, (1, size), 1, (0, half), count_include_pad=False)
+    """Local mean over size x size; at the border, over what is there.
+
+    As products of matrices, since PyTorch's pooling takes a tenth of a training step on a CPU.
+    """
+    rows_HH, columns_WW = (_band(n, size // 2, x_BCHW) for n in x_BCHW.shape[2:])
+    return rows_HH @ (x_BCHW @ columns_WW.T)
+
+
+def _band(n: int, half: int, like: Tensor) -> Tensor:
+    """(n, n): each row the mean over what lies at most `half` away."""
+    place_N = torch.arange(n, device=like.device)
+    near_NN = ((place_N[:, None] - place_N[None]).abs() <= half).to(like.dtype)
+    return near_NN / near_NN.sum(1, keepdim=True)
