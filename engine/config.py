@@ -92,6 +92,7 @@ class NetworkConfig:
         name: of the preset.
         swin: shape of both branches.
         stem_width: channels between two convolutions of the high-frequency stem; 0: one, linear.
+        stem_blocks: residual blocks of 3x3 convolutions between those two.
         prompts: prompt tokens n_p that join every window of every semantic block.
         fusion: what of the two branches reaches the decoder, as the paper's ablation has it:
             `semantic` or `high_frequency` alone; `add`, their sum; `align`, the sum after each
@@ -107,6 +108,7 @@ class NetworkConfig:
     name: str
     swin: SwinConfig
     stem_width: int = 0  # P
+    stem_blocks: int = 0  # P
     prompts: int = 5  # C: gives the 0.09 M the paper's successor reports, for two sets
     fusion: Fusion = "full"  # P
     fusion_points: int = 4  # C: the usual number for deformable attention
@@ -165,6 +167,7 @@ PRESETS = {
             # loses how strong the noise is. 2,400 samples, high-frequency branch alone: flagged
             # .30 of the authentic, one linear map .47
             stem_width=64,
+            stem_blocks=1,
             decoder=DecoderConfig(
                 hidden=64,
                 heads=4,

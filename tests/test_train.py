@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from skimage.transform import resize
 
 from cluster.distill import standardised, teacher_features, unexplained
-from cluster.loop import Objective, Run
+from cluster.loop import Objective, Run, start_network
 from cluster.losses import training_loss
 from cluster.masked import Filler, drawn
 from cluster.schedule import learning_rate, weight_decay_groups
+from cluster.settings import TrainSettings
 from engine.config import PRESETS, SwinConfig
 from engine.network.model import MEAN, STD, PromptIML
 
@@ -97,6 +98,17 @@ def test_tuning_prompts_moves_nothing_else() -> None:
     moved = {n for n, t in network.state_dict().items() if not t.equal(before[n])}
     assert moved
     assert all(name.startswith("prompts.") for name in moved)
+
+
+def test_what_a_start_lacks_begins_as_the_identity() -> None:
+    fields = {"photos": "-", "output": "-", "start": MICRO.name}
+    image, qtable = torch.rand(1, 256, 256, 3) * 255, torch.ones(1, 64)
+    start, grown = (
+        start_network(TrainSettings.model_validate(fields | {"stem_blocks": blocks}))
+        for blocks in (None, 3)
+    )
+    with torch.no_grad():
+        assert torch.equal(grown(image, qtable)[0], start(image, qtable)[0])
 
 
 def test_explaining_all_of_the_teacher_costs_nothing() -> None:

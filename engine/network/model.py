@@ -34,7 +34,8 @@ class PromptIML(nn.Module):
         swin, channels = config.swin, config.swin.stage_channels
         self.semantic = Swin(swin, PatchEmbedding(swin.channels, swin.patch, swin.position_grid))
         self.high_frequency = Swin(
-            swin, HighFrequencyStem(swin.channels, swin.patch, config.stem_width)
+            swin,
+            HighFrequencyStem(swin.channels, swin.patch, config.stem_width, config.stem_blocks),
         )
         self.prompts = nn.ParameterList(_prompts(config))
         self.jpeg_stage = swin.strides.index(BLOCK)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,6 +66,23 @@ class BayarKernel(nn.Module):
         return kernel.reshape(3, 3, self.size, self.size)
 
 
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions whose answer is added to what came in; at first the identity, so that
+    it can be put into a network that is trained already."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(cast("Tensor", self.conv2.bias))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        y: Tensor = x_BCHW + self.conv2(functional.relu(self.conv1(x_BCHW)))
+        return y
+
+
 class HighFrequencyStem(nn.Module):
     """HF stem: three BayarConvs side by side, then the patch embedding and norm.
 
@@ -72,18 +91,19 @@ class HighFrequencyStem(nn.Module):
 
     With `width`, patches of 4 become `width` rectified channels, of which a second, strided
     convolution makes the tokens: what tells noise from noise is its strength, and no linear
-    map of a patch to fewer numbers than it has keeps that.
+    map of a patch to fewer numbers than it has keeps that. Between the two come `blocks`.
     """
 
     sizes = (3, 5, 7)
 
-    def __init__(self, channels: int, patch: int = 4, width: int = 0) -> None:
+    def __init__(self, channels: int, patch: int = 4, width: int = 0, blocks: int = 0) -> None:
         super().__init__()
         self.patch, self.width = patch, width
         self.stride = WIDE_PATCH if width else patch
         self.bayar = nn.ModuleList(BayarKernel(size) for size in self.sizes)
         self.proj = nn.Conv2d(3 * len(self.sizes), width or channels, self.stride, self.stride)
         if width:
+            self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
             self.merge = nn.Conv2d(width, channels, 3, patch // WIDE_PATCH, padding=1)
         self.norm = nn.LayerNorm(channels)
 
@@ -99,11 +119,11 @@ class HighFrequencyStem(nn.Module):
         return functional.conv_transpose2d(self.proj.weight.to(bayar_9377.dtype), bayar_9377)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        """(B, H/patch, W/patch, C). In float32 throughout: residuals are small differences."""
+        """(B, H/patch, W/patch, C). Residuals are small differences: they are told in float32."""
         with torch.autocast(image_B3HW.device.type, enabled=False):
             tokens_BCHW = self.residuals(image_B3HW)
-            if self.width:
-                tokens_BCHW = self.merge(functional.relu(GAIN * tokens_BCHW))
+        if self.width:
+            tokens_BCHW = self.merge(self.blocks(functional.relu(GAIN * tokens_BCHW)))
         tokens_BHWC: Tensor = self.norm(tokens_BCHW.permute(0, 2, 3, 1).to(self.norm.weight.dtype))
         return tokens_BHWC
 
