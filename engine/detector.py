@@ -37,7 +37,7 @@ class Finding:
         score: calibrated probability that the image was manipulated.
         label, threshold: by the policy; threshold is None when it claims none, or when the
             image is too small or too compressed for it.
-        mask_threshold: of the pixel probabilities.
+        mask_threshold: of this image's pixel probabilities.
         preprocess: id of how the image was shown to the network.
         infer_ms: the image's share of the engine's time, milliseconds.
     """
@@ -225,7 +225,8 @@ class Detector:
 
     def _conclude(self, opened: _Open[K]) -> Finding:
         logits = assemble(opened.tiling, [output.mask_logits for output in opened.outputs])
-        localization = localize(logits, self.policy.mask_threshold)
+        mask_threshold = self.policy.pixel_threshold(logits.peak)
+        localization = localize(logits, mask_threshold)
         score_raw = max(output.score_logit for output in opened.outputs)
         score = self.policy.score(score_raw)
         label, threshold = self.policy.label(
@@ -240,7 +241,7 @@ class Detector:
             score=score,
             label=label,
             threshold=threshold,
-            mask_threshold=self.policy.mask_threshold,
+            mask_threshold=mask_threshold,
             preprocess=opened.tiling.preprocess,
             infer_ms=sum(output.infer_ms for output in opened.outputs),
         )

@@ -37,6 +37,8 @@ class Policy:
             thresholds were chosen; None when nothing is claimed.
         min_side: images whose shorter side has fewer pixels are `uncertain`; None: no limit.
         min_jpeg_quality: JPEG files of a lower estimated quality are `uncertain`; None: no limit.
+        mask_share: a manipulated pixel also lies above this share of the image's highest
+            probability, in [0, 1): where one place is certain, its surroundings are less so.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Policy:
     false_positive_rate: float | None = None
     min_side: int | None = None
     min_jpeg_quality: int | None = None
+    mask_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -58,12 +61,18 @@ class Policy:
             raise UsageError(f"policy {self.id}: scale must be above 0, not {self.scale}")
         if not 0 < self.mask_threshold < 1:
             raise UsageError(f"policy {self.id}: mask_threshold must lie between 0 and 1")
+        if not 0 <= self.mask_share < 1:
+            raise UsageError(f"policy {self.id}: mask_share must be 0 or more and below 1")
         _check_thresholds(self)
         _check_limits(self)
 
     def score(self, score_logit: float) -> float:
         """Calibrated probability that the image was manipulated, a float32 value in [0, 1]."""
         return float(np.float32(_sigmoid(self.scale * score_logit + self.offset)))
+
+    def pixel_threshold(self, peak: float) -> float:
+        """Probability above which the pixels of an image are manipulated; `peak` is its highest."""
+        return max(self.mask_threshold, self.mask_share * peak)
 
     def label(
         self, score: float, *, side: int | None = None, jpeg_quality: int | None = None

@@ -92,6 +92,12 @@ class LogitMap:
     extent: tuple[float, float]
     shape: Shape
 
+    @property
+    def peak(self) -> float:
+        """The highest probability of the cells; no pixel between them has a higher one."""
+        highest = self.cells.max(keepdims=True)
+        return float(sigmoid(highest, out=highest)[0, 0])
+
 
 def cut(image: Image, view: View) -> Tiling:
     """Place the tiles of an image; copies no pixels unless it must scale.

@@ -68,7 +68,8 @@ def tell(calibration: Calibration, groups: Sequence[Group]) -> str:
         f"authentic (at most {c.false_positive_bound:.2%}), {c.true_positive_rate:.1%} of the "
         "forged",
         f"authentic below {policy.authentic_below:.4f}: {c.miss_rate:.1%} of the forged",
-        f"mask above {policy.mask_threshold:g}: pixel F1 {c.f1:.3f}, "
+        f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of the image's peak: "
+        f"pixel F1 {c.f1:.3f}, "
         f"{c.flagged_rate:.1%} of the authentic with more than 0.5 % flagged",
         "",
         f"{'score':<12}{'images':>8}{'mean':>8}{'forged':>8}   at even odds",

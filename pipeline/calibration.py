@@ -3,7 +3,8 @@
     score logits, truth -> Platt scaling -> scores
     scores of the authentic -> manipulated_at, at a false-positive rate
     scores of the forged    -> authentic_below, at a miss rate
-    pixels                  -> mask_threshold: best F1, at a rate of flagged authentic images
+    pixels                  -> mask_threshold and mask_share: best F1, at a rate of flagged
+                               authentic images
 
 The classes weigh one half each in the scaling, so a score is a probability at even odds. Where an
 archive holds one forgery in a thousand, the odds of a score are a thousand times lower; the rates
@@ -25,7 +26,7 @@ from scipy.stats import beta
 from engine.errors import UsageError
 from engine.policy import Policy
 from pipeline.comparison import FLAGGED_FRACTION, auc
-from pipeline.evaluation.judged import MASK_THRESHOLDS, Judged
+from pipeline.evaluation.judged import Judged
 from pipeline.evaluation.measures import (
     Bin,
     balanced,
@@ -37,6 +38,10 @@ from pipeline.evaluation.measures import (
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+# What a policy's mask_threshold and mask_share are chosen from.
+THRESHOLDS = np.concatenate([np.arange(5, 100, 5), [96, 97, 98, 99]]) / 100
+SHARES = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
 LEAST_SLOPE = 1e-3  # of standardised logits: a score that knows nothing still keeps its order
 
@@ -74,8 +79,8 @@ class Calibration:
             (Clopper-Pearson), were the images independent; versions of one photograph are not.
         true_positive_rate: share of the forged labelled manipulated.
         miss_rate: share of the forged labelled authentic.
-        f1: mean pixel F1 at the mask threshold.
-        flagged_rate: share of the authentic with more than 0.5 % flagged at it.
+        f1: mean pixel F1 of the masks.
+        flagged_rate: share of the authentic with more than 0.5 % flagged.
     """
 
     policy: Policy
@@ -148,11 +153,13 @@ def make_policy(judged: Sequence[Judged], targets: Targets, name: str) -> Calibr
     )
     scores = np.array([policy.score(logit) for logit in logits])
     at = false_positive_threshold(scores[~forged], targets.false_positive_rate)
+    mask_threshold, mask_share = choose_mask_rule(within, targets.flagged_rate)
     policy = replace(
         policy,
         manipulated_at=at,
         authentic_below=min(at, miss_threshold(scores[forged], targets.miss_rate)),
-        mask_threshold=choose_mask_threshold(within, targets.flagged_rate),
+        mask_threshold=mask_threshold,
+        mask_share=mask_share,
         false_positive_rate=float((scores[~forged] >= at).mean()),
     )
     return _measure(policy, within, scores, len(judged) - len(within))
@@ -230,33 +237,35 @@ def miss_threshold(forged: Floats, rate: float) -> float:
     return float(np.sort(forged)[allowed])
 
 
-def choose_mask_threshold(judged: Sequence[Judged], flagged_rate: float) -> float:
-    """Of `MASK_THRESHOLDS` the one of highest mean F1 that flags few enough authentic images.
+def choose_mask_rule(judged: Sequence[Judged], flagged_rate: float) -> tuple[float, float]:
+    """Of `THRESHOLDS` and `SHARES` those of highest mean F1 that flag few enough authentic images.
 
-    Where none does, the one that flags fewest; of equals the one nearest to the middle.
+    Where none do, those that flag fewest; of equals the smallest share, and then the threshold
+    nearest to the middle.
     """
-    f1 = np.array([mean(column) for column in zip(*_f1_rows(judged), strict=True)])
-    flagged = _flagged_rates(judged)
+    rules = [(float(threshold), share) for share in SHARES for threshold in THRESHOLDS]
+    f1, flagged = np.transpose([mask_rates(judged, *rule) for rule in rules])
     allowed = flagged <= max(flagged_rate, float(flagged.min()))
-    middle = -np.abs(MASK_THRESHOLDS - 0.5)
-    best = np.lexsort((middle, np.where(allowed, f1, -1.0)))[-1]
-    return float(MASK_THRESHOLDS[best])
+    thresholds, shares = np.transpose(rules)
+    order = (-np.abs(thresholds - 0.5), -shares, np.where(allowed, f1, -1.0))
+    return rules[int(np.lexsort(order)[-1])]
+
+
+def mask_rates(judged: Sequence[Judged], threshold: float, share: float) -> tuple[float, float]:
+    """Mean F1 of the forged, and the share of the authentic with too many flagged pixels."""
+    peaks = np.array([each.peak for each in judged])
+    nearest = np.rint(np.maximum(threshold, share * peaks) * 100).astype(int) - 1
+    found = list(zip(judged, nearest, strict=True))
+    f1 = mean([float(each.f1_at[column]) for each, column in found if each.forged])
+    alarms = [
+        each.flagged_at[column] > FLAGGED_FRACTION for each, column in found if not each.forged
+    ]
+    return f1, mean([float(alarm) for alarm in alarms])
 
 
 def rate_bound(count: int, images: int) -> float:
     """Highest rate at which so few of so many are not surprising (Clopper-Pearson, 97.5 %)."""
     return 1.0 if count >= images else float(beta.ppf(0.975, count + 1, images - count))
-
-
-def _f1_rows(judged: Sequence[Judged]) -> list[NDArray[np.floating[Any]]]:
-    return [each.f1_at for each in judged if each.forged]
-
-
-def _flagged_rates(judged: Sequence[Judged]) -> Floats:
-    """(thresholds,) share of the authentic images with too many flagged pixels."""
-    rows = [each.flagged_at > FLAGGED_FRACTION for each in judged if not each.forged]
-    rates: Floats = np.mean(rows, axis=0)
-    return rates
 
 
 def _measure(policy: Policy, within: Sequence[Judged], scores: Floats, beyond: int) -> Calibration:
@@ -265,7 +274,7 @@ def _measure(policy: Policy, within: Sequence[Judged], scores: Floats, beyond: i
     labels = np.array([policy.label(score)[0] for score in scores])
     alarms = labels[~forged] == "manipulated"
     table = reliability(scores, forged)
-    column = int(np.abs(MASK_THRESHOLDS - policy.mask_threshold).argmin())
+    f1, flagged_rate = mask_rates(within, policy.mask_threshold, policy.mask_share)
     return Calibration(
         policy=policy,
         forged=int(forged.sum()),
@@ -277,7 +286,7 @@ def _measure(policy: Policy, within: Sequence[Judged], scores: Floats, beyond: i
         false_positive_bound=rate_bound(int(alarms.sum()), len(alarms)),
         true_positive_rate=float((labels[forged] == "manipulated").mean()),
         miss_rate=float((labels[forged] == "authentic").mean()),
-        f1=mean([row[column] for row in _f1_rows(within)]),
-        flagged_rate=float(_flagged_rates(within)[column]),
+        f1=f1,
+        flagged_rate=flagged_rate,
         reliability=tuple(table),
     )

@@ -99,7 +99,10 @@ def _results(
     engine = open_engine(model, settings.engine)
     manifests = [Path(name) for name in settings.manifests]
     width = max(len(set_name(manifest)) for manifest in manifests)
-    say(f"{model.id}, policy {policy.id}, mask threshold {policy.mask_threshold:g}\n")
+    say(
+        f"{model.id}, policy {policy.id}, "
+        f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of an image's peak\n"
+    )
     say(table_header(width))
     for manifest in manifests:
         for perturbation in perturbations:

@@ -13,12 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from engine.errors import UsageError
 from pipeline.calibration import (
     Targets,
-    choose_mask_threshold,
+    choose_mask_rule,
     claim_all,
     false_positive_threshold,
     fit_platt,
     group_rates,
     make_policy,
+    mask_rates,
     miss_threshold,
     rate_bound,
 )
@@ -36,6 +37,7 @@ def judged(forged: bool, score_raw: float, f1: float = 0.0, flagged: float = 0.0
         score=claim_all(Targets()).score(score_raw),
         label="manipulated",
         flagged=flagged,
+        peak=1.0,
         f1=f1,
         iou=f1,
         best_f1=f1,
@@ -169,8 +171,20 @@ def test_the_mask_threshold_is_the_best_that_flags_few() -> None:
     quiet_late = dataclasses.replace(
         judged(False, 0.0), flagged_at=np.where(MASK_THRESHOLDS < 0.7, 0.02, 0.001)
     )
-    assert choose_mask_threshold([falls, quiet_late], 0.1) == 0.7
-    assert choose_mask_threshold([falls, quiet_late], 1.0) == MASK_THRESHOLDS[0]
+    assert choose_mask_rule([falls, quiet_late], 0.1) == (0.7, 0.0)
+    assert choose_mask_rule([falls, quiet_late], 1.0) == (0.05, 0.0)
     loud = dataclasses.replace(quiet_late, flagged_at=np.ones(len(MASK_THRESHOLDS)))
-    assert choose_mask_threshold([falls, loud], 0.1) == MASK_THRESHOLDS[0]
-    assert choose_mask_threshold([judged(True, 1.0, f1=0.3), quiet_late], 1.0) == 0.5
+    assert choose_mask_rule([falls, loud], 0.1) == (0.05, 0.0)
+    assert choose_mask_rule([judged(True, 1.0, f1=0.3), quiet_late], 1.0) == (0.5, 0.0)
+
+
+def test_images_that_peak_apart_share_a_rule() -> None:
+    def right_at(threshold: float, peak: float) -> Judged:
+        f1 = np.isclose(MASK_THRESHOLDS, threshold).astype(float)
+        return dataclasses.replace(judged(True, 1.0), f1_at=f1, peak=peak)
+
+    images = [right_at(0.54, 0.9), right_at(0.30, 0.4), judged(False, 0.0)]
+    threshold, share = choose_mask_rule(images, 1.0)
+    assert (threshold, share) == (0.3, 0.6)
+    assert mask_rates(images, threshold, share) == (1.0, 0.0)
+    assert mask_rates(images, 0.3, 0.0)[0] == 0.5

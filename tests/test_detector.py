@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +154,18 @@ def test_finding() -> None:
     assert finding.score == pytest.approx(1 / (1 + np.exp(-4)))
     assert (finding.label, finding.threshold) == ("manipulated", 0.9)
     assert (finding.mask_threshold, finding.preprocess) == (0.5, "native-256-512")
+
+
+def test_what_is_sure_of_one_place_is_less_sure_of_its_surroundings() -> None:
+    image = _square(320, 392)
+    image.pixels[100:200, 100:200] = 140
+    found = [
+        _one(image, Detector(Brightness(), NATIVE, replace(POLICY, mask_share=share)))
+        for share in (0.0, 0.9)
+    ]
+    assert [len(finding.regions) for finding in found] == [2, 1]
+    assert found[0].mask_threshold == 0.5
+    assert found[1].mask_threshold == pytest.approx(0.9 * found[1].logits.peak)
 
 
 def test_nothing_found() -> None:

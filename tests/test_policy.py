@@ -95,6 +95,7 @@ def test_round_trip(policy: Policy) -> None:
         ({"offset": "1"}, "finite number"),
         ({"mask_threshold": 1}, "between 0 and 1"),
         ({"mask_threshold": True}, "finite number"),
+        ({"mask_share": 1}, "below 1"),
         ({"authentic_below": None}, "or neither"),
         ({"authentic_below": 0.95}, "authentic_below <= manipulated_at"),
         ({"manipulated_at": 1.5}, "<= 1"),

@@ -20,7 +20,7 @@ from pipeline.evaluation.manifest import Labelled, Mask, read_mask, read_payload
 from pipeline.evaluation.measures import best_f1, f1_at, flagged_at, pixel_auc, sweep
 from pipeline.evaluation.perturbations import perturb
 
-MASK_THRESHOLDS = np.concatenate([np.arange(5, 100, 5), [96, 97, 98, 99]]) / 100
+MASK_THRESHOLDS = np.arange(1, 100) / 100
 LEVELS = np.log(MASK_THRESHOLDS / (1 - MASK_THRESHOLDS))
 
 
@@ -33,6 +33,7 @@ class Judged:
         forged: whether it was.
         score_raw, score, label: what the detector says of the whole image.
         flagged: share of its pixels in the mask.
+        peak: the highest probability of its pixels.
         f1, iou: of the mask against the truth; nan when authentic.
         best_f1: pixel F1 at the threshold that suits this image best; nan when authentic.
         pixel_auc: of this image's pixels; nan when authentic.
@@ -45,6 +46,7 @@ class Judged:
     score: float
     label: Label
     flagged: float
+    peak: float
     f1: float
     iou: float
     best_f1: float
@@ -116,6 +118,7 @@ def _judge(sample: Labelled, mask: Mask | None, finding: Finding) -> Judged:
         score=finding.score,
         label=finding.label,
         flagged=finding.manipulated_fraction,
+        peak=finding.logits.peak,
         f1=f1,
         iou=iou,
         best_f1=best_f1(pixels),
