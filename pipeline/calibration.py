@@ -253,9 +253,9 @@ def choose_mask_rule(judged: Sequence[Judged], flagged_rate: float) -> tuple[flo
 
 def mask_rates(judged: Sequence[Judged], threshold: float, share: float) -> tuple[float, float]:
     """Mean F1 of the forged, and the share of the authentic with too many flagged pixels."""
-    peaks = np.array([each.peak for each in judged])
-    nearest = np.rint(np.maximum(threshold, share * peaks) * 100).astype(int) - 1
-    found = list(zip(judged, nearest, strict=True))
+    rule = Policy("rule", mask_threshold=threshold, mask_share=share)
+    # the nearest of `MASK_THRESHOLDS`, which are whole percents from 1 on
+    found = [(each, round(100 * rule.pixel_threshold(each.peak)) - 1) for each in judged]
     f1 = mean([float(each.f1_at[column]) for each, column in found if each.forged])
     alarms = [
         each.flagged_at[column] > FLAGGED_FRACTION for each, column in found if not each.forged
