@@ -28,6 +28,7 @@ from cluster.history import (
     SIDE,
     Floats,
     History,
+    Past,
     Pixels,
     Tables,
     choose,
@@ -42,13 +43,15 @@ from cluster.history import (
     wear,
 )
 from cluster.photos import Photo, list_photos, load_pixels, split
-from cluster.shapes import Move, aim, area, draw_area, fits, free_shape, opacity, placed, similarity
+from cluster.shapes import aim, area, draw_area, fits, free_shape, opacity, placed, similarity
 
 Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch", "labelled"]
 
 KINDS: dict[Kind, float] = {
     "authentic": 0.5, "splice": 0.2, "copy-move": 0.25, "removal": 0.025, "retouch": 0.025,
 }  # fmt: skip
+NEAR = (0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)  # scales of an object among its like
+TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +104,25 @@ class Forger:
         history = draw_history(rng, self.tables)
         kind = choose(list(KINDS), rng, list(KINDS.values()))
         view = _view(scene, history, rng)
-        pixels, alpha = self.forge(kind, view, rng)
+        past = Past(history.scale, history.first) if history.collected else None
+        pixels, alpha = self.forge(kind, view, rng, past)
         return _publish(pixels, alpha >= 0.5, kind, history, rng)
 
-    def forge(self, kind: Kind, view: Scene, rng: np.random.Generator) -> tuple[Pixels, Floats]:
-        """The view after a forgery of this kind, and its opacity (H, W), 0..1."""
+    def forge(
+        self, kind: Kind, view: Scene, rng: np.random.Generator, past: Past | None = None
+    ) -> tuple[Pixels, Floats]:
+        """The view after a forgery of this kind, and its opacity (H, W), 0..1.
+
+        Args:
+            kind: what to do.
+            view: a square part of a photograph.
+            rng: all chance.
+            past: what the view went through, if a splice's donor shares it.
+        """
         if kind == "splice":
-            return _splice(view, self._donor(rng), rng)
+            if past and (donor := self._relative(past, len(view.pixels), rng)):
+                return _splice(view, donor, float(rng.choice(NEAR)), rng)
+            return _splice(view, self._donor(rng), None, rng)
         if kind == "authentic":
             return view.pixels, np.zeros(view.pixels.shape[:2])
         outline = self._outline(view, rng)
@@ -122,12 +137,23 @@ class Forger:
         else:
             scene = choose(self.scenes, rng)
             outline = placed(free_shape(rng), min(scene.pixels.shape[:2]), rng)
-        low = np.maximum(outline.min(0).astype(int) - 16, 0)
-        high = outline.max(0).astype(int) + 16
-        pixels = scene.pixels[low[1] : high[1], low[0] : high[0]]
-        if rng.random() < 0.85:
-            pixels = resave(pixels, draw_save(rng, (72, 95), self.tables))
-        return Scene(pixels, (outline - low,))
+        patch = _around(scene, outline, 1.0)
+        if rng.random() >= 0.85:
+            return patch
+        return Scene(resave(patch.pixels, draw_save(rng, (72, 95), self.tables)), patch.polygons)
+
+    def _relative(self, past: Past, side: int, rng: np.random.Generator) -> Scene | None:
+        """An object of another photograph with this past, as large as it is there; None where
+        `TRIES` objects were too large or too small for the view."""
+        for _ in range(TRIES):
+            scene = choose(self.donors, rng)
+            outline = choose(scene.polygons, rng)
+            scale = past.scale_of(scene.pixels)
+            if fits((outline - outline.min(0)) * scale, side):
+                patch = _around(scene, outline, scale)
+                saved = patch.pixels if past.save is None else resave(patch.pixels, past.save)
+                return Scene(saved, patch.polygons)
+        return None
 
     def _outline(self, view: Scene, rng: np.random.Generator) -> Floats:
         """Of an object in the view, or an object's shape, or a free one, anywhere in it."""
@@ -178,15 +204,32 @@ def _publish(
     return Example(pixels[window], qtable, mask[window], kind)
 
 
-def _splice(view: Scene, donor: Scene, rng: np.random.Generator) -> tuple[Pixels, Floats]:
-    """Another photograph's object, scaled, turned, perhaps mirrored and matched in colour."""
+def _around(scene: Scene, outline: Floats, scale: float) -> Scene:
+    """An object and 16 pixels around it, after scaling."""
+    margin = round(16 / scale)
+    low = np.maximum(outline.min(0).astype(int) - margin, 0)
+    high = outline.max(0).astype(int) + margin
+    pixels = scene.pixels[low[1] : high[1], low[0] : high[0]]
+    height, width = pixels.shape[:2]
+    size = round(width * scale), round(height * scale)
+    return Scene(resize(pixels, size), ((outline - low) * scale,))
+
+
+def _splice(
+    view: Scene, donor: Scene, scale: float | None, rng: np.random.Generator
+) -> tuple[Pixels, Floats]:
+    """Another photograph's object, scaled (None: to an area worth forging), turned, perhaps
+    mirrored and matched in colour."""
     side = len(view.pixels)
     (outline,) = donor.polygons
-    wanted = draw_area(rng) * (side * SIDE / FRAME) ** 2
-    scale = float(np.clip((wanted / max(area(outline), 1.0)) ** 0.5, 0.25, 1.5))
-    angle = rng.normal(0, 0.25) if rng.random() < 0.7 else 0.0
+    if scale is None:
+        wanted = draw_area(rng) * (side * SIDE / FRAME) ** 2
+        scale = float(np.clip((wanted / max(area(outline), 1.0)) ** 0.5, 0.25, 1.5))
+    angle = rng.normal(0, 0.25) if rng.random() < (0.4 if scale == 1 else 0.7) else 0.0
     matrix = similarity(scale, angle, mirrored=bool(rng.random() < 0.3))
     move = aim(outline, matrix, side, rng)
+    if scale == 1 and not angle:
+        move = move.whole()
     patch = move.warp(donor.pixels, side).astype(np.float64)
     alpha = opacity(move.points(outline), side, rng)
     if rng.random() < 0.5:
@@ -203,7 +246,7 @@ def _copy_move(view: Scene, outline: Floats, rng: np.random.Generator) -> tuple[
     moves = [aim(outline, matrix, side, rng) for _ in range(8)]
     move = max(moves, key=lambda move: min(np.abs(move.end - move.start).max(), side / 3))
     if not (scaled or turned or mirrored):
-        move = Move(matrix, move.start, move.start + np.rint(move.end - move.start))
+        move = move.whole()
     alpha = opacity(move.points(outline), side, rng)
     alpha[(move.warp(np.full_like(view.pixels, 255), side) < 255).any(2)] = 0  # no black corners
     return _blend(view.pixels, move.warp(view.pixels, side).astype(np.float64), alpha), alpha

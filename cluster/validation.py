@@ -8,6 +8,8 @@
     resaved   authentic only, after what harmless people do: save again, resize, sharpen, filter,
               take a screenshot
     once      as small, but saved for the first time when the forgery is done
+    album     as small, but a splice's donor has its host's past, and half were saved last with the
+              tables that they were saved with before
 
 Photographs are whole, up to 1024x768. In all but `resaved` every forged image has a twin: the
 same photograph with the same history, cut, size and tables, only not forged. Nothing but the
@@ -24,7 +26,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from PIL import Image, ImageDraw
 from cluster.forgery import Forger, Kind, Scene
 from cluster.history import (
     FRAME,
+    Past,
     Pixels,
     Save,
     Stress,
@@ -54,9 +57,11 @@ Mask = NDArray[np.bool_]
 LONG, SHORT = 1024, 768  # largest sides of an image
 LEAST_SIDE = FRAME  # pixels: an image's smaller side is scaled down to it, but not beyond
 LEAST_FORGED = 0.003  # share of the image's pixels
-PAIRS = {"posted": 120, "png": 60, "small": 60, "once": 60}  # forged images, each with its twin
+# forged images, each with its twin
+PAIRS = {"posted": 120, "png": 60, "small": 60, "once": 60, "album": 60}
 RESAVED = 200
-STREAMS = ["posted", "png", "small", "resaved", "once"]  # of random numbers; append, never reorder
+# of random numbers; append, never reorder
+STREAMS = ["posted", "png", "small", "resaved", "once", "album"]
 COLUMNS = ["image", "mask", "kind", "treatment", "photo", "sha256"]
 
 KINDS: dict[str, tuple[Kind, ...]] = {  # of the forged, in turn
@@ -64,7 +69,9 @@ KINDS: dict[str, tuple[Kind, ...]] = {  # of the forged, in turn
     "png": ("copy-move", "splice"),
     "small": ("splice", "copy-move"),
     "once": ("splice", "copy-move"),
+    "album": ("splice", "copy-move"),
 }
+WHOLE = ("small", "once", "album")  # photographs as small as may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +128,24 @@ def pairs(
         course = draw_course(name, rng, forger.tables)
         shown = show(scene, course, rng)
         kind = KINDS[name][index % len(KINDS[name])]
-        pixels, mask = forge(forger, kind, shown, rng)
+        past = Past(course.scale, course.first) if name == "album" else None
+        pixels, mask = forge(forger, kind, shown, rng, past)
         yield _published(pixels, mask, kind, course, name, photo)
         yield _published(shown.pixels, None, "authentic", course, name, photo)
 
 
 def draw_course(name: str, rng: np.random.Generator, tables: Sequence[Tables]) -> Course:
     """As training draws "as posted" histories; PNG files skip the first save more often."""
-    first_saved = {"png": 0.5, "once": 0.0}.get(name, 0.9)
+    first_saved = {"png": 0.5, "once": 0.0, "album": 1.0}.get(name, 0.9)
     scaled = float(rng.uniform(0.4, 1.0)) if rng.random() < 0.4 else 1.0
-    return Course(
-        scale=0.0 if name in ("small", "once") else scaled,
+    course = Course(
+        scale=0.0 if name in WHOLE else scaled,
         on_grid=bool(rng.random() < 0.8),
         first=draw_save(rng, (72, 95), tables) if rng.random() < first_saved else None,
         last=None if name == "png" else draw_save(rng, (70, 98), tables),
     )
+    alike = name == "album" and rng.random() < 0.5
+    return replace(course, last=course.first) if alike else course
 
 
 def show(scene: Scene, course: Course, rng: np.random.Generator) -> Scene:
@@ -156,9 +166,14 @@ def show(scene: Scene, course: Course, rng: np.random.Generator) -> Scene:
 
 
 def forge(
-    forger: Forger, kind: Kind, shown: Scene, rng: np.random.Generator
+    forger: Forger,
+    kind: Kind,
+    shown: Scene,
+    rng: np.random.Generator,
+    past: Past | None = None,
 ) -> tuple[Pixels, Mask]:
-    """Forge in the largest square that fits, somewhere; the rest stays as it is.
+    """Forge in the largest square that fits, somewhere; the rest stays as it is. `past` is as
+    `Forger.forge` takes it.
 
     Raises:
         ValueError: 20 attempts left no forged pixel worth finding.
@@ -170,7 +185,7 @@ def forge(
     inside = tuple(p - (x, y) for p in shown.polygons if fits(p - (x, y), side))
     view = Scene(shown.pixels[window], inside)
     for _ in range(20):
-        forged, alpha = forger.forge(kind, view, rng)
+        forged, alpha = forger.forge(kind, view, rng, past)
         mask = np.zeros((height, width), bool)
         mask[window] = alpha >= 0.5
         if mask.mean() >= LEAST_FORGED:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from cluster.examples import turned
 from cluster.forgery import KINDS, Example, Forger, Scene
-from cluster.history import FRAME, SIDE
+from cluster.history import FRAME, SIDE, Past, Save, resave
 from cluster.photos import Photo, list_photos, read_polygons, split
+from cluster.shapes import fits
 from engine.config import JpegViewConfig
 from engine.network.jpeg_view import JpegView
 from pipeline.comparison import auc
@@ -73,6 +74,23 @@ def test_a_forgery_changes_its_mask_and_nothing_else(forger: Forger, kind: str) 
     changed = (forged != pixels).any(2)
     assert not changed[alpha == 0].any()
     assert changed[alpha >= 0.5].mean() > 0.5
+
+
+def test_a_donor_of_a_collection_has_the_hosts_past(forger: Forger) -> None:
+    save = Save(60, "4:2:0")
+    for seed in range(8):
+        donor, unsaved = (
+            forger._relative(Past(0.0, past), FRAME, np.random.default_rng(seed))
+            for past in (save, None)
+        )
+        assert donor and unsaved
+        (outline,) = donor.polygons
+        assert fits(outline - outline.min(0), FRAME)
+        margins = donor.pixels.shape[1::-1] - np.ptp(outline, axis=0)
+        assert (np.abs(margins - 32) < 4).all()  # scaled with its outline
+        assert np.array_equal(donor.pixels, resave(unsaved.pixels, save))
+    large = Past(1.0, None)
+    assert forger._relative(large, 64, np.random.default_rng(0)) is None
 
 
 def test_format_table_and_size_do_not_give_the_label_away(examples: list[Example]) -> None:

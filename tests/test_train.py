@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -13,8 +14,9 @@ from skimage.transform import resize
 
 from cluster.distill import standardised, teacher_features, unexplained
 from cluster.loop import Objective, Run, start_network
-from cluster.losses import training_loss
+from cluster.losses import score_loss, training_loss
 from cluster.masked import Filler, drawn
+from cluster.pretrain import varied
 from cluster.schedule import learning_rate, weight_decay_groups
 from cluster.settings import TrainSettings
 from engine.config import PRESETS, SwinConfig
@@ -53,6 +55,19 @@ def test_an_authentic_image_that_is_left_alone_costs_nothing() -> None:
     target = torch.zeros(1, 32, 32, dtype=torch.bool)
     loss = training_loss([torch.full((1, 8, 8), -20.0)], torch.tensor([-20.0]), target)
     assert loss < 1e-6
+
+
+def test_authentic_scores_shall_be_alike_and_the_forged_need_not() -> None:
+    authentic = torch.zeros(3, dtype=torch.bool)
+
+    def beyond_entropy(score: torch.Tensor, forged: torch.Tensor) -> float:
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(score, forged.float())
+        return (score_loss(score, forged) - entropy).item()
+
+    assert beyond_entropy(torch.tensor([-1.0, -1, -1]), authentic) == pytest.approx(0)
+    assert beyond_entropy(torch.tensor([-1.0, -3, 0]), authentic) > 0.1
+    assert beyond_entropy(torch.tensor([-1.0, 3, 0]), ~authentic) == 0
+    assert beyond_entropy(torch.tensor([2.0]), authentic[:1]) == 0  # a variance of one is nan
 
 
 def test_the_rate_warms_up_and_decays() -> None:
@@ -109,6 +124,18 @@ def test_what_a_start_lacks_begins_as_the_identity() -> None:
     )
     with torch.no_grad():
         assert torch.equal(grown(image, qtable)[0], start(image, qtable)[0])
+
+
+def test_crops_are_toned_and_mixed() -> None:
+    """Two flat ones: what is not mixed is flat, and a mixture shows the edge of the other."""
+    crops = np.full((40, 16, 16, 3), 128, np.uint8)
+    crops[20:, :, :8] = 0
+    seen = varied(crops, np.random.default_rng(0))
+    assert (seen.dtype, seen.shape) == (np.uint8, crops.shape)
+    assert len(np.unique(seen[:20, 0, -1, 0])) > 10
+    edges = np.ptp(seen[:20].astype(int), axis=2).max((1, 2)) > 2
+    assert 4 < edges.sum() < 16
+    np.testing.assert_array_equal(seen, varied(crops, np.random.default_rng(0)))
 
 
 def test_explaining_all_of_the_teacher_costs_nothing() -> None:

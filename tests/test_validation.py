@@ -178,3 +178,10 @@ def test_what_is_saved_once_was_not_saved_before(forger: Forger) -> None:
         course = draw_course("once", np.random.default_rng(seed), forger.tables)
         assert course.first is None
         assert course.last is not None
+
+
+def test_in_an_album_half_are_saved_as_they_were_before(forger: Forger) -> None:
+    rngs = [np.random.default_rng(seed) for seed in range(60)]
+    courses = [draw_course("album", rng, forger.tables) for rng in rngs]
+    assert all(course.first and course.last for course in courses)
+    assert 15 < sum(course.first == course.last for course in courses) < 45
