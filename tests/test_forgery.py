@@ -83,7 +83,8 @@ def test_a_donor_of_a_collection_has_the_hosts_past(forger: Forger) -> None:
             forger._relative(Past(0.0, past), FRAME, np.random.default_rng(seed))
             for past in (save, None)
         )
-        assert donor and unsaved
+        assert donor
+        assert unsaved
         (outline,) = donor.polygons
         assert fits(outline - outline.min(0), FRAME)
         margins = donor.pixels.shape[1::-1] - np.ptp(outline, axis=0)
