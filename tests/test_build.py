@@ -59,10 +59,12 @@ def test_without_the_islands_it_costs_much(
     model: Model, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = TorchEngine(model).run(batch)
-    recipe = replace(RECIPE, precision="bfloat16")
-    assert emulated_error(model, recipe, batch, expected) < TOLERANCES["bfloat16"] / 2
+    recipes = {name: replace(RECIPE, precision=name) for name in ("float16", "bfloat16")}
+    cost = {name: emulated_error(model, r, batch, expected) for name, r in recipes.items()}
+    assert cost["bfloat16"] < TOLERANCES["bfloat16"] / 2
     monkeypatch.setattr(tensorrt_build, "default_islands", lambda graph: set())
-    assert emulated_error(model, recipe, batch, expected) > TOLERANCES["bfloat16"]
+    assert emulated_error(model, recipes["float16"], batch, expected) > 4 * cost["float16"]
+    assert emulated_error(model, recipes["bfloat16"], batch, expected) > 1.5 * cost["bfloat16"]
 
 
 def test_islands_are_added_while_they_help() -> None:
@@ -133,20 +135,20 @@ def test_an_engine_that_computes_the_same_passes(good: Parity) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "output", "batches"),
+    ("edit", "outputs", "batches"),
     [
-        (scale_a_weight, "mask_logits", {1, 2}),
-        (swap_the_axes, "mask_logits", {1, 2}),
-        (forget_the_batch, "score_logit", {2}),
+        (scale_a_weight, {"mask_logits", "score_logit"}, {1, 2}),
+        (swap_the_axes, {"mask_logits"}, {1, 2}),
+        (forget_the_batch, {"score_logit"}, {2}),
     ],
 )
 def test_an_engine_that_is_wrong_does_not(
-    model: Model, tmp_path: Path, edit: Edit, output: str, batches: set[int]
+    model: Model, tmp_path: Path, edit: Edit, outputs: set[str], batches: set[int]
 ) -> None:
     parity = prove(engine_of(model, tmp_path, edit), model, RECIPE)
     wrong = [each for each in parity.differences if each.error > parity.tolerance]
     assert not parity.passed
-    assert parity.worst.output == output
+    assert parity.worst.output in outputs
     assert {each.batch for each in wrong} == batches
 
 
