@@ -121,7 +121,7 @@ class Forger:
         """
         if kind == "splice":
             if past and (donor := self._relative(past, len(view.pixels), rng)):
-                return _splice(view, donor, float(rng.choice(NEAR)), rng)
+                return _splice(view, donor, choose(NEAR, rng), rng)
             return _splice(view, self._donor(rng), None, rng)
         if kind == "authentic":
             return view.pixels, np.zeros(view.pixels.shape[:2])
@@ -151,8 +151,7 @@ class Forger:
             scale = past.scale_of(scene.pixels)
             if fits((outline - outline.min(0)) * scale, side):
                 patch = _around(scene, outline, scale)
-                saved = patch.pixels if past.save is None else resave(patch.pixels, past.save)
-                return Scene(saved, patch.polygons)
+                return Scene(resave(patch.pixels, past.save), patch.polygons)
         return None
 
     def _outline(self, view: Scene, rng: np.random.Generator) -> Floats:
@@ -174,8 +173,7 @@ def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
         corner -= corner % 8
     x, y = corner
     pixels = resize(scene.pixels[y : y + box, x : x + box], (side, side))
-    if history.first is not None:
-        pixels = resave(pixels, history.first)
+    pixels = resave(pixels, history.first)
     moved = ((polygon - corner) * (side / box) for polygon in scene.polygons)
     return Scene(pixels, tuple(polygon for polygon in moved if fits(polygon, side)))
 
@@ -188,8 +186,7 @@ def _publish(
     rng: np.random.Generator,
 ) -> Example:
     """The save of the one who made it, stress, the save of the one who posts it, crop."""
-    if history.edited is not None:
-        pixels = resave(pixels, history.edited)
+    pixels = resave(pixels, history.edited)
     pixels = wear(resize(pixels, (FRAME, FRAME)), history.stress, rng)
     mask = np.asarray(Image.fromarray(mask).resize((FRAME, FRAME), Image.Resampling.NEAREST))
     qtable = np.ones(64, np.float32)

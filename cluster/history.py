@@ -59,7 +59,7 @@ class Past:
     save: Save | None
 
     def scale_of(self, pixels: Pixels) -> float:
-        """Of a whole photograph (H, W, 3), in this past."""
+        """Of a whole photograph (H, W, 3), or as much of one as is shown, in this past."""
         height, width = pixels.shape[:2]
         shorter: int = min(height, width)
         return min(1.0, max(self.scale, FRAME / shorter))
@@ -158,7 +158,8 @@ def wear(pixels: Pixels, stress: Stress, rng: np.random.Generator) -> Pixels:
         worn += stress.sharpen * (worn - smooth(worn, 1.0))
     if stress.noise:
         worn += rng.normal(0, stress.noise, worn.shape)
-    worn = (128 + stress.contrast * (worn - 128)) * stress.brightness
+    if (stress.contrast, stress.brightness) != (1.0, 1.0):
+        worn = (128 + stress.contrast * (worn - 128)) * stress.brightness
     return rounded(worn)
 
 
@@ -193,8 +194,10 @@ def encode(pixels: Pixels, save: Save) -> bytes:
     return file.getvalue()
 
 
-def resave(pixels: Pixels, save: Save) -> Pixels:
-    """Encoded and decoded."""
+def resave(pixels: Pixels, save: Save | None) -> Pixels:
+    """Encoded and decoded; as they are where there is no save, or a lossless one."""
+    if save is None:
+        return pixels
     with Image.open(io.BytesIO(encode(pixels, save))) as image:
         return np.asarray(image.convert("RGB"))
 

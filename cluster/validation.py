@@ -55,7 +55,6 @@ from cluster.shapes import fits
 Mask = NDArray[np.bool_]
 
 LONG, SHORT = 1024, 768  # largest sides of an image
-LEAST_SIDE = FRAME  # pixels: an image's smaller side is scaled down to it, but not beyond
 LEAST_FORGED = 0.003  # share of the image's pixels
 # forged images, each with its twin
 PAIRS = {"posted": 120, "png": 60, "small": 60, "once": 60, "album": 60}
@@ -100,7 +99,7 @@ class Course:
     """What happens to both twins.
 
     Attributes:
-        scale: of the photograph; 1 or less, and as little as `LEAST_SIDE` allows.
+        scale: of the photograph; 1 or less, and as little as `Past` allows.
         on_grid: the cut keeps the 8x8 grid of the photograph.
         first: save before the forgery, or None.
         last: save after it; None: as PNG.
@@ -110,6 +109,11 @@ class Course:
     on_grid: bool
     first: Save | None
     last: Save | None
+
+    @property
+    def past(self) -> Past:
+        """All but the cut, until the forgery."""
+        return Past(self.scale, self.first)
 
 
 def pairs(
@@ -128,7 +132,7 @@ def pairs(
         course = draw_course(name, rng, forger.tables)
         shown = show(scene, course, rng)
         kind = KINDS[name][index % len(KINDS[name])]
-        past = Past(course.scale, course.first) if name == "album" else None
+        past = course.past if name == "album" else None
         pixels, mask = forge(forger, kind, shown, rng, past)
         yield _published(pixels, mask, kind, course, name, photo)
         yield _published(shown.pixels, None, "authentic", course, name, photo)
@@ -157,11 +161,10 @@ def show(scene: Scene, course: Course, rng: np.random.Generator) -> Scene:
     if course.on_grid:
         corner -= corner % 8
     (x, y), (w, h) = corner, size
-    scale = min(1.0, max(course.scale, LEAST_SIDE / int(size.min())))
+    cut = scene.pixels[y : y + h, x : x + w]
+    scale = course.past.scale_of(cut)
     target = max(1, round(int(w) * scale)), max(1, round(int(h) * scale))
-    pixels = resize(scene.pixels[y : y + h, x : x + w], target)
-    if course.first is not None:
-        pixels = resave(pixels, course.first)
+    pixels = resave(resize(cut, target), course.first)
     return Scene(pixels, tuple((polygon - corner) * scale for polygon in scene.polygons))
 
 
