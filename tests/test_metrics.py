@@ -6,10 +6,12 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,10 +35,12 @@ def test_time_until_each_is_counted() -> None:
 
 @dataclass(frozen=True)
 class Told:
-    """What Prometheus would see at the end of a scan, and what the scan wrote on stderr."""
+    """What Prometheus would see at the end of a scan, and what the scan wrote on stderr: the
+    driver, and the workers in Ray's files (the driver passes on what comes before it ends)."""
 
     metrics: str
-    log: str
+    driver: str
+    workers: str
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,8 @@ def told(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
     for name, data in {**photographs, "broken.jpg": photographs["rocket.jpg"][:2000]}.items():
         (folder / "in" / name).write_bytes(data)
     model, env = write_null_model(folder / "model"), environment()
-    with ray_head(env, "--num-cpus=2") as ports:
+    short = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
+    with short as session, ray_head(env, "--num-cpus=2", f"--temp-dir={session}") as ports:
         command = [
             sys.executable, "-m", "pipeline.cli", "scan", str(folder / "in"), "--run-id=told",
             f"--output={folder / 'out'}", f"--model={model}", "--max-actors=1",
@@ -61,7 +66,8 @@ def told(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         url = f"http://127.0.0.1:{ports['metrics-export-port']}/metrics"
-        return Told(wait_for_metrics(url), done.stderr)
+        files = Path(session).glob("session_latest/logs/worker-*.err")
+        return Told(wait_for_metrics(url), done.stderr, "".join(f.read_text() for f in files))
 
 
 def wait_for_metrics(url: str) -> str:
@@ -95,10 +101,14 @@ def test_every_stage_takes_time(scraped: str) -> None:
 
 
 def test_actors_tell_of_their_units(told: Told, photographs: dict[str, bytes]) -> None:
-    lines = [json.loads(line[line.index("{") :]) for line in told.log.splitlines() if "{" in line]
-    (done,) = [line for line in lines if line["message"] == "done"]
+    (done,) = [line for line in json_lines(told.workers) if line["message"] == "done"]
     assert (done["run"], done["rows"]) == ("told", len(photographs) + 1)
-    assert {line["run"] for line in lines} == {"told"}
+    assert {line["run"] for line in json_lines(told.driver + told.workers)} == {"told"}
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """The objects; Ray puts who wrote a line before it."""
+    return [json.loads(line[line.index("{") :]) for line in text.splitlines() if "{" in line]
 
 
 def asked_for() -> set[str]:
