@@ -99,7 +99,7 @@ def draw_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> History
     stressed = rng.random() < 0.3
     stress = _draw_stress(rng) if stressed else Stress()
     last = draw_save(rng, (50, 100) if stressed else (70, 98), cameras)
-    lossless, off_grid, dropped = rng.random(3) < (0.17, 0.1, 0.3)
+    lossless, off_grid, dropped = rng.random(3) < (0.3 if stressed else 0.17, 0.1, 0.3)
     corner = rng.integers(0, FRAME - SIDE + 1, 2)
     if not off_grid:
         corner -= corner % 8

@@ -132,13 +132,11 @@ def start_network(settings: TrainSettings) -> PromptIML:
     elif settings.start:
         model = load_model(settings.start)
         tensors = load_network(model).state_dict()
-        config = model.config
-    if settings.stem_blocks is not None:
-        config = replace(config, stem_blocks=settings.stem_blocks)
+        config = config if settings.grow else model.config
     network = PromptIML(replace(config, fusion=settings.fusion))
     try:
         if tensors is not None:
-            network.load_state_dict(_new_blocks(network) | tensors)
+            network.load_state_dict(_new_parts(network) | tensors)
         if settings.semantic:
             network.semantic.load_state_dict(_read_weights(settings.semantic))
     except RuntimeError as error:
@@ -147,10 +145,10 @@ def start_network(settings: TrainSettings) -> PromptIML:
     return network
 
 
-def _new_blocks(network: PromptIML) -> dict[str, Tensor]:
-    """Of the stem; each is the identity until it is trained."""
-    blocks = "high_frequency.patch_embed.blocks."
-    return {n: t for n, t in network.state_dict().items() if n.startswith(blocks)}
+def _new_parts(network: PromptIML) -> dict[str, Tensor]:
+    """What earlier weights may lack, as it changes nothing until it is trained."""
+    parts = "high_frequency.patch_embed.blocks.", "jpeg_view.ratios."
+    return {n: t for n, t in network.state_dict().items() if n.startswith(parts)}
 
 
 def _read_weights(uri: str) -> dict[str, Tensor]:

@@ -34,8 +34,8 @@ class TrainSettings(Command):
     """What of the two branches reaches the decoder; for ablations."""
     prompts: int | None = Field(None, ge=0)
     """Prompts a block, where `start` does not tell; for ablations."""
-    stem_blocks: int | None = Field(None, ge=0)
-    """Residual blocks of the high-frequency stem; those that `start` lacks begin as identities."""
+    grow: bool = False
+    """Add what `preset` has and the model of `start` lacks; it begins as what changes nothing."""
     samples: int = Field(50_000, ge=1)
     """Examples to see."""
     batch: int = Field(8, ge=1)

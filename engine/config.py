@@ -54,11 +54,13 @@ class JpegViewConfig:
         coefficients: how many of the lowest AC coefficients, in zig-zag order.
         bins: histogram bins, for |c| = 0, 1, ... with the last one open.
         channels: width of the view.
+        likelihood_ratios: whether each coefficient is also told how rare its size is in the image.
     """
 
     coefficients: int = 20  # C: higher ones quantise to zero in most files
     bins: int = 16  # C: double compression shows in the gaps between small values
     channels: int = 64
+    likelihood_ratios: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ PRESETS = {
                 decoder_layers=3,
                 decoder_ffn=256,
             ),
-            jpeg_view=JpegViewConfig(),
+            jpeg_view=JpegViewConfig(likelihood_ratios=True),
             views=("native",),
             sides=(256, 512),
         ),

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -30,6 +30,7 @@ STRIP_PIXELS = 1 << 19  # of one strip of `upsample`: stays near the processor's
 
 Shape: TypeAlias = tuple[int, int]
 Window: TypeAlias = tuple[slice, slice]
+Pixel = TypeVar("Pixel", np.uint8, np.bool_)
 
 _NO_TABLE = np.ones(64, np.float32)
 _NO_TABLE.flags.writeable = False
@@ -130,7 +131,18 @@ def tile(tiling: Tiling, index: int) -> NDArray[np.uint8]:
     row, column = divmod(index, len(tiling.lefts))
     top, left = tiling.tops[row], tiling.lefts[column]
     inside = tiling.pixels[top : top + height, left : left + width]
-    return inside if inside.shape[:2] == tiling.tile_shape else _pad(inside, height, width)
+    return inside if inside.shape[:2] == tiling.tile_shape else pad(inside, height, width)
+
+
+def pad(pixels: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
+    """Grow (h, w, ...) to (height, width, ...) at the bottom and right: edge to the block's end,
+    then mirror."""
+    h, w = pixels.shape[:2]
+    padded = np.empty((height, width, *pixels.shape[2:]), pixels.dtype)
+    padded[:h, :w] = pixels
+    padded[:h, w:] = pixels.take(_sources(w, width)[w:], axis=1)
+    padded[h:] = padded.take(_sources(h, height)[h:], axis=0)
+    return padded
 
 
 def assemble(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> LogitMap:
@@ -244,16 +256,6 @@ def _shape_within(shape: Shape, side: int, max_tiles: int) -> Shape:
 def _resize(pixels: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
     image = PIL.Image.fromarray(pixels)
     return np.asarray(image.resize((shape[1], shape[0]), PIL.Image.Resampling.BILINEAR))
-
-
-def _pad(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Grow to (height, width) at the bottom and right: edge to the block's end, then mirror."""
-    h, w = pixels.shape[:2]
-    padded = np.empty((height, width, 3), np.uint8)
-    padded[:h, :w] = pixels
-    padded[:h, w:] = pixels.take(_sources(w, width)[w:], axis=1)
-    padded[h:] = padded.take(_sources(h, height)[h:], axis=0)
-    return padded
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,11 +26,13 @@ def _blocks(luma_HW: NDArray[np.float64]) -> NDArray[np.float64]:
     return transformed.reshape(rows, columns, 64)
 
 
-def _saved(quality: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A photograph after JPEG, and the luma table of the file in natural order."""
+def _saved(
+    quality: int, pixels: NDArray[np.uint8] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A photograph, or other pixels, after JPEG; and the file's luma table in natural order."""
     sink = io.BytesIO()
-    with Image.open(Path(skimage.data.__file__).parent / "astronaut.png") as photograph:
-        photograph.save(sink, "JPEG", quality=quality, subsampling=0)
+    image = Image.fromarray(skimage.data.astronaut() if pixels is None else pixels)
+    image.save(sink, "JPEG", quality=quality, subsampling=0)
     with Image.open(sink) as file:
         assert isinstance(file, JpegImageFile)
         return np.asarray(file), np.array(file.quantization[0], np.float32)
@@ -87,6 +88,39 @@ def test_histograms_equal_those_counted_the_long_way() -> None:
     whole = torch.cat([mean, table.log2() / 8], 1)
     hidden = functional.relu(view.local(local) + view.whole(whole)[:, :, None, None])
     torch.testing.assert_close(view(image, table), view.out(hidden).permute(0, 2, 3, 1))
+
+
+def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(coefficients, H/8, W/8)."""
+    view = JpegView(JpegViewConfig(likelihood_ratios=True), 8)
+    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
+    bins = view.coefficients(image_B3HW, torch.from_numpy(table)[None]).abs().round().clamp(max=15)
+    onehot = bins[:, :, None] == torch.arange(16)[:, None, None]
+    return view.likelihood_ratios(bins, onehot)[0].numpy()
+
+
+def test_likelihood_ratios_equal_those_counted_the_long_way() -> None:
+    pixels, table = _saved(90, _saved(70)[0])
+    values = np.abs(np.round((_blocks(np.round(pixels @ np.array(LUMA)) - 128) / table)))
+    found = _ratios(pixels, table)
+    for place, coefficient in enumerate(zigzag()[1:21]):
+        sizes = values[..., coefficient]
+        share = {n: (sizes == n).mean() / (1 if n == 0 else 2) for n in range(15)}
+        for n in range(15):
+            near = [share[abs(m)] for m in range(n - 2, n + 3) if abs(m) in share]
+            expected = np.log((np.mean(near) + 1e-3) / (share[n] + 1e-3))
+            np.testing.assert_allclose(found[place][sizes == n], expected, atol=1e-4)
+        assert not found[place][sizes > 14].any()
+
+
+def test_what_was_saved_once_is_unlikely_where_all_else_was_saved_twice() -> None:
+    twice = _saved(70)[0].copy()
+    twice[128:256, 256:384] = skimage.data.astronaut()[128:256, 256:384]
+    ratios = _ratios(*_saved(95, twice)).mean(0)
+    inside = np.zeros((64, 64), bool)
+    inside[16:32, 32:48] = True
+    assert ratios[inside].mean() > 0.1
+    assert ratios[~inside].mean() < -0.1
 
 
 def test_the_table_tells_quantised_from_not() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from skimage.transform import resize
 
 from cluster.distill import standardised, teacher_features, unexplained
@@ -19,7 +19,7 @@ from cluster.masked import Filler, drawn
 from cluster.pretrain import varied
 from cluster.schedule import learning_rate, weight_decay_groups
 from cluster.settings import TrainSettings
-from engine.config import PRESETS, SwinConfig
+from engine.config import PRESETS, JpegViewConfig, SwinConfig
 from engine.network.model import MEAN, STD, PromptIML
 
 TEACHER = Path(__file__).parents[2] / "shared/data/backbones/mobilenet_v2_imagenet_f16.safetensors"
@@ -115,15 +115,25 @@ def test_tuning_prompts_moves_nothing_else() -> None:
     assert all(name.startswith("prompts.") for name in moved)
 
 
-def test_what_a_start_lacks_begins_as_the_identity() -> None:
-    fields = {"photos": "-", "output": "-", "start": MICRO.name}
-    image, qtable = torch.rand(1, 256, 256, 3) * 255, torch.ones(1, 64)
-    start, grown = (
-        start_network(TrainSettings.model_validate(fields | {"stem_blocks": blocks}))
-        for blocks in (None, 3)
+def test_what_a_start_lacks_begins_as_what_changes_nothing(tmp_path: Path) -> None:
+    small = PromptIML(replace(MICRO, stem_blocks=0, jpeg_view=JpegViewConfig()))
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    grown = start_network(
+        TrainSettings(photos="-", output="-", start=str(tmp_path / "small.safetensors"))
     )
+    image, qtable = torch.rand(1, 256, 256, 3) * 255, torch.ones(1, 64)
+    assert grown.config == MICRO
     with torch.no_grad():
-        assert torch.equal(grown(image, qtable)[0], start(image, qtable)[0])
+        assert torch.equal(grown(image, qtable)[0], small(image, qtable)[0])
+
+
+@pytest.mark.parametrize("grow", [False, True])
+def test_a_model_keeps_its_shape_unless_it_is_to_grow(
+    grow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, MICRO.name, replace(MICRO, stem_blocks=3))
+    settings = TrainSettings(photos="-", output="-", start=MICRO.name, grow=grow)
+    assert (start_network(settings).config.stem_blocks == 3) == grow
 
 
 def test_crops_are_toned_and_mixed() -> None:

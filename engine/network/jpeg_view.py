@@ -16,6 +16,8 @@ from torch.nn import functional
 from engine.config import JpegViewConfig
 
 BLOCK = 8  # pixels
+AROUND = 2  # bins on either side that a histogram is smoothed over
+RARE = 1e-3  # a share of the coefficients below which it is chance how many there are
 LUMA = (0.299, 0.587, 0.114)  # JFIF
 
 
@@ -34,12 +36,26 @@ def dct_basis() -> Tensor:
     return torch.einsum("ur,vc->uvrc", basis, basis).reshape(64, 8, 8)
 
 
+def smoothing(bins: int) -> Tensor:
+    """(2, bins, bins): from the shares of the sizes |c| = 0, 1, ... to those of the values c, of one
+    sign, and to the same smoothed over `AROUND` values on either side. The last bin is open: it has
+    neither."""
+    shares = torch.zeros(2, bins, bins)
+    for size in range(bins - 1):
+        shares[0, size, size] = 1 if size == 0 else 0.5
+        near = [abs(n) for n in range(size - AROUND, size + AROUND + 1) if abs(n) < bins - 1]
+        for other in near:
+            shares[1, size, other] += (1 if other == 0 else 0.5) / len(near)
+    return shares
+
+
 class JpegView(nn.Module):
     """(B, 3, H, W) pixels and (B, 64) tables -> (B, H/8, W/8, out)."""
 
     basis: Tensor
     order: Tensor
     luma: Tensor
+    smoothing: Tensor
 
     def __init__(self, config: JpegViewConfig, out_channels: int) -> None:
         super().__init__()
@@ -50,6 +66,11 @@ class JpegView(nn.Module):
         self.register_buffer("basis", dct_basis()[order][:, None].float(), persistent=False)
         self.register_buffer("luma", torch.tensor(LUMA)[:, None, None], persistent=False)
         self.embed = nn.Conv2d(config.coefficients * config.bins, width, 1, bias=False)
+        self.ratios = None
+        if config.likelihood_ratios:
+            self.register_buffer("smoothing", smoothing(config.bins), persistent=False)
+            self.ratios = nn.Conv2d(config.coefficients, width, 1, bias=False)
+            nn.init.zeros_(self.ratios.weight)  # it can be put into a network that is trained
         self.local = nn.Conv2d(3 * width, width, 1)
         self.whole = nn.Linear(width + 64, width)
         self.out = nn.Conv2d(width, out_channels, 1)
@@ -71,16 +92,33 @@ class JpegView(nn.Module):
         320 channels are brought down to 64 before anything is averaged.
         """
         with torch.autocast(image_B3HW.device.type, enabled=False):
-            size_BKHW = self.coefficients(image_B3HW, qtable_B64).abs().round()
-        bin_K1 = torch.arange(self.bins, device=size_BKHW.device)[:, None, None]
-        onehot = size_BKHW.clamp(max=self.bins - 1)[:, :, None] == bin_K1
-        block_BCHW = self.embed(onehot.flatten(1, 2).to(self.embed.weight.dtype))
+            bin_BKHW = self.coefficients(image_B3HW, qtable_B64).abs().round()
+            bin_BKHW = bin_BKHW.clamp(max=self.bins - 1)
+        bin_N11 = torch.arange(self.bins, device=bin_BKHW.device)[:, None, None]
+        onehot_BKNHW = bin_BKHW[:, :, None] == bin_N11
+        block_BCHW = self.embed(onehot_BKNHW.flatten(1, 2).to(self.embed.weight.dtype))
+        if self.ratios is not None:
+            ratio_BKHW = self.likelihood_ratios(bin_BKHW, onehot_BKNHW)
+            block_BCHW = block_BCHW + self.ratios(ratio_BKHW.to(self.ratios.weight.dtype))
         around = [_mean(block_BCHW, 3), _mean(block_BCHW, 7)]
         table_B64 = torch.log2(qtable_B64).to(block_BCHW.dtype) / 8
         whole_BC = self.whole(torch.cat([block_BCHW.mean((2, 3)), table_B64], 1))
         hidden = self.local(torch.cat([block_BCHW, *around], 1)) + whole_BC[:, :, None, None]
         out_BCHW: Tensor = self.out(functional.relu(hidden))
         return out_BCHW.permute(0, 2, 3, 1)
+
+    def likelihood_ratios(self, bin_BKHW: Tensor, onehot_BKNHW: Tensor) -> Tensor:
+        """(B, K, H, W) float32: log of how likely each coefficient is where histograms have no gaps,
+        over how likely it is in this image; 0 in the open bin.
+
+        Most of an image was saved twice, and its histogram has gaps and peaks; without them, it is
+        that of a region that was saved once. So what lies in a gap is of such a region (Bianchi and
+        Piva, "Image forgery localization via block-grained analysis of JPEG artifacts", 2012).
+        """
+        share_BKN = onehot_BKNHW.to(self.smoothing.dtype).mean((3, 4))
+        as_they_are, smoothed = self.smoothing.mT
+        ratio_BKN = ((share_BKN @ smoothed + RARE) / (share_BKN @ as_they_are + RARE)).log()
+        return ratio_BKN.gather(2, bin_BKHW.flatten(2).long()).reshape(bin_BKHW.shape)
 
 
 def _mean(x_BCHW: Tensor, size: int) -> Tensor:
