@@ -101,7 +101,7 @@ def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np
 
 def test_likelihood_ratios_equal_those_counted_the_long_way() -> None:
     pixels, table = _saved(90, _saved(70)[0])
-    values = np.abs(np.round((_blocks(np.round(pixels @ np.array(LUMA)) - 128) / table)))
+    values = np.abs(np.round(_blocks(np.round(pixels @ np.array(LUMA)) - 128) / table))
     found = _ratios(pixels, table)
     for place, coefficient in enumerate(zigzag()[1:21]):
         sizes = values[..., coefficient]

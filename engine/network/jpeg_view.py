@@ -37,9 +37,9 @@ def dct_basis() -> Tensor:
 
 
 def smoothing(bins: int) -> Tensor:
-    """(2, bins, bins): from the shares of the sizes |c| = 0, 1, ... to those of the values c, of one
-    sign, and to the same smoothed over `AROUND` values on either side. The last bin is open: it has
-    neither."""
+    """(2, bins, bins): matrices from the shares of the sizes |c| = 0, 1, ... to those of the values
+    c, of one sign, and to the same smoothed over `AROUND` values on either side. The last bin is
+    open: it has neither."""
     shares = torch.zeros(2, bins, bins)
     for size in range(bins - 1):
         shares[0, size, size] = 1 if size == 0 else 0.5
@@ -108,17 +108,18 @@ class JpegView(nn.Module):
         return out_BCHW.permute(0, 2, 3, 1)
 
     def likelihood_ratios(self, bin_BKHW: Tensor, onehot_BKNHW: Tensor) -> Tensor:
-        """(B, K, H, W) float32: log of how likely each coefficient is where histograms have no gaps,
-        over how likely it is in this image; 0 in the open bin.
+        """(B, K, H, W) float32: log of how likely each coefficient is by its image's histogram,
+        smoothed, over how likely by the histogram itself; 0 in the open bin.
 
-        Most of an image was saved twice, and its histogram has gaps and peaks; without them, it is
-        that of a region that was saved once. So what lies in a gap is of such a region (Bianchi and
-        Piva, "Image forgery localization via block-grained analysis of JPEG artifacts", 2012).
+        Saved twice, an image has a histogram with gaps and peaks; smoothed, it is that of a region
+        which was saved once. So what lies in a gap is of such a region (Bianchi and Piva, "Image
+        forgery localization via block-grained analysis of JPEG artifacts", 2012).
         """
         share_BKN = onehot_BKNHW.to(self.smoothing.dtype).mean((3, 4))
         as_they_are, smoothed = self.smoothing.mT
         ratio_BKN = ((share_BKN @ smoothed + RARE) / (share_BKN @ as_they_are + RARE)).log()
-        return ratio_BKN.gather(2, bin_BKHW.flatten(2).long()).reshape(bin_BKHW.shape)
+        ratio_BKS: Tensor = ratio_BKN.gather(2, bin_BKHW.flatten(2).long())
+        return ratio_BKS.reshape(bin_BKHW.shape)
 
 
 def _mean(x_BCHW: Tensor, size: int) -> Tensor:
