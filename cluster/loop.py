@@ -147,7 +147,7 @@ def start_network(settings: TrainSettings) -> PromptIML:
 
 def _new_parts(network: PromptIML) -> dict[str, Tensor]:
     """What earlier weights may lack, as it changes nothing until it is trained."""
-    parts = "high_frequency.patch_embed.blocks.", "jpeg_view.ratios."
+    parts = "high_frequency.patch_embed.blocks.", "jpeg_view.ratios.", "matches."
     return {n: t for n, t in network.state_dict().items() if n.startswith(parts)}
 
 

@@ -102,6 +102,7 @@ class NetworkConfig:
         fusion_points: samples a head of the deformable attention between the branches.
         decoder: shape of the decoder.
         jpeg_view: the JPEG view, or None without it; with it the network takes `qtable`.
+        matches: whether the high-frequency branch is told where the image lies in itself twice.
         views: how an image becomes input, the preferred way first: `native` cuts it into
             tiles without resizing, `fit` scales it to one tile.
         sides: the sides H and W may have, in pixels, smallest first; any mix.
@@ -116,6 +117,7 @@ class NetworkConfig:
     fusion_points: int = 4  # C: the usual number for deformable attention
     decoder: DecoderConfig = DecoderConfig()
     jpeg_view: JpegViewConfig | None = None  # off = the paper
+    matches: bool = False  # off = the paper
     views: tuple[str, ...] = ("fit",)  # P
     sides: tuple[int, ...] = (512,)  # P
 
@@ -181,6 +183,7 @@ PRESETS = {
                 decoder_ffn=256,
             ),
             jpeg_view=JpegViewConfig(likelihood_ratios=True),
+            matches=True,
             views=("native",),
             sides=(256, 512),
         ),

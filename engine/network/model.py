@@ -13,6 +13,7 @@ from engine.config import NetworkConfig
 from engine.network.decoder import MASK_STRIDE, MaskDecoder, PixelDecoder, ScoreHead
 from engine.network.fusion import Fusion
 from engine.network.jpeg_view import BLOCK, JpegView
+from engine.network.matches import Matches
 from engine.network.stems import HighFrequencyStem, PatchEmbedding
 from engine.network.swin import Swin
 
@@ -38,10 +39,10 @@ class PromptIML(nn.Module):
             HighFrequencyStem(swin.channels, swin.patch, config.stem_width, config.stem_blocks),
         )
         self.prompts = nn.ParameterList(_prompts(config))
-        self.jpeg_stage = swin.strides.index(BLOCK)
-        self.jpeg_view = (
-            JpegView(config.jpeg_view, channels[self.jpeg_stage]) if config.jpeg_view else None
-        )
+        self.block_stage = swin.strides.index(BLOCK)
+        beside = channels[self.block_stage]
+        self.jpeg_view = JpegView(config.jpeg_view, beside) if config.jpeg_view else None
+        self.matches = Matches(beside) if config.matches else None
         self.fusion = nn.ModuleList(
             Fusion(
                 c,
@@ -66,7 +67,7 @@ class PromptIML(nn.Module):
     def _unused(self) -> list[nn.Module]:
         """What the config's way of fusion leaves out; nothing of the paper's."""
         if self.config.fusion == "semantic":
-            views = [self.jpeg_view] if self.jpeg_view is not None else []
+            views = [view for view in (self.jpeg_view, self.matches) if view is not None]
             return [self.high_frequency, self.fusion, *views]
         if self.config.fusion == "high_frequency":
             return [self.semantic, self.prompts, self.fusion]
@@ -114,11 +115,9 @@ class PromptIML(nn.Module):
         if self.config.fusion == "semantic":
             maps: list[Tensor] = self.semantic(normal_B3HW, prompts)
             return maps
-        view_BHWC = None
-        if self.jpeg_view is not None:
-            view_BHWC = self.jpeg_view(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
+        views_BHWC = self._views(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
         if self.config.fusion == "high_frequency":
-            return self._high_frequency_maps(normal_B3HW, view_BHWC)
+            return self._high_frequency_maps(normal_B3HW, views_BHWC)
         sem = self.semantic.patch_embed(normal_B3HW)
         hfq = self.high_frequency.patch_embed(normal_B3HW)
         stages = zip(
@@ -126,23 +125,34 @@ class PromptIML(nn.Module):
         )
         fused: list[Tensor] = []
         for stage, (sem_layer, hfq_layer, fuse, prompts_depthPC) in enumerate(stages):
-            hfq = self._with_view(hfq, view_BHWC, stage)
+            hfq = self._with_views(hfq, views_BHWC, stage)
             sem, hfq, both = fuse(sem_layer(sem, prompts_depthPC), hfq_layer(hfq))
             sem, hfq = sem_layer.downsample(sem), hfq_layer.downsample(hfq)
             fused.append(both)
         return fused
 
-    def _high_frequency_maps(self, image_B3HW: Tensor, view_BHWC: Tensor | None) -> list[Tensor]:
+    def _views(self, pixels_B3HW: Tensor, qtable_B64: Tensor | None) -> list[Tensor]:
+        """What is told besides the pixels, (B, H/8, W/8, C) each."""
+        views: list[Tensor] = []
+        if self.jpeg_view is not None:
+            views.append(self.jpeg_view(pixels_B3HW, qtable_B64))
+        if self.matches is not None:
+            views.append(self.matches(pixels_B3HW))
+        return views
+
+    def _high_frequency_maps(
+        self, image_B3HW: Tensor, views_BHWC: Sequence[Tensor]
+    ) -> list[Tensor]:
         """The branch alone, as in the ablation."""
         x_BHWC, maps = self.high_frequency.patch_embed(image_B3HW), []
         for stage, layer in enumerate(self.high_frequency.stages()):
-            maps.append(layer(self._with_view(x_BHWC, view_BHWC, stage)))
+            maps.append(layer(self._with_views(x_BHWC, views_BHWC, stage)))
             x_BHWC = layer.downsample(maps[-1])
         return maps
 
-    def _with_view(self, x_BHWC: Tensor, view_BHWC: Tensor | None, stage: int) -> Tensor:
-        """The JPEG view joins the high-frequency branch where its stride is a block's side."""
-        return x_BHWC + view_BHWC if view_BHWC is not None and stage == self.jpeg_stage else x_BHWC
+    def _with_views(self, x_BHWC: Tensor, views_BHWC: Sequence[Tensor], stage: int) -> Tensor:
+        """They join the high-frequency branch where its stride is a block's side."""
+        return sum(views_BHWC, x_BHWC) if stage == self.block_stage else x_BHWC
 
 
 def _prompts(config: NetworkConfig) -> list[Tensor]:
