@@ -116,7 +116,7 @@ def test_tuning_prompts_moves_nothing_else() -> None:
 
 
 def test_what_a_start_lacks_begins_as_what_changes_nothing(tmp_path: Path) -> None:
-    small = PromptIML(replace(MICRO, stem_blocks=0, jpeg_view=JpegViewConfig()))
+    small = PromptIML(replace(MICRO, stem_blocks=0, jpeg_view=JpegViewConfig(), matches=False))
     save_file(small.state_dict(), tmp_path / "small.safetensors")
     grown = start_network(
         TrainSettings(photos="-", output="-", start=str(tmp_path / "small.safetensors"))
