@@ -3,7 +3,8 @@
 Builders of today take each tensor's precision from the file (`strongly typed`), so which parts stay
 in float32 is decided here. Those are the islands:
 
-- where a rounding decides: all before the JPEG view's counts;
+- where a rounding decides, or which of many is highest: all before the JPEG view's counts, and all
+  before the best matches;
 - where small differences of large numbers count: the stems, norms, means, softmax, logarithms;
 - the sampling locations: half a pixel of 2,048 is less than half precision resolves.
 
@@ -51,7 +52,7 @@ def default_islands(graph: ir.Graph) -> set[ir.Node]:
     """The nodes that stay in float32, by the rules above."""
     islands = {node for node in graph if node.op_type in ISLANDS}
     for node in graph:
-        if node.op_type == "Round":
+        if node.op_type in ("Round", "ArgMax"):
             islands |= {node, *_ancestors(node.inputs)}
         elif node.op_type == NAME:
             islands |= set(_ancestors(node.inputs[2:3], until=("MatMul", "Gemm")))

@@ -110,12 +110,16 @@ def best_matches(asking_BPHW: Tensor, looks_BPHW: Tensor) -> tuple[Tensor, Tenso
     asking_BQP, looks_BPS = asking_BPHW.flatten(2).mT, looks_BPHW.flatten(2)
     near_QS = _near(height, width, looks_BPS.device).to(looks_BPS.dtype)
     likeness_BQS = torch.baddbmm(-2 * near_QS, asking_BQP, looks_BPS)  # a correlation is -1 to 1
-    likeness_BQ, place_BQ = likeness_BQS.max(2)
-    place_BHW = torch.unflatten(place_BQ, 1, (height, width))
-    here_H, here_W = (2 * torch.arange(n, device=place_BQ.device) + 1 for n in (height, width))
-    there = place_BHW // (2 * width), place_BHW % (2 * width)
-    way_B2HW = torch.stack([there[0] - here_H[:, None], there[1] - here_W], 1)
-    return torch.unflatten(likeness_BQ, 1, (height, width)), way_B2HW.to(likeness_BQ.dtype)
+    likeness_BQRC = torch.unflatten(likeness_BQS, 2, (-1, 2 * width))
+    # First the row, then the column in it: runtimes find an index among few much faster.
+    likeness_BQ, row_BQ = likeness_BQRC.amax(3).max(2)
+    row_BQ1C = row_BQ[:, :, None, None].expand(-1, -1, 1, 2 * width)
+    column_BQ = likeness_BQRC.gather(2, row_BQ1C)[:, :, 0].argmax(2)
+    here_H, here_W = (2 * torch.arange(n, device=row_BQ.device) + 1 for n in (height, width))
+    there_B2HW = torch.unflatten(torch.stack([row_BQ, column_BQ], 1), 2, (height, width))
+    here_2HW = torch.stack([here_H[:, None].expand(height, width), here_W.expand(height, width)])
+    way_B2HW = (there_B2HW - here_2HW).to(likeness_BQ.dtype)
+    return torch.unflatten(likeness_BQ, 1, (height, width)), way_B2HW
 
 
 def _near(height: int, width: int, device: torch.device) -> Tensor:
