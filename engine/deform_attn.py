@@ -50,7 +50,8 @@ def ms_deform_attn(
         if fits(value_NSMD, locations_NQMLP2, weights_NQMLP):
             out: Tensor = kernel.apply(*inputs)  # type: ignore[no-untyped-call]
             return out
-    if _halved_on_cpu(value_NSMD):  # autocast: the CPU's kernel has no half precision
+    # autocast: the CPU's kernel has no half precision
+    if _on_cpu((torch.float16, torch.bfloat16), value_NSMD):
         return ms_deform_attn(
             value_NSMD.float(), spatial_shapes, locations_NQMLP2.float(), weights_NQMLP.float()
         ).to(value_NSMD.dtype)
@@ -191,19 +192,15 @@ def _sizes_on(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tenso
 
 def _kernel_fits(*tensors: Tensor) -> bool:
     """All on the CPU, of one dtype that the kernel has; and nobody traces."""
-    return (
-        cpu.available()
-        and all(x.device.type == "cpu" and x.dtype == tensors[0].dtype for x in tensors)
-        and tensors[0].dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-    )
+    alike = all(x.dtype == tensors[0].dtype for x in tensors)
+    return alike and _on_cpu((torch.float32, torch.float64), *tensors)
 
 
-def _halved_on_cpu(value: Tensor) -> bool:
+def _on_cpu(dtypes: Sequence[torch.dtype], *tensors: Tensor) -> bool:
+    """All there, of these dtypes, and so is the kernel; and nobody traces."""
     return (
         cpu.available()
-        and value.device.type == "cpu"
-        and value.dtype in (torch.float16, torch.bfloat16)
+        and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
         and not torch.compiler.is_compiling()
     )
 
