@@ -15,7 +15,7 @@ from scipy.fft import dctn
 from torch.nn import functional
 
 from engine.config import JpegViewConfig
-from engine.network.jpeg_view import LUMA, JpegView, dct_basis, zigzag
+from engine.network.jpeg_view import LUMA, JpegView, dct_basis, first_steps, zigzag
 
 
 def _blocks(luma_HW: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -91,15 +91,18 @@ def test_histograms_equal_those_counted_the_long_way() -> None:
 
 
 def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(coefficients, H/8, W/8)."""
+    """(2 x coefficients, H/8, W/8)."""
     view = JpegView(JpegViewConfig(likelihood_ratios=True), 8)
     image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
-    bins = view.coefficients(image_B3HW, torch.from_numpy(table)[None]).abs().round().clamp(max=15)
+    table_B64 = torch.from_numpy(table)[None]
+    bins = view.coefficients(image_B3HW, table_B64).abs().round().clamp(max=15)
     onehot = bins[:, :, None] == torch.arange(16)[:, None, None]
-    return view.likelihood_ratios(bins, onehot)[0].numpy()
+    found = view.likelihood_ratios(bins, onehot, table_B64[:, view.order])
+    ratios: NDArray[np.float32] = found[0].numpy()
+    return ratios
 
 
-def test_likelihood_ratios_equal_those_counted_the_long_way() -> None:
+def test_ratios_of_gaps_equal_those_counted_the_long_way() -> None:
     pixels, table = _saved(90, _saved(70)[0])
     values = np.abs(np.round(_blocks(np.round(pixels @ np.array(LUMA)) - 128) / table))
     found = _ratios(pixels, table)
@@ -116,11 +119,44 @@ def test_likelihood_ratios_equal_those_counted_the_long_way() -> None:
 def test_what_was_saved_once_is_unlikely_where_all_else_was_saved_twice() -> None:
     twice = _saved(70)[0].copy()
     twice[128:256, 256:384] = skimage.data.astronaut()[128:256, 256:384]
-    ratios = _ratios(*_saved(95, twice)).mean(0)
+    ratios = _ratios(*_saved(95, twice))
+    gaps, steps = ratios[:20].mean(0), ratios[20:].mean(0)
     inside = np.zeros((64, 64), bool)
     inside[16:32, 32:48] = True
-    assert ratios[inside].mean() > 0.1
-    assert ratios[~inside].mean() < -0.1
+    assert gaps[inside].mean() > 0.1
+    assert gaps[~inside].mean() < -0.1
+    assert steps[inside].mean() < 0.5 * steps[~inside].mean()
+
+
+@pytest.mark.parametrize(("first", "last"), [(60, 95), (50, 90), (75, 100)])
+def test_the_steps_of_a_coarser_first_save_are_told(first: int, last: int) -> None:
+    pixels, coarse = _saved(first)
+    _, fine = _saved(last, pixels)
+    order = zigzag()[1:5]
+    ratios = _table_of_steps(_saved(last, pixels)[0], fine)[:4]
+    for ratio, step, again in zip(ratios, coarse[order], fine[order], strict=True):
+        values = np.arange(15) * again
+        on = [round(n * step / again) for n in range(1, 15) if n * step / again < 14.5]
+        assert (ratio[on] > 0).all()
+        off = [n for n in range(2, 15) if n not in on and values[n] > step / 2]
+        assert (ratio[off] < ratio[on].min()).all()
+
+
+@pytest.mark.parametrize(("first", "last"), [(None, 90), (95, 75)])
+def test_no_first_steps_where_there_were_none_or_finer_ones(first: int | None, last: int) -> None:
+    pixels, table = _saved(last, _saved(first)[0] if first else None)
+    found = _table_of_steps(pixels, table)
+    assert (found != 0).any(1).mean() < 0.2
+
+
+def _table_of_steps(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(coefficients, bins)."""
+    values = np.abs(np.round(_blocks(np.round(pixels @ np.array(LUMA)) - 128) / table))
+    sizes = torch.from_numpy(values.clip(max=15))[..., zigzag()[1:21]].long()
+    shares = functional.one_hot(sizes, 16).float().mean((0, 1))[None]
+    step = torch.from_numpy(table[zigzag()[1:21]])[None]
+    ratios: NDArray[np.float32] = first_steps(shares, step)[0].numpy()
+    return ratios
 
 
 def test_the_table_tells_quantised_from_not() -> None:

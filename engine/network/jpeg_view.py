@@ -18,6 +18,9 @@ from engine.config import JpegViewConfig
 BLOCK = 8  # pixels
 AROUND = 2  # bins on either side that a histogram is smoothed over
 RARE = 1e-3  # a share of the coefficients below which it is chance how many there are
+FIRST_STEPS = 2, 34  # quantisation steps that a first save is sought among
+STRAY = 0.15  # share of the coefficients that are not where the first save put them
+FAINT = 0.03  # mean log likelihood ratio up to which there was no first save that would show
 LUMA = (0.299, 0.587, 0.114)  # JFIF
 
 
@@ -69,7 +72,7 @@ class JpegView(nn.Module):
         self.ratios = None
         if config.likelihood_ratios:
             self.register_buffer("smoothing", smoothing(config.bins), persistent=False)
-            self.ratios = nn.Conv2d(config.coefficients, width, 1, bias=False)
+            self.ratios = nn.Conv2d(2 * config.coefficients, width, 1, bias=False)
             nn.init.zeros_(self.ratios.weight)  # it can be put into a network that is trained
         self.local = nn.Conv2d(3 * width, width, 1)
         self.whole = nn.Linear(width + 64, width)
@@ -98,8 +101,9 @@ class JpegView(nn.Module):
         onehot_BKNHW = bin_BKHW[:, :, None] == bin_N11
         block_BCHW = self.embed(onehot_BKNHW.flatten(1, 2).to(self.embed.weight.dtype))
         if self.ratios is not None:
-            ratio_BKHW = self.likelihood_ratios(bin_BKHW, onehot_BKNHW)
-            block_BCHW = block_BCHW + self.ratios(ratio_BKHW.to(self.ratios.weight.dtype))
+            step_BK = qtable_B64[:, self.order].to(self.smoothing.dtype)
+            ratios = self.likelihood_ratios(bin_BKHW, onehot_BKNHW, step_BK)
+            block_BCHW = block_BCHW + self.ratios(ratios.to(self.ratios.weight.dtype))
         around = [_mean(block_BCHW, 3), _mean(block_BCHW, 7)]
         table_B64 = torch.log2(qtable_B64).to(block_BCHW.dtype) / 8
         whole_BC = self.whole(torch.cat([block_BCHW.mean((2, 3)), table_B64], 1))
@@ -107,19 +111,49 @@ class JpegView(nn.Module):
         out_BCHW: Tensor = self.out(functional.relu(hidden))
         return out_BCHW.permute(0, 2, 3, 1)
 
-    def likelihood_ratios(self, bin_BKHW: Tensor, onehot_BKNHW: Tensor) -> Tensor:
-        """(B, K, H, W) float32: log of how likely each coefficient is by its image's histogram,
-        smoothed, over how likely by the histogram itself; 0 in the open bin.
+    def likelihood_ratios(self, bin_BKHW: Tensor, onehot_BKNHW: Tensor, step_BK: Tensor) -> Tensor:
+        """(B, 2K, H, W) float32: logarithms of how much likelier each coefficient is if its block
+        was saved once, by gaps, then if it was saved twice, by steps; 0 in the open bin.
 
         Saved twice, an image has a histogram with gaps and peaks; smoothed, it is that of a region
         which was saved once. So what lies in a gap is of such a region (Bianchi and Piva, "Image
-        forgery localization via block-grained analysis of JPEG artifacts", 2012).
+        forgery localization via block-grained analysis of JPEG artifacts", 2012). Where the first
+        save was the coarser, its step can be told, and what is no multiple of it is, too.
         """
         share_BKN = onehot_BKNHW.to(self.smoothing.dtype).mean((3, 4))
         as_they_are, smoothed = self.smoothing.mT
-        ratio_BKN = ((share_BKN @ smoothed + RARE) / (share_BKN @ as_they_are + RARE)).log()
-        ratio_BKS: Tensor = ratio_BKN.gather(2, bin_BKHW.flatten(2).long())
-        return ratio_BKS.reshape(bin_BKHW.shape)
+        gaps_BKN = ((share_BKN @ smoothed + RARE) / (share_BKN @ as_they_are + RARE)).log()
+        tables = gaps_BKN, first_steps(share_BKN, step_BK)
+        place_BKS = bin_BKHW.flatten(2).long()
+        ratios = torch.cat([table_BKN.gather(2, place_BKS) for table_BKN in tables], 1)
+        return torch.unflatten(ratios, 2, bin_BKHW.shape[2:])
+
+
+def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
+    """(B, K, N): log of how likely each size is if a first save had the step that explains most,
+    over how likely if there was none; 0 where no step explains much, and in the open bin.
+
+    Args:
+        share_BKN: of the coefficients, at each size in units of the last save's step.
+        step_BK: of the last save; 1 where none is known.
+    """
+    steps_Q = torch.arange(*FIRST_STEPS, device=step_BK.device).to(step_BK.dtype)
+    last_BK11 = step_BK[:, :, None, None]
+    size_N1 = torch.arange(share_BKN.shape[2], device=step_BK.device)[:, None]
+    value_BKN1 = size_N1 * last_BK11
+    first_BKNQ = (value_BKN1 / steps_Q).round() * steps_Q
+    again_BKNQ = (first_BKNQ / last_BK11).round() * last_BK11
+    sigma_BK11 = 0.45 + 0.1 * last_BK11  # rounding to pixels, and more of it if they were unsaved
+    close = (-((value_BKN1 - again_BKNQ) ** 2) / (2 * sigma_BK11**2)).exp() * (first_BKNQ > 0)
+    peaks = steps_Q / last_BK11.clamp(min=1.25)  # so much rarer than all sizes, they are likelier
+    ratio_BKNQ = ((1 - STRAY) * peaks * close + STRAY).log()
+    # What is near 0 is a multiple of all, and the open bin of none.
+    ratio_BKNQ = ratio_BKNQ * ((value_BKN1 > 1.7) & (size_N1 < share_BKN.shape[2] - 1))
+    gain_BKQ = (share_BKN[..., None] * ratio_BKNQ).sum(2)
+    gain_BKQ = torch.where(steps_Q > step_BK[:, :, None], gain_BKQ, -1.0)
+    gain_BK, best_BK = gain_BKQ.max(2)
+    best_BKN1 = best_BK[:, :, None, None].expand(-1, -1, share_BKN.shape[2], 1)
+    return ratio_BKNQ.gather(3, best_BKN1)[..., 0] * (gain_BK > FAINT)[:, :, None]
 
 
 def _mean(x_BCHW: Tensor, size: int) -> Tensor:
