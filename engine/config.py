@@ -54,7 +54,8 @@ class JpegViewConfig:
         coefficients: how many of the lowest AC coefficients, in zig-zag order.
         bins: histogram bins, for |c| = 0, 1, ... with the last one open.
         channels: width of the view.
-        likelihood_ratios: whether each coefficient is also told how rare its size is in the image.
+        likelihood_ratios: whether each coefficient is also told how likely it is if it was saved
+            once, and if it was saved twice.
     """
 
     coefficients: int = 20  # C: higher ones quantise to zero in most files

@@ -56,7 +56,7 @@ def test_a_match_lies_where_it_was_copied_from() -> None:
     matches, pixels = Matches(8), np.ascontiguousarray(PHOTOGRAPH[:256, 128:384])
     luma_B1HW = (_tensor(_copied(pixels)) * matches.luma).sum(1, keepdim=True)
     looks_BPHW, _ = matches.looks(luma_B1HW)
-    _, way_B2HW = best_matches(looks_BPHW[:, :, 1::2, 1::2], looks_BPHW)
+    _, way_B2HW = best_matches(looks_BPHW)
     middle_2N = CELL * way_B2HW[0, :, 22:27, 5:10].flatten(1)
     found_2 = middle_2N.median(1).values
     assert (found_2 - torch.tensor([DOWN, RIGHT])).abs().max() <= CELL
@@ -66,7 +66,7 @@ def test_what_is_near_is_no_match() -> None:
     torch.manual_seed(0)
     looks_BPHW = torch.randn(2, 25, 24, 40).cumsum(2).cumsum(3)  # alike where near
     looks_BPHW = torch.nn.functional.normalize(looks_BPHW, dim=1)
-    _, way_B2HW = best_matches(looks_BPHW[:, :, 1::2, 1::2], looks_BPHW)
+    _, way_B2HW = best_matches(looks_BPHW)
     assert way_B2HW.shape == (2, 2, 12, 20)
     assert way_B2HW.abs().amax(1).min() >= NEAR
 

@@ -69,9 +69,8 @@ class Matches(nn.Module):
         luma_B1HW = (image_B3HW * self.luma).sum(1, keepdim=True)
         luma_B1HW = functional.interpolate(luma_B1HW, (SIDE, SIDE), mode="bilinear")
         looks_BPHW, contrast_B1HW = self.looks(luma_B1HW)
-        asking_BPHW = looks_BPHW[:, :, 1::2, 1::2]  # at the centres of blocks
-        contrast_B1HW = contrast_B1HW[:, :, 1::2, 1::2]
-        likeness_BHW, way_B2HW = best_matches(asking_BPHW, looks_BPHW)
+        contrast_B1HW = _asking(contrast_B1HW)
+        likeness_BHW, way_B2HW = best_matches(looks_BPHW)
         textured_B1HW = contrast_B1HW > FLAT
         likeness_B1HW = likeness_BHW[:, None] * textured_B1HW
         agreeing_BRHW = self.agreement(torch.where(textured_B1HW, way_B2HW, NOWHERE))
@@ -96,16 +95,16 @@ class Matches(nn.Module):
         return functional.conv2d(agree_BNHW.to(way_B2HW.dtype), self.rings)
 
 
-def best_matches(asking_BPHW: Tensor, looks_BPHW: Tensor) -> tuple[Tensor, Tensor]:
-    """For each second place of the map, on both axes, the one most like it that is not near.
+def best_matches(looks_BPHW: Tensor) -> tuple[Tensor, Tensor]:
+    """For each place that asks, the one most like it that is not near.
 
     Args:
-        asking_BPHW: the looks at the odd rows and columns of `looks_BPHW`.
-        looks_BPHW: all of them.
+        looks_BPHW: of all places, as `Matches.looks` gives them.
 
     Returns:
-        The correlation, (B, H, W), and rows and columns from here to there, (B, 2, H, W).
+        The correlation, (B, H/2, W/2), and rows and columns from here to there, (B, 2, H/2, W/2).
     """
+    asking_BPHW = _asking(looks_BPHW)
     height, width = asking_BPHW.shape[2:]
     asking_BQP, looks_BPS = asking_BPHW.flatten(2).mT, looks_BPHW.flatten(2)
     near_QS = _near(height, width, looks_BPS.device).to(looks_BPS.dtype)
@@ -120,6 +119,11 @@ def best_matches(asking_BPHW: Tensor, looks_BPHW: Tensor) -> tuple[Tensor, Tenso
     here_2HW = torch.stack([here_H[:, None].expand(height, width), here_W.expand(height, width)])
     way_B2HW = (there_B2HW - here_2HW).to(likeness_BQ.dtype)
     return torch.unflatten(likeness_BQ, 1, (height, width)), way_B2HW
+
+
+def _asking(map_BCHW: Tensor) -> Tensor:
+    """The cells at the centres of blocks: every second one on both axes, from the second on."""
+    return map_BCHW[:, :, 1::2, 1::2]
 
 
 def _near(height: int, width: int, device: torch.device) -> Tensor:
