@@ -14,15 +14,11 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from cluster.forgery import Example, Forger
-from cluster.history import SIDE
 from cluster.photos import list_photos, split
 from cluster.settings import TrainSettings
-from engine.views import pad
 
 Columns = dict[str, NDArray[np.generic]]
 
-SMALL_SHARE = 0.1
-SMALLEST = 128  # pixels: the shortest side that gets a label
 LABELLED_SHARE = 0.25  # of the examples, where reviewers' labels are mixed in
 # Elastic training takes every CPU there is, and would wait for ever for examples that need one of
 # their own: so its processes ask for a thousandth less than they use, and forgers for that.
@@ -63,12 +59,12 @@ class ForgeExamples:
         }
 
     def example(self, number: int) -> Example:
-        """Made, or a reviewer's; turned at random, and some of them made small."""
+        """Made, or a reviewer's; turned at random."""
         rng = np.random.default_rng((self._seed, number, 1))
         source: Examples = self._forger
         if self._labelled and rng.random() < LABELLED_SHARE:
             source = self._labelled
-        return narrowed(turned(source.example(self._seed, number, 0), rng), rng)
+        return turned(source.example(self._seed, number, 0), rng)
 
 
 def examples(settings: TrainSettings, first: int) -> Dataset:
@@ -115,16 +111,6 @@ def turned(example: Example, rng: np.random.Generator) -> Example:
         pixels, mask = pixels.swapaxes(0, 1), mask.T
         qtable = qtable.reshape(8, 8).T.reshape(64)
     return Example(pixels, qtable, mask, example.kind)
-
-
-def narrowed(example: Example, rng: np.random.Generator) -> Example:
-    """One in ten as a picture smaller than a tile, which a scan mirrors up to the tile's side."""
-    if rng.random() >= SMALL_SHARE:
-        return example
-    height, width = (int(side) for side in rng.integers(SMALLEST, SIDE + 1, 2))
-    window = slice(height), slice(width)
-    pixels = pad(example.pixels[window], SIDE, SIDE)
-    return Example(pixels, example.qtable, pad(example.mask[window], SIDE, SIDE), example.kind)
 
 
 def _labelled(uri: str) -> Examples:

@@ -44,6 +44,7 @@ from cluster.history import (
 )
 from cluster.photos import Photo, list_photos, load_pixels, split
 from cluster.shapes import aim, area, draw_area, fits, free_shape, opacity, placed, similarity
+from engine.views import pad
 
 Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch", "labelled"]
 
@@ -166,7 +167,7 @@ class Forger:
 def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
     """The square of the photograph that will fill the frame, after the first save."""
     shortest = min(scene.pixels.shape[:2])
-    side = min(round(FRAME / history.stress.scale), shortest)
+    side = min(round(history.frame / history.stress.scale), shortest)
     box = min(round(side / history.scale), shortest)
     corner = np.array([rng.integers(size - box + 1) for size in scene.pixels.shape[1::-1]])
     if history.on_grid:
@@ -185,10 +186,12 @@ def _publish(
     history: History,
     rng: np.random.Generator,
 ) -> Example:
-    """The save of the one who made it, stress, the save of the one who posts it, crop."""
+    """The save of the one who made it, stress, the save of the one who posts it, crop; what is
+    smaller than a tile then is mirrored up to one, as a scan does it."""
     pixels = resave(pixels, history.edited)
-    pixels = wear(resize(pixels, (FRAME, FRAME)), history.stress, rng)
-    mask = np.asarray(Image.fromarray(mask).resize((FRAME, FRAME), Image.Resampling.NEAREST))
+    frame = history.frame, history.frame
+    pixels = wear(resize(pixels, frame), history.stress, rng)
+    mask = np.asarray(Image.fromarray(mask).resize(frame, Image.Resampling.NEAREST))
     qtable = np.ones(64, np.float32)
     if history.last is not None:
         data = encode(pixels, history.last)
@@ -196,9 +199,9 @@ def _publish(
             pixels = np.asarray(saved.convert("RGB"))
         if history.has_table:
             qtable = np.array(read_tables(data)[0], np.float32)
-    row, column = history.corner
-    window = slice(row, row + SIDE), slice(column, column + SIDE)
-    return Example(pixels[window], qtable, mask[window], kind)
+    (row, column), (height, width) = history.corner, history.shape
+    window = slice(row, row + height), slice(column, column + width)
+    return Example(pad(pixels[window], SIDE, SIDE), qtable, pad(mask[window], SIDE, SIDE), kind)
 
 
 def _around(scene: Scene, outline: Floats, scale: float) -> Scene:

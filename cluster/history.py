@@ -23,6 +23,9 @@ Tables = tuple[tuple[int, ...], ...]  # luma and chroma, 64 each, natural order
 
 SIDE = 256
 FRAME = SIDE + 48  # what is saved last: the crop may begin anywhere in it
+SMALLEST = 128  # pixels: the shortest side that gets a label
+GRID = 8  # pixels: JPEG's blocks
+SHRUNK_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class History:
         edited: save right after it, by whoever made it, or None when lossless.
         stress: after that.
         last: save by whoever posts it, or None when lossless.
-        corner: (row, column) of the crop in the saved frame; on the grid where `has_table`.
+        shape: (height, width) of the picture, `SMALLEST` to `SIDE`, multiples of `GRID`.
+        corner: (row, column) of the picture in the saved frame; on the grid where `has_table`.
         has_table: whether the example comes with its table.
     """
 
@@ -90,19 +94,30 @@ class History:
     edited: Save | None
     stress: Stress
     last: Save | None
+    shape: tuple[int, int]
     corner: tuple[int, int]
     has_table: bool
+
+    @property
+    def frame(self) -> int:
+        """Side of the square that is saved last."""
+        return frame_of(self.shape)
 
 
 def draw_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> History:
     """Draw what happens to an image, forged or not; `cameras` are tables seen in cameras."""
-    stressed = rng.random() < 0.3
-    stress = _draw_stress(rng) if stressed else Stress()
+    # Most pictures are shown smaller than they were made, and many of those as they then are:
+    # nothing of the forger's save is left in them.
+    shrunk = rng.random() < SHRUNK_SHARE
+    stressed = shrunk or rng.random() < 0.3
+    stress = _draw_stress(rng, shrunk) if stressed else Stress()
     last = draw_save(rng, (50, 100) if stressed else (70, 98), cameras)
-    lossless, off_grid, dropped = rng.random(3) < (0.3 if stressed else 0.17, 0.1, 0.3)
-    corner = rng.integers(0, FRAME - SIDE + 1, 2)
+    lossless_share = 0.6 if shrunk else 0.3 if stressed else 0.17
+    lossless, off_grid, dropped = rng.random(3) < (lossless_share, 0.1, 0.25)
+    shape = _draw_shape(rng) if rng.random() < (0.4 if shrunk else 0.1) else (SIDE, SIDE)
+    corner = rng.integers(0, frame_of(shape) - np.array(shape) + 1)
     if not off_grid:
-        corner -= corner % 8
+        corner -= corner % GRID
     scale = float(rng.uniform(0.25, 1.0)) if rng.random() < 0.5 else 1.0
     # What was scaled down has lost the camera's compression, and most of it is saved but once
     # from then on: a picture of one compression is nothing strange.
@@ -119,6 +134,7 @@ def draw_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> History
         edited=draw_save(rng, (80, 98), cameras) if rng.random() < 0.3 else None,
         stress=stress,
         last=None if lossless else last,
+        shape=shape,
         corner=(int(corner[0]), int(corner[1])),
         has_table=not (lossless or off_grid or dropped),
     )
@@ -135,7 +151,21 @@ def draw_save(
     )
 
 
-def _draw_stress(rng: np.random.Generator) -> Stress:
+def frame_of(shape: tuple[int, int]) -> int:
+    """As much larger than the picture as `FRAME` is than `SIDE`."""
+    return max(shape) * FRAME // SIDE
+
+
+def _draw_shape(rng: np.random.Generator) -> tuple[int, int]:
+    longer = int(rng.integers(SMALLEST // GRID, SIDE // GRID + 1))
+    shorter = int(rng.integers(max(2 * longer // 3, SMALLEST // GRID), longer + 1))
+    height, width = rng.permutation([longer, shorter]) * GRID
+    return int(height), int(width)
+
+
+def _draw_stress(rng: np.random.Generator, shrunk: bool) -> Stress:
+    if shrunk:
+        return Stress(scale=float(np.exp(rng.uniform(np.log(0.35), 0))))
     resized, blurred, sharpened, noisy, toned = rng.random(5) < (0.5, 0.3, 0.2, 0.3, 0.3)
     return Stress(
         scale=float(np.exp(rng.uniform(np.log(0.5), np.log(2)))) if resized else 1.0,
