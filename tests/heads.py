@@ -32,14 +32,18 @@ def environment(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def ray_head(
-    env: Mapping[str, str], *flags: str, ports: Mapping[str, int] | None = None
+    env: Mapping[str, str],
+    *flags: str,
+    ports: Mapping[str, int] | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Mapping[str, int]]:
-    """The ports of a head that answers. `ray stop` would end every Ray of this machine."""
+    """The ports of a head that answers; its sessions lie in `folder`, or in a temporary one.
+    `ray stop` would end every Ray of this machine."""
     ports = ports or free_ports()
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
+    with contextlib.nullcontext(folder) if folder else short_folder() as sessions:
         process = subprocess.Popen(
             ["ray", "start", "--head", "--block"]
-            + [f"--temp-dir={short}", *flags]
+            + [f"--temp-dir={sessions}", *flags]
             + [f"--{name}={port}" for name, port in ports.items()],
             env=env,
             stdout=subprocess.DEVNULL,
@@ -54,6 +58,13 @@ def ray_head(
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A temporary one whose path leaves room for those of Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def free_ports() -> dict[str, int]:

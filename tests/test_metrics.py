@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import yaml
 from pipeline import metrics
 from pipeline.meter import Meter
 from tests.bench.null_model import write_null_model
-from tests.heads import environment, ray_head
+from tests.heads import environment, ray_head, short_folder
 
 pytestmark = pytest.mark.timeout(600)
 MONITORING = Path(__file__).parent.parent / "cluster" / "kubernetes" / "monitoring"
@@ -56,8 +55,7 @@ def told(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
     for name, data in {**photographs, "broken.jpg": photographs["rocket.jpg"][:2000]}.items():
         (folder / "in" / name).write_bytes(data)
     model, env = write_null_model(folder / "model"), environment()
-    short = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
-    with short as session, ray_head(env, "--num-cpus=2", f"--temp-dir={session}") as ports:
+    with short_folder() as sessions, ray_head(env, "--num-cpus=2", folder=sessions) as ports:
         command = [
             sys.executable, "-m", "pipeline.cli", "scan", str(folder / "in"), "--run-id=told",
             f"--output={folder / 'out'}", f"--model={model}", "--max-actors=1",
@@ -66,7 +64,7 @@ def told(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         url = f"http://127.0.0.1:{ports['metrics-export-port']}/metrics"
-        files = Path(session).glob("session_latest/logs/worker-*.err")
+        files = sessions.glob("session_latest/logs/worker-*.err")
         return Told(wait_for_metrics(url), done.stderr, "".join(f.read_text() for f in files))
 
 
