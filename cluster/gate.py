@@ -9,15 +9,20 @@ On every set, fixed or of new labels,
 - no more images may fail than before;
 - what could be measured before can be measured now.
 
+All this beside the current prompts, and beside those that the base model came with: or each cycle
+of many could lose a little.
+
 And on the labels held back (on any set, where there are none) pixel F1 or image AUC must rise by
-the gain at least: prompts that change nothing are refused, whatever they were trained on. One
-image of a small set may weigh more than a margin; the verdict says so.
+the gain at least, and by more than one image can move it: prompts that change nothing, or one
+image by chance, are refused, whatever they were trained on. One image of a small set may weigh
+more than a margin; the verdict says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from cluster.labels import LABELS
 from engine.policy import Policy
@@ -36,7 +41,8 @@ class Limits:
         margin: pixel F1 and image AUC may fall by so much.
         fpr_margin: the false-positive rate may rise by so much,
         max_fpr: and above this not at all.
-        gain: pixel F1 or image AUC must rise by so much; negative: they need not.
+        gain: pixel F1 or image AUC must rise by so much, and by what one image can move it by;
+            negative: they need not.
     """
 
     margin: float = 0.02
@@ -53,6 +59,8 @@ class Comparison:
         set, measure: as in `SetResult`.
         old, new: None where it could not be measured.
         least, most: between which new must lie; None: no such bound.
+        one_image: by how much a single image can move it, at most; None where nobody asks.
+        beside: whose the old one is: of the `current` prompts, or of those of the `base` model.
     """
 
     set: str
@@ -61,11 +69,14 @@ class Comparison:
     new: float | None
     least: float | None = None
     most: float | None = None
+    one_image: float | None = None
+    beside: Literal["current", "base"] = "current"
 
     @property
     def fault(self) -> str | None:
         """Why the gate stays shut, or None."""
         told = f"{self.set}: {self.measure}"
+        told += " beside the base model" if self.beside == "base" else ""
         if self.old is None:
             return None
         if self.new is None:
@@ -105,25 +116,31 @@ def decide(
     policy: Policy,
     limits: Limits,
     faults: Sequence[str] = (),
+    base: Sequence[SetResult] = (),
 ) -> Verdict:
     """Compare the results of old and new prompts on the same sets.
 
     Args:
         old, new: in the same order.
-        policy: by which both were judged.
+        policy: by which all were judged.
         faults: what else speaks against the new prompts.
+        base: of the base model's own prompts, in the same order; none where these are the old.
 
     Raises:
         ValueError: the sets are not the same, or there is none.
     """
-    named = [(result.set, result.perturbation) for result in old]
-    if not named or named != [(result.set, result.perturbation) for result in new]:
+    if not old or not _named(old) == _named(new) == _named(base or old):
         raise ValueError("old and new must be judged on the same sets, and on one at least")
     alarm = "flagged_rate" if policy.manipulated_at is None else "false_positive_rate"
     comparisons = [
         comparison
         for before, after in zip(old, new, strict=True)
         for comparison in _compare(before, after, alarm, limits)
+    ]
+    comparisons += [
+        replace(comparison, beside="base")
+        for first, after in zip(base, new if base else (), strict=True)
+        for comparison in _compare(first, after, alarm, limits)
     ]
     reasons = [*faults, *(fault for one in comparisons if (fault := one.fault))]
     reasons += _no_gain(comparisons, limits.gain)
@@ -133,23 +150,37 @@ def decide(
 
 def _no_gain(comparisons: Sequence[Comparison], least: float) -> list[str]:
     """Why there is nothing to promote for; empty when there is."""
-    of_labels = [one for one in comparisons if one.set == LABELS]
-    gains = {
-        one: one.new - one.old
-        for one in of_labels or comparisons
-        if one.measure in KEPT and one.old is not None and one.new is not None
-    }
-    if any(gain >= least - SLACK for gain in gains.values()):
+    if least < 0:
         return []
-    told = ", ".join(f"{one.set} {one.measure} {gain:+.4f}" for one, gain in gains.items())
-    return [f"nothing gained: {told or 'nothing measured'}, and one must gain {least:g}"]
+    kept = [one for one in comparisons if one.measure in KEPT and one.beside == "current"]
+    of_labels = [one for one in kept if one.set == LABELS]
+    told = []
+    for one in of_labels or kept:
+        if one.old is None or one.new is None or one.one_image is None:
+            continue
+        gain, needed = one.new - one.old, max(least, one.one_image)
+        if gain >= needed - SLACK:
+            return []
+        why = ", which one image can move it by" if needed > least else ""
+        told.append(f"{one.set} {one.measure} {gain:+.4f} of {needed:.4g}{why}")
+    return [f"nothing gained: {'; '.join(told) or 'nothing measured'}"]
+
+
+def _named(results: Sequence[SetResult]) -> list[tuple[str, str]]:
+    return [(result.set, result.perturbation) for result in results]
 
 
 def _compare(old: SetResult, new: SetResult, alarm: str, limits: Limits) -> list[Comparison]:
     before, after = old.to_dict(), new.to_dict()
+    images = {"f1": old.forged, "image_auc": min(old.forged, old.authentic)}
     kept = [
         Comparison(
-            old.set, name, before[name], after[name], least=_lowered(before[name], limits.margin)
+            old.set,
+            name,
+            before[name],
+            after[name],
+            least=_lowered(before[name], limits.margin),
+            one_image=1 / images[name] if images[name] else None,
         )
         for name in KEPT
     ]

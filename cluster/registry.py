@@ -88,7 +88,8 @@ def promote(
         lease: of the cycle that promotes; None: a person does.
 
     Raises:
-        NotPromoted: the gate refused the version or was not asked, or `current` has moved.
+        NotPromoted: the gate refused the version or was not asked, `current` has moved or is this
+            version already, or a cycle would bring back what was rolled back.
         LeaseLost: another cycle took the lease over.
         DamagedModel, UnknownPrompts: as `Registry.version`.
     """
@@ -102,6 +103,13 @@ def promote(
         if lease:
             lease.check(state)
         _expect(state, expected)
+        if digest == state.current:
+            raise NotPromoted(f"{digest[:16]} is current already")
+        if lease and digest in state.withdrawn:
+            raise NotPromoted(
+                f"{digest[:16]} passed the gate, but was rolled back: prompt-iml models promote "
+                "brings it back, no cycle does"
+            )
         return replace(state, moves=(*state.moves, Move("promote", digest, by, timestamp())))
 
     return swap(registry, change)
@@ -145,9 +153,9 @@ def swap(registry: Registry, change: Change) -> State:
 
 def _expect(state: State, expected: str | None) -> None:
     if state.current != expected:
-        last = state.moves[-1]
+        since = f" since {state.moves[-1].at}, by {state.moves[-1].by}," if state.moves else ""
         raise NotPromoted(
-            f"current is {name_of(state.current)} since {last.at}, by {last.by}, and no longer "
+            f"current is {name_of(state.current)}{since} and not "
             f"{name_of(expected)}: look at prompt-iml models list and decide again"
         )
 
@@ -187,7 +195,7 @@ class Lease:
         swap(self.registry, change)
 
     def release(self) -> None:
-        """Give it back; nothing happens when it is lost already."""
+        """Give it back; where that fails, or it is lost already, it ends by itself."""
 
         def change(state: State) -> State:
             self.check(state)
@@ -195,7 +203,7 @@ class Lease:
 
         try:
             swap(self.registry, change)
-        except LeaseLost:
+        except (LeaseLost, FetchError, UsageError):
             return
 
 

@@ -37,7 +37,7 @@ from cluster.registry import (
 from cluster.settings import RetrainSettings, TrainSettings
 from engine.checkpoint import Model, load_model
 from engine.config import PRESETS
-from engine.errors import PromptImlError, UsageError
+from engine.errors import FetchError, PromptImlError, UsageError
 from engine.prompts import PREFIX, PromptSet, check_fits, parameters
 from engine.protocol import Engine
 from engine.runtimes import check_engine, open_engine
@@ -105,7 +105,13 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
             the prompts passed and another hand moved `current` meanwhile.
         PromptImlError: training failed.
     """
-    steps = steps or Steps()
+    try:
+        return _retrain(settings, steps or Steps())
+    except FetchError as error:
+        raise UsageError(f"cannot read or write --registry: {error}") from error
+
+
+def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     model = load_model(settings.model)
     check_engine(settings.engine)
     for name in settings.sets:
@@ -118,12 +124,15 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
         old = with_version(model, registry, current)
         say(f"re-training {model.id} from {name_of(current)}")
         trained = steps.train(train_settings(settings, old, current))
+        lease.check(registry.state())
         tensors = load(storage.read_bytes(storage.canonical(trained.weights)))
         candidate = replace(old, prompts=prompts_of(tensors, old))
         engine = open_engine(old, settings.engine)
         before, after = (judge(settings, engine, each, images) for each in (old, candidate))
+        own = replace(model, policy=old.policy)
+        base = judge(settings, engine, own, images) if current else []
         faults = [*_frozen_faults(tensors, old), *_export_faults(candidate, steps)]
-        verdict = decide(before, after, old.policy, _limits(settings), faults)
+        verdict = decide(before, after, old.policy, _limits(settings), faults, base)
         version = add_version(
             registry,
             replace(candidate.prompts, metrics=_metrics(after)),
@@ -132,10 +141,11 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
             made_by=f"retrain by {owner}, {trained.samples} samples",
             model=model.id,
         )
-        stands = add_verdict(registry, version, _record(settings, verdict, before, after, owner))
-        if stands["passed"]:
+        record = _record(settings, verdict, before, after, base, owner)
+        said = _together(record, add_verdict(registry, version, record))
+        if said["passed"] and version != current:
             promote(registry, version, expected=current, by=owner, lease=lease)
-    return _summary(version, candidate.prompts.id, current, stands)
+    return _summary(version, candidate.prompts.id, current, said)
 
 
 def train_settings(settings: RetrainSettings, old: Model, current: str | None) -> TrainSettings:
@@ -260,6 +270,7 @@ def _record(
     verdict: Verdict,
     before: Sequence[SetResult],
     after: Sequence[SetResult],
+    base: Sequence[SetResult],
     owner: str,
 ) -> Json:
     return {
@@ -267,11 +278,20 @@ def _record(
         "results": {
             "old": [result.to_dict() for result in before],
             "new": [result.to_dict() for result in after],
+            "base": [result.to_dict() for result in base],
         },
         "settings": settings.model_dump(exclude={"address", "workers", "gpus"}),
         "by": owner,
         "at": timestamp(),
     }
+
+
+def _together(now: Json, first: Json) -> Json:
+    """What holds of a version that may have been judged before: it passes if it did each time."""
+    if now["passed"] and not first["passed"]:
+        reasons = [f"refused at {first['at']}: {reason}" for reason in first["reasons"]]
+        return {**now, "passed": False, "reasons": reasons}
+    return now
 
 
 def _summary(version: str, prompt_set: str, parent: str | None, verdict: Json) -> Json:

@@ -19,7 +19,7 @@ class TrainSettings(Command):
     photos: str
     """Folder of authentic photographs: camera/, camera.csv, coco/."""
     output: str
-    """Folder for checkpoints, curves and weights; local or any fsspec URI."""
+    """Folder for checkpoints, curves and weights; local or s3://."""
     what: Literal["all", "prompts"] = "all"
     """Train everything but the frozen branch, or only the prompts."""
     start: str | None = None
@@ -87,7 +87,7 @@ class RetrainSettings(Command):
     registry: str
     """Registry of prompt sets, local or s3://."""
     output: str
-    """Folder for checkpoints, curves and weights; local or any fsspec URI."""
+    """Folder for checkpoints, curves and weights; local or s3://."""
     sets: list[str] = Field(min_length=1)
     """Fixed test sets, which must not get worse: CSV with the columns image and mask."""
     model: str = "prompt-iml-micro"
@@ -101,7 +101,8 @@ class RetrainSettings(Command):
     max_fpr: float = Field(0.05, ge=0, le=1)
     """Above this false-positive rate it may not rise at all."""
     gain: float = Field(0.005, ge=-1, le=1)
-    """Pixel F1 or image AUC on the labels held back must rise by so much; -1: need not."""
+    """Pixel F1 or image AUC on the labels held back must rise by so much, and by more than one
+    image can move it; -1: need not."""
     limit: int | None = Field(None, ge=1)
     """Judge at most N images of each set."""
     samples: int = Field(20_000, ge=1)

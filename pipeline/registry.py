@@ -90,13 +90,23 @@ class State:
     @property
     def promoted(self) -> list[str | None]:
         """What was promoted and not rolled back, oldest first: `current` last, if any."""
-        versions: list[str | None] = []
+        return self._replayed()[0]
+
+    @property
+    def withdrawn(self) -> set[str | None]:
+        """What was rolled back, and not promoted again since."""
+        return self._replayed()[1]
+
+    def _replayed(self) -> tuple[list[str | None], set[str | None]]:
+        promoted: list[str | None] = []
+        withdrawn: set[str | None] = set()
         for move in self.moves:
             if move.kind == "promote":
-                versions.append(move.version)
+                promoted.append(move.version)
+                withdrawn.discard(move.version)
             else:
-                versions.pop()
-        return versions
+                withdrawn.add(promoted.pop())
+        return promoted, withdrawn
 
     def to_json(self) -> Json:
         """As the log holds it."""

@@ -84,9 +84,29 @@ def test_without_a_gain_there_is_nothing_to_promote() -> None:
     assert decide([OLD, labels], [OLD, better], LABELS, Limits()).passed
     elsewhere = decide([OLD, labels], [replace(OLD, f1=0.9), labels], LABELS, Limits())
     assert elsewhere.reasons == (
-        "nothing gained: labels f1 +0.0000, labels image_auc +0.0000, and one must gain 0.005",
+        "nothing gained: labels f1 +0.0000 of 0.005; labels image_auc +0.0000 of 0.005",
     )
     assert decide([OLD], [replace(OLD, f1=0.9)], LABELS, Limits()).passed
+
+
+def test_what_one_image_can_move_is_no_gain() -> None:
+    few = replace(OLD, set="labels", forged=10, authentic=20)
+    for measure in ("f1", "image_auc"):
+        was = getattr(few, measure)
+        lucky, better = (replace(few, **{measure: was + gain}) for gain in (0.099, 0.1))
+        assert (
+            "of 0.1, which one image can move"
+            in decide([few], [lucky], LABELS, Limits()).reasons[0]
+        )
+        assert decide([few], [better], LABELS, Limits()).passed
+
+
+def test_many_small_losses_are_one_large_one() -> None:
+    """Each within the margin of the one before."""
+    once, twice = replace(OLD, f1=0.485), replace(OLD, f1=0.47)
+    assert decide([OLD], [once], LABELS, Limits(gain=-1)).passed
+    verdict = decide([once], [twice], LABELS, Limits(gain=-1), base=[OLD])
+    assert verdict.reasons == ("dev: f1 beside the base model fell from 0.5 to 0.47, below 0.48",)
 
 
 def test_what_could_not_be_measured_before_is_not_held_against_anyone() -> None:

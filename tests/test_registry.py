@@ -142,6 +142,14 @@ def test_promote_and_roll_back_like_a_stack(registry: Registry) -> None:
     assert {m.by for m in moves} == {"ann", "bob"}
 
 
+def test_what_is_current_is_not_promoted_again(registry: Registry) -> None:
+    """Or a rollback would lead back to it."""
+    digest = add(registry, 1)
+    promote(registry, digest, expected=None, by="ann")
+    with pytest.raises(NotPromoted, match="current already"):
+        promote(registry, digest, expected=digest, by="ann")
+
+
 def test_a_refused_set_is_never_current(registry: Registry) -> None:
     refused = add(registry, 1, {"passed": False, "reasons": ["f1 fell"]})
     with pytest.raises(NotPromoted, match="f1 fell"):

@@ -57,7 +57,7 @@ SHAPES = [
     for depth, channels in zip(CONFIG.swin.depths, CONFIG.swin.stage_channels, strict=True)
 ]
 POLICY = Policy("red", manipulated_at=0.5, authentic_below=0.2, false_positive_rate=0.0)
-OFFSET = -2.0
+OFFSET = -6.0  # misses what is only a little red
 
 
 def red_prompts(weight: float, offset: float = OFFSET) -> PromptSet:
@@ -155,8 +155,8 @@ def write_set(folder: Path, first: int) -> str:
 
 
 def write_labels(store: Store, *, shuffled: bool = False) -> str:
-    """24 labelled pictures; shuffled: the marks of one lie on another."""
-    made = [photograph(1000 + n, forged=n % 2 == 0) for n in range(24)]
+    """60 labelled pictures; shuffled: the marks of one lie on another."""
+    made = [photograph(4000 + n, forged=n % 2 == 0) for n in range(60)]
     masks = [mask for _, mask in made]
     if shuffled:
         masks = [masks[n] for n in np.random.default_rng(1).permutation(len(masks))]
@@ -273,6 +273,7 @@ def test_a_good_cycle_is_promoted_and_rolled_back(anywhere: Fleet) -> None:
     assert verdict
     assert len(verdict["comparisons"]) == 12
     again = anywhere.cycle(fit, gain=-1)
+    assert [r["set"] for r in again["results"]["base"]] == ["one", "two", "labels"]
     assert again["parent"] == summary["version"]
     assert (
         roll_back(anywhere.registry, expected=again["version"], by="test").current == version.digest
@@ -335,6 +336,35 @@ def test_an_exported_graph_that_differs_is_refused(fleet: Fleet) -> None:
     summary = retrain(fleet.settings(), Steps(train, differs))
     assert summary["verdict"] == "refused"
     assert "differs from PyTorch" in summary["reasons"][0]
+
+
+def test_no_cycle_brings_back_what_was_rolled_back(fleet: Fleet) -> None:
+    """The schedule runs the same cycle again next week."""
+    version = fleet.cycle(fit)["version"]
+    roll_back(fleet.registry, expected=version, by="ann")
+    with pytest.raises(NotPromoted, match="was rolled back"):
+        fleet.cycle(fit)
+    assert fleet.registry.state().current is None
+    assert promote(fleet.registry, version, expected=None, by="ann").current == version
+
+
+def test_a_verdict_of_laxer_limits_lets_nothing_through(fleet: Fleet) -> None:
+    def useless(settings: TrainSettings, model: Model) -> Trained:
+        return keep(settings, model, red_prompts(1.9))
+
+    lax = fleet.cycle(useless, gain=-1, margin=1)
+    roll_back(fleet.registry, expected=lax["version"], by="ann")
+    strict = fleet.cycle(useless)
+    assert (strict["version"], strict["verdict"]) == (lax["version"], "refused")
+    assert "one: f1 fell" in strict["reasons"][0]
+
+
+def test_a_refusal_stands(fleet: Fleet) -> None:
+    fleet.cycle(fit, gain=0.9)
+    again = fleet.cycle(fit)
+    assert again["verdict"] == "refused"
+    assert again["reasons"][0].startswith("refused at 20")
+    assert fleet.registry.state().current is None
 
 
 def test_two_cycles_never_overlap(anywhere: Fleet) -> None:
