@@ -65,11 +65,12 @@ class Found:
 
 
 def _find(network: PromptIML, examples: Sequence[Example]) -> list[Found]:
+    device = next(network.parameters()).device
     images = torch.from_numpy(np.stack([example.pixels for example in examples]))
     qtables = torch.from_numpy(np.stack([example.qtable for example in examples]))
-    mask_BHW, score_B = network(images, qtables)
+    mask_BHW, score_B = network(images.to(device), qtables.to(device))
     mask_B1HW = functional.interpolate(mask_BHW[:, None], (SIDE, SIDE), mode="bilinear")
-    answers = zip(examples, mask_B1HW[:, 0].numpy(), score_B.tolist(), strict=True)
+    answers = zip(examples, mask_B1HW[:, 0].cpu().numpy(), score_B.tolist(), strict=True)
     return [Found(example, mask, score) for example, mask, score in answers]
 
 

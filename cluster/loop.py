@@ -79,8 +79,9 @@ class Run:
 
     def judged(self, f1: float) -> None:
         """Count judgements without a better one."""
-        better = f1 > self.best
-        self.best, self.since_best = max(f1, self.best), 0 if better else self.since_best + 1
+        better = f1 > self.best  # nan is not: nothing forged was drawn
+        self.best = f1 if better else self.best
+        self.since_best = 0 if better else self.since_best + 1
 
     def save(self, folder: Path) -> None:
         """Write `checkpoint.safetensors`."""
@@ -163,10 +164,10 @@ def train_worker(fields: dict[str, Any]) -> None:
     settings, context = TrainSettings(**fields), ray.train.get_context()
     torch.set_num_threads(1)
     run = Run(start_network(settings), settings.what)
-    if checkpoint := ray.train.get_checkpoint():
+    objective = ray.train.torch.prepare_model(Objective(run.network))
+    if checkpoint := ray.train.get_checkpoint():  # once the network is where it trains
         with checkpoint.as_directory() as folder:
             run.load(Path(folder))
-    objective = ray.train.torch.prepare_model(Objective(run.network))
     held_back = _held_back(settings) if context.get_world_rank() == 0 else []
     processes, losses = context.get_world_size(), list[float]()
     each = max(1, settings.batch // processes)  # as many processes as there are: it is elastic
@@ -179,7 +180,9 @@ def train_worker(fields: dict[str, Any]) -> None:
         before, run.samples = run.samples, run.samples + together
         ended = run.samples + together > settings.samples
         if run.samples // settings.judge_every > before // settings.judge_every or ended:
-            if _report(run, held_back, losses, settings):
+            stops = _report(run, held_back, losses, settings)
+            # A driver killed between checkpoint and curves is given a few examples once more.
+            if stops or ended:
                 return
             losses.clear()
 

@@ -16,7 +16,15 @@ from typing import Any
 import fsspec
 import pyarrow.fs
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save
 
@@ -33,6 +41,7 @@ RUN = "ray"  # Ray Train's own folder in the output
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 MAX_FAILURES = 3
+BEST_BY = "f1"  # of a report
 # What may change between two starts of one run: where it runs, not what it learns.
 PLACE = {"workers", "max_workers", "gpus", "address", "output"}
 
@@ -114,19 +123,30 @@ def _fit(settings: TrainSettings) -> None:
             storage_path=path,
             storage_filesystem=_filesystem(scheme),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=BEST_BY),
             callbacks=[Curves(settings.output)],  # type: ignore[list-item]  # V2's
         ),
         # A callable: asked again whenever processes start anew, so that what was seen before
         # the checkpoint is not seen again.
         datasets={"examples": lambda: examples(settings, _seen(settings))},
     )
-    result = trainer.fit()
-    if result.error or result.checkpoint is None:
-        raise PromptImlError(f"training ended without weights: {result.error}")
-    with result.checkpoint.as_directory() as folder:
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise PromptImlError(f"training failed: {error}") from error
+    with _chosen(result, settings).as_directory() as folder:
         tensors = network_tensors(load_file(Path(folder) / FILE))
     storage.create_once(f"{settings.output}/{WEIGHTS}", save(tensors))
+
+
+def _chosen(result: Result, settings: TrainSettings) -> Checkpoint:
+    """The last, which the falling rate has settled; where a run may stop early, the best."""
+    chosen: Checkpoint | None = result.checkpoint
+    if settings.patience and result.best_checkpoints:
+        chosen, _ = max(result.best_checkpoints, key=lambda kept: float(kept[1][BEST_BY]))
+    if chosen is None:
+        raise PromptImlError("training ended without a checkpoint")
+    return chosen
 
 
 def _seen(settings: TrainSettings) -> int:

@@ -100,9 +100,10 @@ def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
     run.samples = 8
     run.judged(0.5)
     run.judged(0.4)
+    run.judged(float("nan"))
     run.save(tmp_path)
     again.load(tmp_path)
-    assert (again.samples, again.best, again.since_best) == (8, 0.5, 1)
+    assert (again.samples, again.best, again.since_best) == (8, 0.5, 2)
     assert [_step(run) for _ in range(2)] == [_step(again) for _ in range(2)]
 
 

@@ -28,8 +28,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket) -> None:
-    """With all that it keeps in an object store."""
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket, lost: bool) -> None:
+    """With all that it keeps in an object store; lost: killed before it wrote its curves."""
     output = f"{s3.uri}/run"
     flags: dict[str, Any] = {"photos": str(photos), "output": output, "workers": 1}
     flags |= {"samples": 24, "batch": 4, "judge_every": 8, "judged": 4}
@@ -39,10 +40,13 @@ def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket) -> Non
         wait_for_reports(f"{output}/{CURVES}", 1, driver)
         driver.kill()
     before = read_curves(f"{output}/{CURVES}")
+    if lost:
+        storage.write(f"{output}/{CURVES}", b"")
     done = train(TrainSettings(**flags))
     after = read_curves(f"{output}/{CURVES}")
-    assert after[: len(before)] == before
-    assert [int(report["samples"]) for report in after] == [8, 16, 24]
+    assert lost or after[: len(before)] == before
+    samples = [int(report["samples"]) for report in after]
+    assert samples == [8, 16, 24][len(before) if lost else 0 :]
     assert done.samples == 24
     trained = load(storage.read_bytes(done.weights))
     fresh = start_network(TrainSettings(photos=str(photos), output=output))
@@ -51,6 +55,18 @@ def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket) -> Non
     assert {"prompts", "fusion", "high_frequency"} <= {name.split(".")[0] for name in moved}
     assert storage.read_bytes(f"{output}/{PICTURE}").startswith(b"\x89PNG")
     assert len(storage.read_bytes(f"{output}/{EVENTS}")) > 100
+
+
+def test_a_run_that_gets_no_better_stops_early(cluster: None, photos: Path, tmp_path: Path) -> None:
+    """Judged after every step, in so few a worse one comes soon."""
+    flags: dict[str, Any] = {"photos": str(photos), "output": str(tmp_path), "samples": 64}
+    flags |= {"batch": 4, "judge_every": 4, "judged": 4, "patience": 2}
+    flags["address"] = ray.get_runtime_context().gcs_address
+    done = train(TrainSettings(**flags))
+    f1 = [float(report["f1"]) for report in read_curves(f"file://{tmp_path}/{CURVES}")]
+    assert len(f1) - 1 - f1.index(max(f1)) == 2
+    assert done.samples == 4 * len(f1) < 64
+    assert load(storage.read_bytes(done.weights))
 
 
 def test_a_finished_run_is_not_run_again(photos: Path, tmp_path: Path) -> None:
