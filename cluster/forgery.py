@@ -101,13 +101,17 @@ class Forger:
     def example(self, *seed: int) -> Example:
         """The example of this seed: the same photographs and seed give the same pixels."""
         rng = np.random.default_rng(seed)
-        scene = choose(self.scenes, rng)
-        history = draw_history(rng, self.tables)
-        kind = choose(list(KINDS), rng, list(KINDS.values()))
+        scene, history, kind = self.draw(rng)
         view = _view(scene, history, rng)
         past = Past(history.scale, history.first) if history.collected else None
         pixels, alpha = self.forge(kind, view, rng, past)
         return _publish(pixels, alpha >= 0.5, kind, history, rng)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Scene, History, Kind]:
+        """A photograph, what happens to it, and how it is forged: each whatever the others are."""
+        scene = choose(self.scenes, rng)
+        history = draw_history(rng, self.tables)
+        return scene, history, choose(list(KINDS), rng, list(KINDS.values()))
 
     def forge(
         self, kind: Kind, view: Scene, rng: np.random.Generator, past: Past | None = None

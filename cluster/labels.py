@@ -2,8 +2,9 @@
 
 A Parquet file (or S3 object) of one row an image:
 
-    uri     string   the image, or the tar shard it lies in, as the results name it
-    member  string   its name inside the shard; null, or no such column, for a plain image
+    uri     string   the image, or the shard it lies in, as the results name it
+    member  string   its name in a tar shard, its row in a Parquet shard, as the results name it;
+                     null, or no such column, for a plain image
     label   string   authentic or manipulated
     mask    binary   a PNG of the image's stored size (before any EXIF rotation) whose pixels
                      above 127 are manipulated; null where nobody drew one
@@ -44,7 +45,7 @@ from pipeline import storage
 from pipeline.comparison import BRIGHT, auc, bright
 from pipeline.decode import DecodeLimits, decode
 from pipeline.evaluation import Judged, Labelled, SetResult, judge_samples, summarize_set
-from pipeline.sources import read_unit
+from pipeline.sources import list_units, read_unit
 from pipeline.units import ObjectRef, Sample, Unit
 
 Verdict = Literal["authentic", "manipulated"]
@@ -53,6 +54,7 @@ Mask = NDArray[np.bool_]
 HELD_BACK_SHARE = 0.2
 PIXEL_BYTES = 512 << 20
 FETCH_THREADS = 16
+ROWS = 1000  # of a Parquet shard, read at a time
 MAX_OBJECT_BYTES = 256 << 20
 NO_MASK = "without mask"
 LABELS = "labels"  # the set of what reviewers labelled and nobody trained on
@@ -306,7 +308,7 @@ def _samples(labels: str, rows: Sequence[Label]) -> Iterator[tuple[Label, Sample
         if label.member is not None:
             shards[label.uri][label.member] = label
     for uri, wanted in shards.items():
-        for sample in _read(Unit("tar", uri, -1)):
+        for sample in _read_shard(labels, next(iter(wanted.values())).row, uri):
             if sample.member in wanted:
                 yield wanted.pop(sample.member), sample
             elif sample.error and sample.member is None:  # the shard breaks off here
@@ -316,6 +318,14 @@ def _samples(labels: str, rows: Sequence[Label]) -> Iterator[tuple[Label, Sample
         if wanted:
             label = next(iter(wanted.values()))
             raise _bad(labels, label.row, f"{label.uri} has no image {label.member}")
+
+
+def _read_shard(labels: str, row: int, uri: str) -> Iterator[Sample]:
+    try:
+        for unit in list_units([uri], images_per_unit=ROWS):
+            yield from _read(unit)
+    except UsageError as error:
+        raise _bad(labels, row, str(error)) from error
 
 
 def _read(unit: Unit) -> Iterator[Sample]:

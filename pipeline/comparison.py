@@ -64,7 +64,7 @@ class Comparison:
         missing: images of the truth without a scored row; they are in no other number.
         f1, iou: per-image means over the forged images, 0..1.
         kinds: the same by kind of forgery, by name.
-        false_positive_rate: share of the authentic images with more than 0.5 % flagged.
+        flagged_rate: share of the authentic images with more than 0.5 % flagged.
         flagged_fraction: mean share of pixels flagged in authentic images.
         auc: chance that a forged image scores above an authentic one, ties counting half.
     """
@@ -75,7 +75,7 @@ class Comparison:
     f1: float
     iou: float
     kinds: tuple[KindResult, ...]
-    false_positive_rate: float
+    flagged_rate: float
     flagged_fraction: float
     auc: float
 
@@ -125,7 +125,7 @@ def compare(rows: Iterable[Row], truth: Sequence[Truth]) -> Comparison:
         f1=_mean([f1 for _, f1, _ in forged]),
         iou=_mean([iou for _, _, iou in forged]),
         kinds=tuple(_kind_result(k, [(f, i) for kind, f, i in forged if kind == k]) for k in kinds),
-        false_positive_rate=_mean([fraction > FLAGGED_FRACTION for fraction in flagged]),
+        flagged_rate=_mean([fraction > FLAGGED_FRACTION for fraction in flagged]),
         flagged_fraction=_mean(flagged),
         auc=auc(
             np.array([row["score"] for row, _ in scored]),
@@ -165,7 +165,7 @@ def table(comparison: Comparison) -> str:
     lines += [
         f"{'all':<12}{c.forged:>8}{c.f1:>10.3f}{c.iou:>8.3f}",
         "",
-        f"authentic   {c.authentic:>8} images, {c.false_positive_rate:.0%} of them with more than "
+        f"authentic   {c.authentic:>8} images, {c.flagged_rate:.0%} of them with more than "
         f"{FLAGGED_FRACTION:.1%} of the pixels flagged (mean {c.flagged_fraction:.2%})",
         f"image AUC   {c.auc:>8.3f}",
     ]

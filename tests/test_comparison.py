@@ -65,7 +65,7 @@ def test_each_number_by_hand(rows: list[dict[str, Any]], truth: list[Truth]) -> 
     assert found.iou == pytest.approx((1 + 1 / 3 + 0) / 3)
     kinds = [(each.kind, each.images, each.f1) for each in found.kinds]
     assert kinds == [("removal", 1, 0), ("splice", 2, 0.75)]
-    assert found.false_positive_rate == 0.5
+    assert found.flagged_rate == 0.5
     assert found.flagged_fraction == pytest.approx(1 / 40)
     assert found.auc == pytest.approx(5.5 / 6)  # b ties with d
 
@@ -74,9 +74,9 @@ def test_half_a_percent_flagged_is_no_false_positive() -> None:
     mask = np.zeros((10, 20), bool)
     mask[0, 0] = True  # 1 pixel of 200
     truth = [Truth("d", "authentic", None)]
-    assert compare([row("d", 0.5, mask)], truth).false_positive_rate == 0
+    assert compare([row("d", 0.5, mask)], truth).flagged_rate == 0
     mask[0, 1] = True
-    assert compare([row("d", 0.5, mask)], truth).false_positive_rate == 1
+    assert compare([row("d", 0.5, mask)], truth).flagged_rate == 1
 
 
 def test_images_without_a_row_are_counted_and_nothing_else(
@@ -85,7 +85,7 @@ def test_images_without_a_row_are_counted_and_nothing_else(
     found = compare(rows[:1], truth)
     assert (found.forged, found.authentic, found.missing) == (1, 0, 4)
     assert found.f1 == 1
-    assert math.isnan(found.false_positive_rate)
+    assert math.isnan(found.flagged_rate)
     assert math.isnan(found.auc)
     assert "no score           4 images" in table(found)
 

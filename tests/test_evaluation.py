@@ -160,12 +160,14 @@ def test_a_limit_is_spread_over_the_manifest(manifest: Path) -> None:
         (["image,mask", "found.png,nobody.png"], MissingInput, "nobody.png"),
         (["image,mask", "found.png,damaged.jpg"], UsageError, "damaged.jpg"),
         (["image,mask", "found.png,small.png"], UsageError, "small.png"),
+        (["image,mask", "found.png,black.png"], UsageError, "no pixel above 127"),
     ],
 )
 def test_a_wrong_manifest_is_refused(
     manifest: Path, lines: list[str], error: type[Exception], said: str
 ) -> None:
-    PilImage.new("L", (8, 8)).save(manifest.with_name("small.png"))
+    PilImage.new("L", (8, 8), 255).save(manifest.with_name("small.png"))
+    PilImage.new("L", (8, 8), 1).save(manifest.with_name("black.png"))
     with pytest.raises(error, match=said):
         evaluate(_write(manifest, lines))
 
@@ -195,7 +197,7 @@ def test_evaluation_and_the_comparison_of_a_scan_agree(tmp_path: Path) -> None:
     comparison, evaluated = compare(rows, read_truth(truth)), evaluate(truth)
     assert (evaluated.forged, evaluated.authentic) == (comparison.forged, comparison.authentic)
     assert (evaluated.f1, evaluated.iou) == pytest.approx((comparison.f1, comparison.iou))
-    assert evaluated.flagged_rate == comparison.false_positive_rate
+    assert evaluated.flagged_rate == comparison.flagged_rate
     assert evaluated.image_auc == comparison.auc
 
 

@@ -71,17 +71,22 @@ def test_images_of_folders_and_shards(store: Store, tar_of: TarOf) -> None:
     pictures = {f"{seed}.jpg": picture(seed) for seed in range(4)}
     shard = store.put("a.tar", tar_of({n: pictures[n] for n in ("2.jpg", "1.jpg", "3.jpg")}))
     plain = store.put("0.jpg", pictures["0.jpg"])
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"jpg": [picture(4), picture(5)]}), sink)
+    table = store.put("a.parquet", sink.getvalue())
     labels = write(
         store,
         [
             {"uri": shard, "member": "3.jpg", "label": "manipulated", "mask": mask_png()},
             {"uri": plain, "label": "authentic"},
             {"uri": shard, "member": "2.jpg", "label": "manipulated"},
+            {"uri": table, "member": "1", "label": "authentic"},
         ],
     )
     images = fetch_images(labels)
-    assert [image.label.row for image in images] == [0, 1, 2]
-    assert [image.data for image in images] == [pictures[n] for n in ("3.jpg", "0.jpg", "2.jpg")]
+    assert [image.label.row for image in images] == [0, 1, 2, 3]
+    named = [pictures[n] for n in ("3.jpg", "0.jpg", "2.jpg")]
+    assert [image.data for image in images] == [*named, picture(5)]
     assert mask_of(images[0]).sum() == 30 * 30
     assert not mask_of(images[1]).any()
     assert images[2].held_back  # no mask: it never trains
@@ -98,6 +103,8 @@ def test_images_of_folders_and_shards(store: Store, tar_of: TarOf) -> None:
         ({"uri": "NONE", "label": "authentic"}, "not_found"),
         ({"uri": "TEXT", "label": "authentic"}, "unsupported"),
         ({"uri": "SHARD", "member": "9.jpg", "label": "authentic"}, "has no image 9.jpg"),
+        ({"uri": "NONE", "member": "9.jpg", "label": "authentic"}, "no such input"),
+        ({"uri": "GOOD", "member": "9.jpg", "label": "authentic"}, "has no image 9.jpg"),
         ({"uri": "GOOD", "label": "authentic", "mask": mask_png()}, "authentic image has a mask"),
         ({"uri": "GOOD", "label": "manipulated", "mask": b"GIF"}, "mask is no PNG"),
         ({"uri": "GOOD", "label": "manipulated", "mask": mask_png()[:90]}, "mask is no PNG"),

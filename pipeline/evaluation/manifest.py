@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.errors import MissingInput, UsageError
-from pipeline.comparison import bright
+from pipeline.comparison import BRIGHT, bright
 
 Mask = NDArray[np.bool_]
 
@@ -87,7 +87,7 @@ def read_mask(sample: Labelled) -> Mask | None:
 
     Raises:
         MissingInput: the mask's file is not there.
-        UsageError: it is no image.
+        UsageError: it is no image, or marks nothing.
     """
     if sample.mask is None:
         return None
@@ -95,9 +95,15 @@ def read_mask(sample: Labelled) -> Mask | None:
         raise MissingInput(f"{sample.mask}: no such file, though the manifest names it")
     try:
         with Image.open(sample.mask) as image:
-            return bright(image)
-    except OSError as error:
+            mask = bright(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"{sample.mask} is no image: write the mask again") from error
+    if not mask.any():
+        raise UsageError(
+            f"{sample.mask} has no pixel above {BRIGHT}: draw what was forged in white, or leave "
+            "the column empty where nothing was"
+        )
+    return mask
 
 
 def _labelled(row: dict[str, str], folder: Path) -> Labelled:
