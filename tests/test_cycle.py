@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.curves import CURVES
+from cluster.curves import CURVES, read_curves
 from pipeline.cli import main
 from tests.photos import write_photos
 from tests.processes import processes_below, wait_for_reports
@@ -72,7 +72,7 @@ def _models(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_train_kill_resume_evaluate_gate_promote_roll_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +103,15 @@ def test_train_kill_resume_evaluate_gate_promote_roll_back(
     assert cycle.returncode == 0, err.decode()[-2000:]
     summary = json.loads(out.splitlines()[-1])
     assert summary["verdict"] == "passed"
+    (curves,) = output.glob(f"cycle-*/{CURVES}")
+    # Begun anew it would have no report of the 8 examples before the kill.
+    assert [int(report["samples"]) for report in read_curves(f"file://{curves}")] == [8, 16]
     assert summary["version"] in _models(capsys, "list", "--registry", registry)
     _models(capsys, "rollback", "--registry", registry)
     listed = json.loads(_models(capsys, "list", "--registry", registry).splitlines()[-1])
     assert listed["bases"][0]["current"] is None
+    # The same again, as a schedule does: nothing is trained twice, what was rolled back stays so.
+    assert main(["retrain", *command]) == 2
+    assert "was rolled back" in capsys.readouterr().err
+    assert main(["retrain", *command, "--gain=1"]) == 3
+    assert "nothing gained" in capsys.readouterr().err
