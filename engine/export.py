@@ -44,7 +44,7 @@ from engine.config import PRESETS, NetworkConfig
 from engine.deform_attn_onnx import DOMAIN, FUNCTION, OPSET, VERSION
 from engine.errors import PromptImlError
 from engine.network.model import PromptIML
-from engine.parity import TOLERANCES, compare, noise
+from engine.parity import TOLERANCES, compare, deafness, noise
 from engine.policy import UNTRAINED, Policy
 from engine.prompts import PREFIX, PromptSet
 from engine.runtimes import open_engine
@@ -52,6 +52,7 @@ from engine.torch_engine import TorchEngine, load_network
 
 BATCH_SIZES = (1, 4)  # compared before a model is stored
 TOLERANCE = TOLERANCES["float32"]
+DEAF = 0.1  # share of what the prompts do
 UNCLAIMED = "the model is untrained: nothing is claimed for masks and scores"
 
 
@@ -100,20 +101,23 @@ def export_model(
 
 
 def check_parity(model: Model, engines: Sequence[str]) -> None:
-    """Compare engines with PyTorch, at batch 1 and 4 and two image sizes, one not square.
+    """Compare engines with PyTorch, at batch 1 and 4 and two image sizes, one not square; and what
+    the model's prompts do in them.
 
     Raises:
-        PromptImlError: an engine differs by more than is tolerated.
+        PromptImlError: an engine differs by more than is tolerated, or takes no prompts.
     """
     sides, reference = model.config.sides, TorchEngine(model)
     shapes = sorted({(sides[0], sides[0]), (sides[-1], sides[0])})
     for kind in engines:
-        cases = noise(shapes, BATCH_SIZES)
-        parity = compare(open_engine(model, kind), reference, cases, TOLERANCE)
+        cases, engine = noise(shapes, BATCH_SIZES), open_engine(model, kind)
+        parity = compare(engine, reference, cases, TOLERANCE)
         told = f"{parity.engine} differs from PyTorch: {parity.worst}"
         print(f"{model.id}: {told}", file=sys.stderr)
         if not parity.passed:
             raise PromptImlError(f"{told}: not stored")
+        if (missed := deafness(engine, reference, model.prompts, cases[0])) > DEAF:
+            raise PromptImlError(f"{parity.engine} misses {missed:.0%} of what the prompts do")
 
 
 def _graph(network: PromptIML, weights: Path) -> onnx.ModelProto:

@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InferError
+from engine.prompts import PromptSet
 from engine.protocol import Batch, Detection, Engine
 
 # Of logits, over the larger of 1 and the largest. The JPEG view counts rounded values, and some lie
 # on the edge: even two float32 engines differ by up to 8e-3. What half precision costs by itself,
 # emulated, is below half of these (tests/test_build.py).
+NOISE_FLOOR = 1e-3  # of logits, root mean square: two float32 engines differ by less
 TOLERANCES = {"float32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
 
 
@@ -94,6 +96,33 @@ def compare(engine: Engine, reference: Engine, cases: Sequence[Case], tolerance:
         for difference in _differences(case, _run(engine, case.batch), reference.run(case.batch))
     )
     return Parity(engine.name, reference.name, tolerance, differences)
+
+
+def deafness(engine: Engine, reference: Engine, prompts: PromptSet, case: Case) -> float:
+    """How much of what prompts do an engine misses: 0 nothing, 1 all of it.
+
+    What moves when prompts of zeros become these, in both: the difference of the two moves over the
+    reference's own, as root mean squares of all logits. What the prompts do may be less than the
+    tolerance of `compare`, which an engine that ignores them would pass.
+
+    Args:
+        engine, reference: both hold `prompts` afterwards.
+        prompts: as the network takes them.
+        case: one batch.
+    """
+    none = PromptSet(tuple(np.zeros_like(tensor) for tensor in prompts.tensors))
+    moves = []
+    for each in (engine, reference):
+        each.load_prompts(none)
+        without = _logits(each.run(case.batch))
+        each.load_prompts(prompts)
+        moves.append(_logits(each.run(case.batch)) - without)
+    missed, whole = np.sqrt([((moves[0] - moves[1]) ** 2).mean(), (moves[1] ** 2).mean()])
+    return float(max(missed - NOISE_FLOOR, 0) / whole) if whole else 0.0
+
+
+def _logits(found: Detection) -> NDArray[np.float64]:
+    return np.concatenate([found.mask_logits.ravel(), found.score_logit]).astype(np.float64)
 
 
 def noise(shapes: Sequence[tuple[int, int]], batches: Sequence[int], seed: int = 0) -> list[Case]:
