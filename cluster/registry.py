@@ -9,6 +9,7 @@ import getpass
 import hashlib
 import json
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -228,25 +229,40 @@ def take_lease(registry: Registry, owner: str, seconds: float) -> Lease:
 
 @contextmanager
 def leased(registry: Registry, owner: str, seconds: float) -> Iterator[Lease]:
-    """Hold the lease, renewed by a thread, and release it at the end."""
+    """Hold the lease, renewed by a thread, and release it at the end.
+
+    Raises:
+        LeaseLost: in the middle of whatever is done under it, if another took it over; what it
+            does then would be done twice. In the main thread only: others ask `Lease.check`.
+    """
     lease = take_lease(registry, owner, seconds)
-    ended = threading.Event()
-    renewal = threading.Thread(target=_keep, args=(lease, ended), daemon=True)
+    ended, losses = threading.Event(), list[LeaseLost]()
+    worker = threading.current_thread()
+    renewal = threading.Thread(target=_keep, args=(lease, ended, losses, worker), daemon=True)
     renewal.start()
     try:
         yield lease
+    except KeyboardInterrupt:
+        if losses:
+            raise losses[0] from None
+        raise
     finally:
         ended.set()
         renewal.join()
         lease.release()
 
 
-def _keep(lease: Lease, ended: threading.Event) -> None:
-    """Renew three times a term; ends when the lease is lost, which `promote` will tell."""
+def _keep(
+    lease: Lease, ended: threading.Event, losses: list[LeaseLost], worker: threading.Thread
+) -> None:
+    """Renew three times a term, until the end or until the lease is lost."""
     while not ended.wait(lease.seconds / 3):
         try:
             lease.renew()
-        except LeaseLost:
+        except LeaseLost as error:
+            losses.append(error)
+            if worker is threading.main_thread() and worker.ident and not ended.is_set():
+                signal.pthread_kill(worker.ident, signal.SIGINT)
             return
         except (FetchError, UsageError):  # the store does not answer: again in a third
             continue

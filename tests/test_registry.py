@@ -287,6 +287,19 @@ def test_a_lease_is_renewed_while_it_is_held(registry: Registry) -> None:
     assert outcome(partial(take_lease, registry, "two", 60)) == "done"
 
 
+def test_who_lost_the_lease_is_stopped(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None:
+        with leased(registry, "one", 0.3):
+            with monkeypatch.context() as later:
+                later.setattr("cluster.registry.time.time", lambda: 4e9)
+                take_lease(registry, "two", 60)
+            time.sleep(60)
+            raise AssertionError("nobody stopped it")
+
+    with pytest.raises(LeaseLost, match="now two holds it"):
+        work()
+
+
 def test_following_current(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     follower = CurrentPrompts(BASE, PromptSource(registry.uri, None, refresh=True))
     assert not follower.look()

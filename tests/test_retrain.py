@@ -380,7 +380,7 @@ def test_a_cycle_that_lost_its_lease_promotes_nothing(
     anywhere: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stood still, unable to renew, for longer than its lease; another took over."""
-    monkeypatch.setattr("cluster.registry._keep", lambda lease, ended: None)
+    monkeypatch.setattr("cluster.registry._keep", lambda *_: None)
 
     def slow(settings: TrainSettings, model: Model) -> Trained:
         with monkeypatch.context() as later:
