@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from engine.errors import UsageError
+from engine.errors import Denied, FetchError, UsageError
 from pipeline.settings import (
     BuildSettings,
     CalibrateSettings,
@@ -167,6 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{name}: {_first_problem(error)}; see prompt-iml {name} --help")
     except UsageError as error:
         return _refuse(f"{name}: {error}")
+    except FetchError as error:
+        from pipeline.storage import CREDENTIALS_FIX
+
+        fix = f"; {CREDENTIALS_FIX}" if isinstance(error, Denied) else ""
+        return _refuse(f"{name}: cannot read {error}{fix}")
     except KeyboardInterrupt:
         print("interrupted: the same command resumes", file=sys.stderr)
         return INTERRUPTED

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import Pipe
@@ -51,11 +51,13 @@ def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
         PromptImlError: a child cannot even load the engine.
     """
     done = deaths = 0
+    members: set[str | None] = set()
     while True:
         child = Child(spec, unit, done)
         try:
             for row in child.rows():
                 done, deaths = done + 1, 0
+                members.add(row.get("member"))
                 yield row
         finally:
             child.stop()
@@ -64,9 +66,12 @@ def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
         deaths += 1
         if deaths < _deaths_allowed(child):
             continue
+        if not child.ready:
+            raise PromptImlError(f"a process of its own cannot scan: {child.death}")
         if child.at is None:
-            yield from _unread(unit, done, child.death)
+            yield from _unread(unit, done, members, child.death)
             return
+        members.add(child.at.get("member"))
         yield child.at | failure(child.death)
         done, deaths = done + 1, 0
 
@@ -74,13 +79,18 @@ def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
 def _deaths_allowed(child: Child) -> int:
     """In a row, before it is the image's fault, or the source's."""
     is_kill = isinstance(child.death, OutOfMemory)
+    if not child.ready and not is_kill:
+        return 1
     return KILLS if is_kill or child.at is None else DEATHS
 
 
-def _unread(unit: Unit, done: int, death: Fatal) -> Iterator[Row]:
-    """The rows of what was not reached, when reading itself kills."""
+def _unread(unit: Unit, done: int, members: set[str | None], death: Fatal) -> Iterator[Row]:
+    """The rows of what was not reached, when reading itself kills; `members` have theirs."""
     samples = [Sample(ref.uri, content_id=ref.content_id) for ref in unit.objects[done:]]
-    for sample in samples or [Sample(unit.uri)]:
+    samples += [Sample(unit.uri, name) for name in unit.members if name not in members]
+    # Of a range of a Parquet file as `read_parquet` names what it cannot read.
+    first = str(unit.first_row + done) if unit.kind == "parquet" and unit.first_row + done else None
+    for sample in samples or [Sample(unit.uri, first)]:
         yield identity(sample) | failure(death)
 
 
@@ -90,11 +100,13 @@ class Child:
     Attributes:
         death: why it ended before the unit's end; None if it did not.
         at: the row, as far as it is known, of the image it is at; None between images.
+        ready: whether it has loaded the engine.
     """
 
     def __init__(self, spec: ScanSpec, unit: Unit, done: int) -> None:
         self.death: Fatal | None = None
         self.at: Row | None = None
+        self.ready = False
         self._seconds = spec.image_timeout
         self._line, theirs = Pipe()
         self._process = subprocess.Popen(
@@ -106,22 +118,21 @@ class Child:
         )
         theirs.close()
         job = {"spec": spec.to_json(), "unit": unit_to_json(unit), "done": done}
-        self._line.send_bytes(json.dumps(job).encode())
+        with suppress(OSError):  # it is dead already, as reading from it will tell
+            self._line.send_bytes(json.dumps(job).encode())
 
     def rows(self) -> Iterator[Row]:
         """Rows as they are done, until the end or the death."""
         stage = "start"
         try:
             while (word := self._word(stage)) != "end":
-                stage = word
+                stage, self.ready = word, True
                 if word == "begin":
                     self.at = self._row()
                 elif word == "done":
                     self.at = None
                     yield self._row()
         except Fatal as death:
-            if stage == "start":
-                raise PromptImlError(f"a process of its own cannot scan: {death}") from death
             death.stage = stage if self.at else "fetch"
             self.death = death
 

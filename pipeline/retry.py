@@ -66,7 +66,12 @@ def check_retry(run: Run, codes: Sequence[str]) -> None:
 
 
 def retry_units(
-    run: Run, codes: Sequence[str], *, images_per_unit: int, limit: int | None
+    run: Run,
+    codes: Sequence[str],
+    *,
+    images_per_unit: int,
+    limit: int | None,
+    trust_lists: bool = False,
 ) -> Iterator[Unit]:
     """What a complete run failed on, and nothing else, as units of that run's plan.
 
@@ -83,13 +88,14 @@ def retry_units(
         codes: error codes to retry; empty for all.
         images_per_unit: plain objects in a unit.
         limit: retry at most so many images.
+        trust_lists: see `read_list`: what a list must not name is refused again without it.
 
     Raises:
         UsageError: the run cannot be read, or its plan lacks what its rows name.
     """
     try:
         failed = _failed_rows(run, codes)
-        units = _units_of(run, failed, images_per_unit)
+        units = _units_of(run, failed, images_per_unit, trust_lists)
         yield from units if limit is None else limited(units, limit)
     except FetchError as error:
         raise UsageError(f"cannot read run {run.run_id}: {error}") from error
@@ -113,7 +119,7 @@ def _failed_rows(run: Run, codes: Sequence[str]) -> Failed:
     return dict(failed)
 
 
-def _units_of(run: Run, failed: Failed, images_per_unit: int) -> Iterator[Unit]:
+def _units_of(run: Run, failed: Failed, images_per_unit: int, trust_lists: bool) -> Iterator[Unit]:
     """The units; takes from `failed` what they name."""
     objects: list[ObjectRef] = []
     for unit in _planned(run):
@@ -123,7 +129,8 @@ def _units_of(run: Run, failed: Failed, images_per_unit: int) -> Iterator[Unit]:
         for ref in unit.objects:
             if failed.pop(storage.display_name(ref.uri), None):
                 # Neither size nor etag: it may have been replaced since it was listed.
-                objects.append(ObjectRef(ref.uri, content_id=ref.content_id))
+                refused = "" if trust_lists else ref.refused
+                objects.append(ObjectRef(ref.uri, content_id=ref.content_id, refused=refused))
             if len(objects) == images_per_unit:
                 yield objects_unit(objects)
                 objects = []
@@ -166,8 +173,9 @@ class ScannedIn:
     """The objects and shards that a complete run has rows of, by URI and etag.
 
     Whatever the rows say: what failed is for `--retry-failed`. An object without an etag, as lists
-    name them, is never known to be the same; nor is a shard that `--limit` cut or of which only
-    some members were retried.
+    name them, is never known to be the same; nor is a shard that `--limit` cut, or of which only
+    some members were retried, or a Parquet file of which the run may have had a share (`--slice`)
+    or what failed.
 
     The plan names all of them, and no row is read. In memory is one file of the plan (at most
     100,000 objects); the URIs and etags are on disk, see `Digests`. A context manager.
@@ -177,10 +185,12 @@ class ScannedIn:
         self.run_id = run.run_id
         self._digests = Digests()
         self._partial: set[str] = set()
+        config = run.config() or {}
+        has_shares = bool(config.get("slice") or config.get("retry_failed"))
         for unit in _planned(run):
             if unit.kind == "objects":
                 self._digests.add(_versions(unit.objects))
-            elif unit.limit >= 0 or unit.members:
+            elif unit.limit >= 0 or unit.members or (unit.kind == "parquet" and has_shares):
                 self._partial.add(unit.uri)
             else:
                 self._digests.add(_versions([ObjectRef(unit.uri, etag=unit.etag)]))

@@ -28,6 +28,7 @@ from pipeline.run import Json, Run, default_run_id
 from pipeline.scanner import Part, ScanSpec
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
+from pipeline.sources.inputs import resolve
 from pipeline.units import Unit, unit_to_json
 from pipeline.waves import (
     pool_size,
@@ -97,6 +98,8 @@ def scan(settings: ScanSettings) -> Json:
     run = Run(output, settings.run_id or default_run_id(config))
     configure(settings.log, run=run.run_id)
     storage.check_writable(output)
+    if run.config() is None:  # before anything is written that a corrected command would meet
+        check_inputs(settings)
     run.bind(config)
     for note in model.notes:
         say(f"note: {note}")
@@ -138,6 +141,13 @@ def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSe
         same = {key: config[key] for key in ("inputs", "format", "image_column")}
         settings = settings.model_copy(update=same)
     return settings, run
+
+
+def check_inputs(settings: ScanSettings) -> None:
+    """Find every input, not yet what is in it; raises `UsageError`."""
+    sliced((), settings.slice)
+    for name in settings.inputs:
+        resolve(name)
 
 
 def prompt_source(settings: ScanSettings, model: Model, output: str) -> PromptSource | None:
@@ -196,7 +206,13 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
         return read_plan(run)
     if earlier and settings.retry_failed:
         many, limit = settings.images_per_unit, settings.limit
-        units = retry_units(earlier, settings.retry_codes, images_per_unit=many, limit=limit)
+        units = retry_units(
+            earlier,
+            settings.retry_codes,
+            images_per_unit=many,
+            limit=limit,
+            trust_lists=settings.trust_lists,
+        )
         return make_plan(run, sliced(units, settings.slice))
     with ScannedIn(earlier) if earlier else nullcontext() as scanned:
         units = list_units(

@@ -86,6 +86,11 @@ def canonical(name: str) -> str:
     )
 
 
+def is_canonical(uri: str) -> bool:
+    """Whether it is of a scheme that we read."""
+    return uri.startswith(("file://", "s3://"))
+
+
 def is_s3(uri: str) -> bool:
     """Whether a canonical URI lies on S3."""
     return uri.startswith("s3://")
@@ -417,6 +422,8 @@ def _filesystem(scheme: str, pid: int) -> Any:
     """One a process, for all its threads: connections outlive no fork."""
     if scheme == "file":
         return fsspec.filesystem("file")
+    if scheme != "s3":  # fsspec knows many more, some of them other names of this machine's disk
+        raise FetchError(f"{scheme}:// is not read: use a path, file:///abs/path or s3://")
     filesystem = fsspec.filesystem(
         scheme,
         use_listings_cache=False,

@@ -88,3 +88,11 @@ def test_every_error_has_its_own_code() -> None:
     assert len(named) == len(codes) - 2  # ImageError and Fatal are abstract
     named.remove("timeout")  # of the store, and of an image: the stage tells them apart
     assert len(named) == len(set(named))
+
+
+def test_a_refused_scan_leaves_no_run(tmp_path: Path) -> None:
+    """Which the corrected command would meet."""
+    arguments = ["--output", str(tmp_path / "out"), "--run-id", "nightly"]
+    assert main(["scan", str(tmp_path / "typo"), *arguments]) == 2
+    assert main(["scan", str(tmp_path), *arguments, "--slice", "3/2"]) == 2
+    assert not (tmp_path / "out/_runs/nightly").exists()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -129,6 +130,31 @@ def test_a_process_of_its_own_has_memory_for_tiles_of_every_shape(
     (unit,) = list_units([str(tmp_path / "*.png")], images_per_unit=4)
     rows = list(isolated_rows(scan_spec(settings, Run(f"file://{tmp_path}", "r"), model), unit))
     assert [row["status"] for row in rows] == ["ok"] * 4, [row.get("error_message") for row in rows]
+
+
+def test_a_process_killed_while_it_loads_is_started_again(
+    photographs: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it takes most memory, beside the actor's own engine."""
+    (tmp_path / "a.jpg").write_bytes(photographs["rocket.jpg"])
+    model = load_model(str(write_null_model(tmp_path / "model")))
+    (unit,) = list_units([str(tmp_path / "a.jpg")], images_per_unit=1)
+    settings = ScanSettings(
+        inputs=[str(tmp_path)], output=str(tmp_path), model=str(tmp_path / "model")
+    )
+    start, killed = subprocess.Popen, list[int]()
+
+    def popen(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = start(*arguments, **options)
+        if len(killed) < 2:
+            process.kill()
+            killed.append(process.wait())
+        return process
+
+    monkeypatch.setattr("pipeline.isolated.subprocess.Popen", popen)
+    rows = list(isolated_rows(scan_spec(settings, Run(f"file://{tmp_path}", "r"), model), unit))
+    assert [row["status"] for row in rows] == ["ok"]
+    assert killed == [-signal.SIGKILL] * 2
 
 
 def test_without_an_engine_nothing_is_called_poison(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from engine.errors import EmptySource, MissingInput, UsageError
+from engine.errors import Crashed, EmptySource, MissingInput, UsageError
 from pipeline.cli import main
-from pipeline.retry import ScannedIn, check_retry, retry_units
+from pipeline.isolated import _unread
+from pipeline.retry import ScannedIn, _of_shard, check_retry, retry_units
 from pipeline.run import Json, Run
 from pipeline.scan import scan
 from pipeline.settings import ScanSettings
@@ -202,6 +203,39 @@ def test_only_whole_versions_count_as_scanned(
     ]
     with ScannedIn(Run(f"{folder.uri}/out", "first")) as scanned:
         assert scanned.has([ref, *others]) == [True, False, False, False]
+
+
+def test_a_share_of_a_parquet_file_is_not_all_of_it(folder: Folder, model: str) -> None:
+    uri = folder.put("a.parquet", parquet_of(*[b"\xff\xd8\xff"] * 40))
+    run_scan(folder, model, "share", uri, slice="1/2")
+    (unit, *_) = list_units([uri], images_per_unit=2)
+    with ScannedIn(Run(f"{folder.uri}/out", "share")) as scanned:
+        assert scanned.has([ObjectRef(uri, 1, unit.etag)]) == [False]
+
+
+def test_what_a_list_must_not_name_is_refused_again(
+    s3: Bucket, model: str, good: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "secret.jpg").write_bytes(good)
+    listed = s3.put("list.txt", f"file://{tmp_path}/secret.jpg\n".encode())
+    run_scan(s3, model, "first", listed)
+    run_scan(s3, model, "again", retry_failed="first")
+    run_scan(s3, model, "trusted", retry_failed="first", trust_lists=True)
+    codes = [table(s3, run)["secret.jpg", None] for run in ("first", "again", "trusted")]
+    assert codes == ["denied", "denied", "ok"]
+
+
+def test_what_could_not_be_reached_is_retried_and_nothing_else() -> None:
+    """The rows of a unit whose reading kills, and what a retry makes of them."""
+    whole = Unit("parquet", "file:///a.parquet", -1, first=1, last=2, images=2, first_row=2)
+    chosen = Unit("tar", "file:///a.tar", -1, images=2, members=("1.jpg", "2.jpg"))
+    for unit, seen in ((whole, set()), (chosen, {"1.jpg"})):
+        rows = list(_unread(unit, len(seen), seen, Crashed("it")))
+        failed = {unit.uri: {row.get("member"): "fetch" for row in rows}}
+        (again,) = _of_shard(unit, failed)
+        assert again.members == (("2.jpg",) if unit is chosen else ())
+        assert (again.first, again.last) == (unit.first, unit.last)
+        assert not failed
 
 
 @pytest.mark.parametrize(

@@ -510,6 +510,8 @@ def test_pax_records(folder: Folder) -> None:
         b"5 a1\n",
         b"10 size=-1\n",
         b"11 size=1_0\n",
+        b"28 size=9999999999999999999\n",
+        b"5011 size=" + b"9" * 5000 + b"\n",
     ],
 )
 def test_corrupt_pax_records(records: bytes, folder: Folder) -> None:
@@ -603,6 +605,37 @@ def test_a_spoilt_page_loses_only_its_row_group(folder: Folder) -> None:
     samples = scan(folder.put("a.parquet", bytes(file)))
     assert [s.member for s in samples] == ["0", "1", "2", "4", "5"]
     assert "rows 2 to 3 (row group 1)" in str(samples[2].error)
+
+
+def test_a_parquet_file_replaced_since_it_was_planned(folder: Folder) -> None:
+    """By one that cannot be read as planned; or one that can, of two columns that may be it."""
+    planned = units(folder.put("a.parquet", parquet({"crop": [b"x"]})), image_column="crop")
+    for columns in ({"other": [b"x"]}, {"crop": ["text"]}, {"crop": [1]}):
+        folder.put("a.parquet", parquet(columns))
+        (sample,) = read(planned)
+        assert isinstance(sample.error, DamagedShard)
+    uri = folder.put("a.parquet", b"rubbish")
+    planned = units(uri, image_column="crop", format="parquet")
+    folder.put("a.parquet", parquet({"image": [b"wrong"], "crop": [b"right"]}))
+    assert [sample.data for sample in read(planned)] == [b"right"]
+    folder.put("b.parquet", b"rubbish")
+    planned = units(f"{folder.uri}/b.parquet", format="parquet")
+    folder.put("b.parquet", parquet({"left": [b"x"], "right": [b"y"]}))
+    (sample,) = read(planned)
+    assert "which column holds the images?" in str(sample.error)
+
+
+def test_two_columns_of_one_name_are_no_image_column(folder: Folder) -> None:
+    twice = pa.Table.from_arrays([pa.array([b"x"])] * 3, ["image", "image", "jpg"])
+    sink = io.BytesIO()
+    pq.write_table(twice, sink)
+    assert [s.data for s in scan(folder.put("a.parquet", sink.getvalue()))] == [b"x"]
+
+
+def test_an_id_that_python_has_no_value_for_is_none(folder: Folder) -> None:
+    ids = pa.array([2**62], pa.timestamp("us"))
+    (sample,) = scan(folder.put("a.parquet", parquet({"image": [b"x"], "id": ids})))
+    assert (sample.data, sample.content_id) == (b"x", None)
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1 and more", b"\0" * 100])

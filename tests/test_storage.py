@@ -19,6 +19,7 @@ from engine.errors import (
     UsageError,
 )
 from pipeline import storage
+from pipeline.cli import main
 from pipeline.sources.listing import list_objects
 
 if TYPE_CHECKING:
@@ -179,3 +180,12 @@ def test_strangers_cannot_write(strangers: Bucket) -> None:
 
 def test_display_name_shows_bytes_that_are_not_text() -> None:
     assert storage.display_name("a\udcffé") == "a\\xffé"
+
+
+@pytest.mark.parametrize("command", ["verify", "compact"])
+def test_a_store_that_lets_nobody_in_is_one_line(
+    command: str, strangers: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, strangers.uri]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "AWS_ACCESS_KEY_ID" in line

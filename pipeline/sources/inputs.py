@@ -127,7 +127,8 @@ def _glob(name: str, uri: str, wildcard: int) -> Source:
 def _expand(ref: ObjectRef, kind: Kind, trust_lists: bool) -> Iterator[Entry]:
     if kind == "list":
         for named in read_list(ref.uri, trust_lists=trust_lists):
-            yield Entry("objects" if named.refused else kind_of_name(named.uri), named)
+            readable = not named.refused and storage.is_canonical(named.uri)
+            yield Entry(kind_of_name(named.uri) if readable else "objects", named)
     else:
         yield Entry(kind, ref)
 

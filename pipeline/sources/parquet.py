@@ -78,7 +78,11 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
     Raises:
         UsageError: `wanted` is no such column, or there are several and none of a usual name.
     """
-    usable: list[str] = [field.name for field in schema if _holds_bytes(field.type)]
+    usable: list[str] = [
+        field.name
+        for field in schema
+        if _holds_bytes(field.type) and schema.names.count(field.name) == 1
+    ]
     file = storage.display_name(uri)
     if wanted in usable:
         return wanted
@@ -110,7 +114,7 @@ def plan_parquet(
     Raises:
         UsageError: as `column_of_images`; also for no column at all where one is `required`.
     """
-    whole = Unit("parquet", ref.uri, ref.size_bytes, ref.etag)
+    whole = Unit("parquet", ref.uri, ref.size_bytes, ref.etag, column=image_column or "")
     try:
         with open_parquet(ref.uri) as file:
             schema = file.schema_arrow
@@ -156,7 +160,7 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
     row = unit.first_row
     try:
         with open_parquet(unit.uri, partial(_repeating, unit)) as file:
-            column = unit.column or column_of_images(unit.uri, file.schema_arrow, None)
+            column = column_of_images(unit.uri, file.schema_arrow, unit.column or None)
             if column is None:
                 raise DamagedShard(f"{storage.display_name(unit.uri)}: no column of image bytes")
             counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
@@ -172,12 +176,15 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
                 row = end
     except FetchError as error:
         yield Sample(unit.uri, str(row) if row else None, error=error)
+    except UsageError as error:  # it was replaced since it was planned, or could not be read then
+        damage = DamagedShard(str(error))
+        yield Sample(unit.uri, str(row) if row else None, error=damage)
 
 
 def _repeating(unit: Unit, file: pq.ParquetFile) -> list[str]:
     """The column of images, if its values lie in dictionaries: a file of 2 kB may repeat one of
     50 MB a thousand times. Elsewhere a dictionary would only cost."""
-    column = unit.column or column_of_images(unit.uri, file.schema_arrow, None) or ""
+    column = column_of_images(unit.uri, file.schema_arrow, unit.column or None) or ""
     groups = range(file.num_row_groups)[unit.first : unit.last or None]
     chunks = [c for group in groups for c in _chunks_of(file.metadata.row_group(group), column)]
     return sorted({chunk.path_in_schema for chunk in chunks if _in_dictionary(chunk)})
@@ -247,10 +254,15 @@ def text(cell: Any) -> str | None:
         return None
     if isinstance(cell, pa.BinaryScalar):
         return bytes(cell.as_buffer()).decode("utf-8", "backslashreplace") or None
-    return str(cell.as_py())
+    try:
+        return str(cell.as_py())
+    except (ValueError, OverflowError):  # a time that Python has none for
+        return None
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_bytes(kind.field(index).type)

@@ -22,6 +22,7 @@ from pipeline.units import Sample
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_EXTENSION = 1 << 20  # bytes of a long name or a pax header; real ones have hundreds
+SIZE_DIGITS = 18  # of a member's size; more is damage, and more than the table can hold
 _BLOCK = tarfile.BLOCKSIZE
 _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -170,7 +171,7 @@ def _header(archive: _Archive, block: bytes) -> tarfile.TarInfo:
 
 def _member(archive: _Archive, header: tarfile.TarInfo, extended: dict[str, str]) -> _Member:
     size = extended.get("size", str(header.size))
-    if not size.isdecimal():
+    if not size.isdecimal() or len(size) > SIZE_DIGITS:
         raise archive.damaged(f"a member of size {size!r}")
     is_sparse = header.type == tarfile.GNUTYPE_SPARSE or any(
         key.startswith("GNU.sparse.") for key in extended

@@ -54,6 +54,9 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
                 yield ObjectRef(named, content_id=content_id, refused=refused)
         except csv.Error as error:
             raise UsageError(f"{storage.display_name(uri)} is no CSV: {error}") from error
+        except pa.ArrowException as error:
+            line = " ".join(str(error).split())[:200]
+            raise UsageError(f"{storage.display_name(uri)} is damaged: {line}") from error
 
 
 def is_list(uri: str, head: bytes) -> bool:
