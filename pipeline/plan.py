@@ -69,7 +69,7 @@ def make_plan(run: Run, units: Iterable[Unit]) -> Plan:
     count = size_bytes = images = 0
     for number, chunk in enumerate(_chunks(units)):
         uri = f"{prefix}-{number:06d}.parquet"
-        storage.create_once(uri, _to_parquet(run, chunk))
+        storage.create_once(uri, _to_parquet(run, chunk, count))
         files.append(uri.removeprefix(f"{run.folder}/"))
         count += len(chunk)
         size_bytes += sum(max(unit.size_bytes, 0) for unit in chunk)
@@ -113,10 +113,11 @@ def _chunks(units: Iterable[Unit]) -> Iterator[list[Unit]]:
         yield chunk
 
 
-def _to_parquet(run: Run, units: list[Unit]) -> bytes:
+def _to_parquet(run: Run, units: list[Unit], first: int) -> bytes:
+    """`first`: the number of units before these."""
     texts = [unit_to_json(unit) for unit in units]
     columns = {
-        "unit_id": [run.unit_id(text) for text in texts],
+        "unit_id": [run.unit_id(first + place, text) for place, text in enumerate(texts)],
         "kind": [unit.kind for unit in units],
         "uri": [storage.display_name(unit.uri) for unit in units],
         "size_bytes": [unit.size_bytes for unit in units],

@@ -62,13 +62,14 @@ class Run:
         """Where a unit's rows are, or will be."""
         return f"{self.output}/results/part-{unit_id}.parquet"
 
-    def unit_id(self, unit: str) -> str:
-        """Hash of the run and of what the unit, as JSON, names: URIs, range, sizes, etags.
+    def unit_id(self, place: int, unit: str) -> str:
+        """Hash of the run, the unit's place in its plan and what the unit, as JSON, names: URIs,
+        range, sizes, etags.
 
         The run is part of it because runs share one results folder: the same images scanned by
-        another model are other rows.
+        another model are other rows. The place is, because inputs may name a shard twice.
         """
-        return hashlib.sha256(f"{self.run_id}\0{unit}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{self.run_id}\0{place}\0{unit}".encode()).hexdigest()[:32]
 
     def bind(self, config: Json) -> None:
         """Bind the run to its configuration; raise `RunMismatch` when it has another one."""

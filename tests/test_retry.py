@@ -213,6 +213,15 @@ def test_a_share_of_a_parquet_file_is_not_all_of_it(folder: Folder, model: str) 
         assert scanned.has([ObjectRef(uri, 1, unit.etag)]) == [False]
 
 
+def test_a_shard_named_twice_is_scanned_twice(
+    folder: Folder, model: str, good: bytes, tar_of: TarOf
+) -> None:
+    uri = folder.put("a.tar", tar_of({"1.jpg": good, "2.jpg": good}))
+    first = run_scan(folder, model, "twice", uri, f"{folder.uri}/*.tar")
+    assert (first["listed"], first["ok"]) == (4, 4)
+    assert run_scan(folder, model, "twice", uri, f"{folder.uri}/*.tar")["scanned_now"] == 0
+
+
 def test_what_a_list_must_not_name_is_refused_again(
     s3: Bucket, model: str, good: bytes, tmp_path: Path
 ) -> None:
