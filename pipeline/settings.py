@@ -15,6 +15,7 @@ from pydantic_settings import (
     CliPositionalArg,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -47,7 +48,10 @@ class Command(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment over `prompt-iml.toml`; flags, which arrive with init, over both."""
         table = (settings_cls.__name__.removesuffix("Settings").lower(),)
-        toml = TomlConfigSettingsSource(settings_cls, toml_table_header=table)
+        try:
+            toml = TomlConfigSettingsSource(settings_cls, toml_table_header=table)
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise SettingsError(f"{SETTINGS_FILE}: {error}") from error
         return init_settings, env_settings, toml
 
 

@@ -117,10 +117,12 @@ def _problems(
         run = Run(output, run_id)
         try:
             manifest = run.manifest()
+            fault = manifest and _fault(manifest)
         except ValueError as error:
+            fault = f"is no JSON ({_line(error)})"
+        if fault:
             generation = run.generations()[-1]
-            what = f"is no JSON ({_line(error)})"
-            yield Problem(run.generation_uri(generation), what, _remake(run, generation))
+            yield Problem(run.generation_uri(generation), fault, _remake(run, generation))
             continue
         if manifest:
             complete.add(run_id)
@@ -133,6 +135,19 @@ def _problems(
     # The parts of an incomplete run are in no manifest yet, and those of others are not asked for.
     elsewhere = set(every) - (complete & set(chosen))
     yield from _strays(output, named, elsewhere)
+
+
+def _fault(manifest: Json) -> str | None:
+    """What of a manifest is not there, or not what it must be."""
+    whole = {"parts": list, "statuses": dict, "codes": dict, "listed": int}
+    of_part = {"file": str, "rows": int, "size_bytes": int, "sha256": str}
+    if wrong := [name for name, kind in whole.items() if not isinstance(manifest.get(name), kind)]:
+        return f"is damaged: no {wrong[0]}"
+    for part in manifest["parts"]:
+        for name, kind in of_part.items():
+            if not isinstance(part, dict) or not isinstance(part.get(name), kind):
+                return f"is damaged: a part without its {name}"
+    return None
 
 
 def verify_run(run: Run, manifest: Json, totals: Counter[str]) -> Iterator[Problem]:

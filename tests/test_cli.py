@@ -78,6 +78,16 @@ def test_a_typo_in_the_file_is_refused(
     assert "waveunits" in one_line(capsys)
 
 
+@pytest.mark.parametrize("text", [b"[scan\n", b"\xff", b"scan = 3\n"])
+def test_a_damaged_file_is_refused(
+    text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt-iml.toml").write_bytes(text)
+    assert main(["scan", "in", "--output", "out"]) == 2
+    assert "prompt-iml.toml" in one_line(capsys)
+
+
 def tree(root: type[PromptImlError]) -> list[type[PromptImlError]]:
     return [root, *(leaf for child in root.__subclasses__() for leaf in tree(child))]
 

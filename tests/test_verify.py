@@ -156,6 +156,13 @@ def spoil_manifest(output: Path) -> Path:
     return path
 
 
+def flip_manifest(output: Path) -> Path:
+    """A byte of it: still JSON."""
+    path = storage.local_path(Run(output.as_uri(), "r").manifest_uri)
+    path.write_bytes(path.read_bytes().replace(b'"file"', b'"fIle"', 1))
+    return path
+
+
 def forget(output: Path) -> Path:
     """A manifest that lost a part: the file is foreign now and its unit has no rows."""
     path = part(output)
@@ -175,6 +182,7 @@ def forget(output: Path) -> Path:
         (lose_plan_file, 1, "this file of the plan cannot be read"),
         (lose_plan, 1, "the plan cannot be read"),
         (spoil_manifest, 1, "is no JSON"),
+        (flip_manifest, 1, "is damaged: a part without its file"),
         (forget, 3, "no part holds unit [0-9a-f]{32}"),
     ],
 )
