@@ -6,6 +6,8 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from statistics import fmean
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,7 +19,17 @@ from engine.jpeg_quality import estimate_quality
 from engine.policy import Label, Policy
 from engine.postprocess import Region, localize
 from engine.protocol import Batch, Engine
-from engine.views import LogitMap, Shape, Tiling, View, assemble, cut, tile
+from engine.views import (
+    LogitMap,
+    Shape,
+    Tiling,
+    View,
+    assemble,
+    cut,
+    cut_enlarged,
+    mean,
+    tile,
+)
 
 K = TypeVar("K")
 
@@ -33,7 +45,7 @@ class Finding:
         logits: the map behind the mask, at network resolution: heat maps and
             `views.probability_map` are made from it.
         score_raw: the network's score logit, the largest of the image's tiles: one
-            manipulated tile makes a manipulated image.
+            manipulated tile makes a manipulated image. Of an image that is shown twice, the mean.
         score: calibrated probability that the image was manipulated.
         label, threshold: by the policy; threshold is None when it claims none, or when the
             image is too small or too compressed for it.
@@ -63,18 +75,37 @@ class _TileOutput:
 
 
 @dataclass(slots=True)
+class _Showing:
+    """One way in which an image is shown: its tiles share a lane, and so come out in order."""
+
+    tiling: Tiling
+    outputs: list[_TileOutput] = field(default_factory=list)
+
+    @property
+    def logits(self) -> LogitMap:
+        return assemble(self.tiling, [output.mask_logits for output in self.outputs])
+
+    @property
+    def score_logit(self) -> float:
+        return max(output.score_logit for output in self.outputs)
+
+
+@dataclass(slots=True)
 class _Open(Generic[K]):
     """An image some of whose tiles have not run yet."""
 
     key: K
-    tiling: Tiling
+    showings: list[_Showing]
     jpeg_quality: int | None
-    outputs: list[_TileOutput] = field(default_factory=list)
     failed: bool = False
 
+    @property
+    def complete(self) -> bool:
+        return all(len(each.outputs) == len(each.tiling) for each in self.showings)
 
-_Slot: TypeAlias = tuple[_Open[K], int]  # an image, and which of its tiles
-_Lane: TypeAlias = deque[tuple[_Open[K], int]]  # waiting tiles of one shape, first come first
+
+_Slot: TypeAlias = tuple[_Open[K], _Showing, int]  # an image, how it is shown, and which tile
+_Lane: TypeAlias = deque[tuple[_Open[K], _Showing, int]]  # waiting, of one shape, first come first
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +130,11 @@ class _Batches(Generic[K]):
 
     def add(self, opened: _Open[K]) -> Iterator[list[_Slot[K]]]:
         """The batches that an image's tiles complete."""
-        lane = self.lanes[opened.tiling.tile_shape]
-        lane.extend((opened, index) for index in range(len(opened.tiling)))
-        while len(lane) >= self.size:
-            yield from self._next(lane)
+        for shown in opened.showings:
+            lane = self.lanes[shown.tiling.tile_shape]
+            lane.extend((opened, shown, index) for index in range(len(shown.tiling)))
+            while len(lane) >= self.size:
+                yield from self._next(lane)
 
     def rest(self) -> Iterator[list[_Slot[K]]]:
         """What no further tile will complete."""
@@ -121,8 +153,8 @@ class _Batches(Generic[K]):
 
         Of more only if the size was halved while these waited.
         """
-        tiles = [tile(opened.tiling, index) for opened, index in slots]
-        tables = [opened.tiling.qtable for opened, _ in slots]
+        tiles = [tile(shown.tiling, index) for _, shown, index in slots]
+        tables = [shown.tiling.qtable for _, shown, _ in slots]
         lack = self.size - len(slots)
         batch = Batch(_stack(tiles + tiles[-1:] * lack), _stack(tables + tables[-1:] * lack))
         self.observe(len(slots), len(batch.image))
@@ -197,7 +229,9 @@ class Detector:
         flights: deque[_Flight[K]] = deque()
         batches = _Batches[K](self.engine, self.batch_size, self.observe)
         for key, image in images:
-            opened = _Open(key, cut(image, self.view), _jpeg_quality(image))
+            tilings = cut(image, self.view), cut_enlarged(image, self.view)
+            showings = [_Showing(tiling) for tiling in tilings if tiling]
+            opened = _Open(key, showings, _jpeg_quality(image))
             for slots in batches.add(opened):
                 flights.append(batches.depart(slots))
                 yield from self._land(batches, flights, self.engine.depth - 1)
@@ -212,22 +246,25 @@ class Detector:
         """Wait until so many batches are under way; yield the images that this completes."""
         while len(flights) > left:
             flight = flights.popleft()
-            for (opened, _), output in zip(flight.slots, batches.outputs(flight), strict=True):
+            for (opened, shown, _), output in zip(
+                flight.slots, batches.outputs(flight), strict=True
+            ):
                 if opened.failed:
                     continue
                 if isinstance(output, InferError):
                     opened.failed = True
                     yield opened.key, output
                     continue
-                opened.outputs.append(output)
-                if len(opened.outputs) == len(opened.tiling):
+                shown.outputs.append(output)
+                if opened.complete:
                     yield opened.key, self._conclude(opened)
 
     def _conclude(self, opened: _Open[K]) -> Finding:
-        logits = assemble(opened.tiling, [output.mask_logits for output in opened.outputs])
+        first, *others = opened.showings
+        logits = reduce(mean, (each.logits for each in others), first.logits)
         mask_threshold = self.policy.pixel_threshold(logits.peak)
         localization = localize(logits, mask_threshold)
-        score_raw = max(output.score_logit for output in opened.outputs)
+        score_raw = fmean(each.score_logit for each in opened.showings)
         score = self.policy.score(score_raw)
         label, threshold = self.policy.label(
             score, side=min(logits.shape), jpeg_quality=opened.jpeg_quality
@@ -242,8 +279,8 @@ class Detector:
             label=label,
             threshold=threshold,
             mask_threshold=mask_threshold,
-            preprocess=opened.tiling.preprocess,
-            infer_ms=sum(output.infer_ms for output in opened.outputs),
+            preprocess=opened.showings[-1].tiling.preprocess,
+            infer_ms=sum(each.infer_ms for shown in opened.showings for each in shown.outputs),
         )
 
 

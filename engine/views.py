@@ -1,8 +1,9 @@
 """How an image becomes network input, and how tile outputs become one map.
 
-Two views. `fit` scales the image to one square, as the paper does (arXiv 2401.00653).
-`native` never resizes: it cuts tiles on the JPEG 8x8 grid, so that the JPEG view sees the file's
-own blocks. Nothing here knows the network; it only assumes one mask cell per 4x4 pixels.
+Two views. `fit` scales the image to one square, as the paper does (arXiv 2401.00653). `native`
+keeps the pixels: it cuts tiles on the JPEG 8x8 grid, so that the JPEG view sees the file's own
+blocks. A picture smaller than a tile, whose blocks nobody knows, is shown enlarged as well. Nothing
+here knows the network; it only assumes one mask cell per 4x4 pixels.
 
 Names of frames: *stored* pixels are the file's; *working* pixels are those that are cut into
 tiles (the stored ones, or a scaled copy); *cells* are working pixels / 4.
@@ -26,6 +27,7 @@ BLOCK = 8  # side of a JPEG block: every tile offset is a multiple of it
 STRIDE = 4  # working pixels per cell
 OVERLAP = 8  # two neighbouring tiles share at least an 8th of their side
 PADDING = 16  # an axis is padded up to a side if a 16th of that is enough
+ENLARGED = 2  # times, the second showing of a small picture
 STRIP_PIXELS = 1 << 19  # of one strip of `upsample`: stays near the processor's cache
 
 Shape: TypeAlias = tuple[int, int]
@@ -64,7 +66,8 @@ class Tiling:
         tops, lefts: offsets of the tiles along each axis, multiples of 8; every pair is one.
         tile_shape: height and width of every tile, in pixels.
         stored_shape: height and width of the image as stored.
-        preprocess: id of what was done, for the results: `native-256-512`, or with `-scaled`.
+        preprocess: id of what was done, for the results: `native-256-512`, or with `-scaled` or
+            `-enlarged`.
     """
 
     pixels: NDArray[np.uint8]
@@ -120,6 +123,29 @@ def cut(image: Image, view: View) -> Tiling:
     return _place(pixels, _NO_TABLE, view, stored, f"{preprocess}-scaled")
 
 
+def cut_enlarged(image: Image, view: View) -> Tiling | None:
+    """The second showing, `ENLARGED` times as large, of a picture that `native` must mirror by more
+    than a `PADDING`th and that has no table; None of others.
+
+    Such a picture was most likely scaled down: little is left at the scale of its pixels, and what
+    is left is larger than the network expects. By photographs held back, at half size, the mean of
+    both showings is better than either; where the traces are those of the pixels, the second costs
+    a little, and with a table, which says that they are, it is left out.
+
+    Pillow's BICUBIC. Memory: the enlarged copy, below 4 x 240 pixels on one axis.
+    """
+    height, width = image.pixels.shape[:2]
+    smallest = view.sides[0] - view.sides[0] // PADDING
+    if view.name == "fit" or min(height, width) >= smallest or image.luma_table is not None:
+        return None
+    shape = ENLARGED * height, ENLARGED * width
+    if _tile_count(shape, view.sides[-1]) > view.max_tiles:
+        return None
+    pixels = _resize(image.pixels, shape, PIL.Image.Resampling.BICUBIC)
+    preprocess = "-".join(["native", *map(str, view.sides), "enlarged"])
+    return _place(pixels, _NO_TABLE, view, (height, width), preprocess)
+
+
 def tile(tiling: Tiling, index: int) -> NDArray[np.uint8]:
     """Pixels of one tile, (*tile_shape, 3) uint8; tiles count row by row of the grid.
 
@@ -157,6 +183,19 @@ def assemble(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> Logi
     extent = height / STRIDE, width / STRIDE
     canvas = tile_logits[0] if len(tile_logits) == 1 else _blend(tiling, tile_logits)
     return LogitMap(canvas[:rows, :columns], extent, tiling.stored_shape)
+
+
+def mean(coarse: LogitMap, fine: LogitMap) -> LogitMap:
+    """The mean of two maps of one image, on the cells of the finer."""
+    y_scale, x_scale = (c / f for c, f in zip(coarse.extent, fine.extent, strict=True))
+    height, width = fine.cells.shape
+    most_y, most_x = coarse.cells.shape
+    box = 0, 0, min(width * x_scale, most_x), min(height * y_scale, most_y)
+    source = PIL.Image.fromarray(coarse.cells)
+    cells = np.array(source.resize((width, height), PIL.Image.Resampling.BILINEAR, box), np.float32)
+    cells += fine.cells
+    cells *= 0.5
+    return LogitMap(cells, fine.extent, fine.shape)
 
 
 def upsample(logits: LogitMap, window: Window) -> NDArray[np.float32]:
@@ -253,9 +292,12 @@ def _shape_within(shape: Shape, side: int, max_tiles: int) -> Shape:
     return max(fitting, key=lambda s: s[0] * s[1])
 
 
-def _resize(pixels: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
-    image = PIL.Image.fromarray(pixels)
-    return np.asarray(image.resize((shape[1], shape[0]), PIL.Image.Resampling.BILINEAR))
+def _resize(
+    pixels: NDArray[np.uint8],
+    shape: Shape,
+    how: PIL.Image.Resampling = PIL.Image.Resampling.BILINEAR,
+) -> NDArray[np.uint8]:
+    return np.asarray(PIL.Image.fromarray(pixels).resize((shape[1], shape[0]), how))
 
 
 @lru_cache(maxsize=1024)

@@ -168,6 +168,23 @@ def test_what_is_sure_of_one_place_is_less_sure_of_its_surroundings() -> None:
     assert found[1].mask_threshold == pytest.approx(0.9 * found[1].logits.peak)
 
 
+def test_a_small_picture_without_a_table_is_shown_twice() -> None:
+    image = _square(16, 24, (160, 200))
+    once, twice = (
+        _one(Image(image.pixels, table), Detector(Brightness(), NATIVE, POLICY))
+        for table in (np.full(64, 4, np.float32), None)
+    )
+    assert [each.preprocess for each in (once, twice)] == [
+        "native-256-512",
+        "native-256-512-enlarged",
+    ]
+    assert once.mask is not None
+    assert twice.mask is not None
+    assert twice.mask.shape == once.mask.shape == (160, 200)
+    assert (once.mask != twice.mask).mean() < 0.01
+    assert once.score_raw <= twice.score_raw <= once.score_raw + 0.5  # beyond an edge it overshoots
+
+
 def test_nothing_found() -> None:
     image = Image(np.full((384, 256, 3), 20, np.uint8))
     finding = _one(image, Detector(Brightness(), NATIVE, POLICY))
@@ -200,8 +217,10 @@ def test_the_score_is_the_largest_of_the_tiles() -> None:
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_batches_are_always_full(batch_size: int) -> None:
     engine = Brightness()
+    enlarged = {(256, 256): 1 + 4, (512, 512): 0, (256, 512): 3}  # of 1x1, 200x200 and 100x600
     list(Detector(engine, NATIVE, POLICY, batch_size).detect(enumerate(map(_image, SHAPES))))
     tiles = {(256, 256): 1 + 2 + 1, (512, 512): 1 + 4 + 2, (256, 512): 2}
+    tiles = {shape: count + enlarged[shape] for shape, count in tiles.items()}
     expected = [shape for shape, count in tiles.items() for _ in range(-(-count // batch_size))]
     assert sorted(engine.seen) == sorted((batch_size, *shape, 3) for shape in expected)
 
@@ -209,7 +228,7 @@ def test_batches_are_always_full(batch_size: int) -> None:
 def test_tables_go_with_their_tiles() -> None:
     engine = Brightness()
     table = np.arange(1, 65, dtype=np.float32)
-    images = [Image(_image((200, 200)).pixels, t) for t in (table, None)]
+    images = [Image(_image((256, 256)).pixels, t) for t in (table, None)]
     list(Detector(engine, NATIVE, POLICY, 2).detect(enumerate(images)))
     np.testing.assert_array_equal(engine.tables, [[table, np.ones(64)]])
 

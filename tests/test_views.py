@@ -21,6 +21,8 @@ from engine.views import (
     View,
     assemble,
     cut,
+    cut_enlarged,
+    mean,
     probability_map,
     tile,
     upsample,
@@ -217,3 +219,46 @@ def _uncapped(height: int, width: int) -> int:
 def test_fit_names_itself() -> None:
     tiling = cut(_photo(100, 300), FIT)
     assert (tiling.tile_shape, tiling.preprocess) == ((512, 512), "fit-512")
+
+
+@pytest.mark.parametrize(
+    ("shape", "has_table", "enlarged"),
+    [
+        ((128, 192), False, (256, 384)),
+        ((239, 2000), False, (478, 4000)),
+        ((240, 2000), False, None),  # a 16th is mirrored, and no more
+        ((128, 192), True, None),
+        ((8, 200_000), False, None),  # more tiles than an image may have
+    ],
+)
+def test_small_pictures_without_a_table_are_shown_enlarged_too(
+    shape: tuple[int, int], has_table: bool, enlarged: tuple[int, int] | None
+) -> None:
+    pixels = np.zeros((*shape, 3), np.uint8)
+    image = Image(pixels, np.full(64, 4, np.float32)) if has_table else Image(pixels)
+    tiling = cut_enlarged(image, NATIVE)
+    assert (tiling and tiling.pixels.shape[:2]) == enlarged
+    if tiling:
+        assert (tiling.stored_shape, tiling.preprocess) == (shape, "native-256-512-enlarged")
+    assert cut_enlarged(image, FIT) is None
+
+
+@pytest.mark.parametrize("shape", [(128, 192), (129, 191), (31, 250)])
+def test_the_mean_of_two_showings_lies_where_the_image_does(shape: tuple[int, int]) -> None:
+    """Of an image that is a ramp, either map is one, and so is their mean."""
+    ramp = np.add.outer(np.arange(shape[0]), np.arange(shape[1])) // 2
+    image = Image(ramp.astype(np.uint8)[..., None].repeat(3, 2))
+    tiling = cut_enlarged(image, NATIVE)
+    assert tiling
+    coarse = _detect(image, NATIVE)
+    fine = assemble(tiling, [_cell_means(tile(tiling, i)) for i in range(len(tiling))])
+    both = mean(coarse, fine)
+    assert (both.cells.shape, both.extent, both.shape) == (fine.cells.shape, fine.extent, shape)
+    whole = slice(0, shape[0]), slice(0, shape[1])
+    found = upsample(both, whole)[8:-8, 8:-8] * 64 + 128
+    assert np.abs(found - ramp[8:-8, 8:-8]).max() < 3
+
+
+def test_the_mean_of_a_map_with_itself_is_itself() -> None:
+    logits = LogitMap(np.arange(12, dtype=np.float32).reshape(3, 4), (2.5, 4.0), (10, 16))
+    np.testing.assert_array_equal(mean(logits, logits).cells, logits.cells)
