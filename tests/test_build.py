@@ -60,11 +60,11 @@ def test_without_the_islands_it_costs_much(
 ) -> None:
     expected = TorchEngine(model).run(batch)
     half, brain = (replace(RECIPE, precision=name) for name in ("float16", "bfloat16"))
-    cost = emulated_error(model, brain, batch, expected)
+    _, cost = more_islands(model, brain, batch)
     assert cost < TOLERANCES["bfloat16"] / 2
     monkeypatch.setattr(tensorrt_build, "default_islands", lambda graph: set())
     assert emulated_error(model, half, batch, expected) > TOLERANCES["float16"]
-    assert emulated_error(model, brain, batch, expected) > 2 * cost
+    assert emulated_error(model, brain, batch, expected) > 1.5 * cost
 
 
 def test_islands_are_added_while_they_help() -> None:
