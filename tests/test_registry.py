@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -287,17 +289,29 @@ def test_a_lease_is_renewed_while_it_is_held(registry: Registry) -> None:
     assert outcome(partial(take_lease, registry, "two", 60)) == "done"
 
 
-def test_who_lost_the_lease_is_stopped(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    def work() -> None:
-        with leased(registry, "one", 0.3):
-            with monkeypatch.context() as later:
-                later.setattr("cluster.registry.time.time", lambda: 4e9)
-                take_lease(registry, "two", 60)
-            time.sleep(60)
-            raise AssertionError("nobody stopped it")
+WORKS = """
+import sys, time
+from cluster.registry import leased
+from pipeline.registry import Registry
+with leased(Registry(*sys.argv[1:]), "one", 0.3):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
-    with pytest.raises(LeaseLost, match="now two holds it"):
-        work()
+
+def test_who_lost_the_lease_is_stopped(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: only a main thread can be."""
+    command = [sys.executable, "-c", WORKS, registry.uri, registry.base]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as worker:
+        assert worker.stdout
+        assert worker.stdout.readline() == "held\n"
+        with monkeypatch.context() as later:
+            later.setattr("cluster.registry.time.time", lambda: 4e9)
+            take_lease(registry, "two", 60)
+        _, told = worker.communicate(timeout=50)
+    assert "LeaseLost" in told
+    assert "now two holds it" in told
 
 
 def test_following_current(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
