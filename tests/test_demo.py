@@ -16,7 +16,7 @@ MEGABYTE = 1_000_000
 
 @pytest.mark.usefixtures("cluster")
 def test_the_demo_finds_its_forgeries(tmp_path: Path) -> None:
-    """The floors lie well below what prompt-iml-micro@7 has: F1 .63, AUC .81, splices .63."""
+    """The floors lie well below what prompt-iml-micro@8 has: F1 .64, AUC .83, splices .65."""
     summary = demo(DemoSettings(output=str(tmp_path), max_actors=1))
     assert (summary["listed"], summary["ok"]) == (24, 24)
     found = summary["comparison"]
