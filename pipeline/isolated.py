@@ -18,7 +18,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
@@ -51,13 +51,13 @@ def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
         PromptImlError: a child cannot even load the engine.
     """
     done = deaths = 0
-    members: set[str | None] = set()
+    left: dict[str | None, None] = dict.fromkeys(unit.members)
     while True:
         child = Child(spec, unit, done)
         try:
             for row in child.rows():
                 done, deaths = done + 1, 0
-                members.add(row.get("member"))
+                left.pop(row.get("member"), None)
                 yield row
         finally:
             child.stop()
@@ -69,9 +69,9 @@ def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
         if not child.ready:
             raise PromptImlError(f"a process of its own cannot scan: {child.death}")
         if child.at is None:
-            yield from _unread(unit, done, members, child.death)
+            yield from _unread(unit, done, left, child.death)
             return
-        members.add(child.at.get("member"))
+        left.pop(child.at.get("member"), None)
         yield child.at | failure(child.death)
         done, deaths = done + 1, 0
 
@@ -84,10 +84,10 @@ def _deaths_allowed(child: Child) -> int:
     return KILLS if is_kill or child.at is None else DEATHS
 
 
-def _unread(unit: Unit, done: int, members: set[str | None], death: Fatal) -> Iterator[Row]:
-    """The rows of what was not reached, when reading itself kills; `members` have theirs."""
+def _unread(unit: Unit, done: int, left: Iterable[str | None], death: Fatal) -> Iterator[Row]:
+    """The rows of what was not reached, when reading itself kills; of its members, `left`."""
     samples = [Sample(ref.uri, content_id=ref.content_id) for ref in unit.objects[done:]]
-    samples += [Sample(unit.uri, name) for name in unit.members if name not in members]
+    samples += [Sample(unit.uri, name) for name in left]
     # Of a range of a Parquet file as `read_parquet` names what it cannot read.
     first = str(unit.first_row + done) if unit.kind == "parquet" and unit.first_row + done else None
     for sample in samples or [Sample(unit.uri, first)]:
