@@ -36,7 +36,7 @@ class Curves(UserCallback):
         """Process 0 reports; what a killed run had reported beyond its checkpoint is dropped."""
         row, uri = metrics[0], f"{self._output}/{CURVES}"
         past = [old for old in read_curves(uri) if int(old["samples"]) < row["samples"]]
-        reports = [*past, {name: f"{value:.6g}" for name, value in row.items()}]
+        reports = [*past, {name: _told(value) for name, value in row.items()}]
         storage.write(uri, _csv(reports))
         storage.write(f"{self._output}/{PICTURE}", picture(reports))
         storage.write(f"{self._output}/{EVENTS}", events(reports))
@@ -78,6 +78,11 @@ def events(reports: list[Report]) -> bytes:
                     writer.add_scalar(name, float(value), int(report["samples"]))
         (file,) = Path(folder).iterdir()
         return file.read_bytes()
+
+
+def _told(value: float) -> str:
+    """Counts whole, as they are read back; the rest to six digits."""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 def _csv(reports: list[Report]) -> bytes:

@@ -80,6 +80,14 @@ class Scene:
     polygons: tuple[Floats, ...]
 
 
+def can_donate(photo: Photo) -> bool:
+    """Whether objects can be cut from it: a `Forger` needs one such photograph at least."""
+    if not photo.polygons:
+        return False
+    with Image.open(photo.path) as image:
+        return min(image.size) >= FRAME
+
+
 class Forger:
     """Photographs in memory, and endless examples of them.
 

@@ -12,9 +12,9 @@ On every set, fixed or of new labels,
 All this beside the current prompts, and beside those that the base model came with: or each cycle
 of many could lose a little.
 
-And on the labels held back (on any set, where there are none) pixel F1 or image AUC must rise by
-the gain at least, and by more than one image can move it: prompts that change nothing, or one
-image by chance, are refused, whatever they were trained on. One image of a small set may weigh
+And on the labels held back (on any set, where they measure nothing) pixel F1 or image AUC must
+rise by the gain at least, and by more than one image can move it: prompts that change nothing, or
+one image by chance, are refused, whatever they were trained on. One image of a small set may weigh
 more than a margin; the verdict says so.
 """
 
@@ -153,7 +153,7 @@ def _no_gain(comparisons: Sequence[Comparison], least: float) -> list[str]:
     if least < 0:
         return []
     kept = [one for one in comparisons if one.measure in KEPT and one.beside == "current"]
-    of_labels = [one for one in kept if one.set == LABELS]
+    of_labels = [one for one in kept if one.set == LABELS and one.old is not None]
     told = []
     for one in of_labels or kept:
         if one.old is None or one.new is None or one.one_image is None:
@@ -172,7 +172,7 @@ def _named(results: Sequence[SetResult]) -> list[tuple[str, str]]:
 
 def _compare(old: SetResult, new: SetResult, alarm: str, limits: Limits) -> list[Comparison]:
     before, after = old.to_dict(), new.to_dict()
-    images = {"f1": old.forged, "image_auc": min(old.forged, old.authentic)}
+    images = {"f1": old.masked, "image_auc": min(old.forged, old.authentic)}
     kept = [
         Comparison(
             old.set,
@@ -200,7 +200,7 @@ def _lowered(value: float | None, margin: float) -> float | None:
 def _notes(result: SetResult, limits: Limits) -> list[str]:
     """Which class of a set is so small that one image outweighs a margin."""
     sizes = {
-        "forged": (result.forged, limits.margin),
+        "forged": (result.masked, limits.margin),
         "authentic": (result.authentic, limits.fpr_margin),
     }
     return [

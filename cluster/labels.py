@@ -42,7 +42,7 @@ from engine.errors import BadLabels, EmptySource, ImageError, MissingInput, NotF
 from engine.policy import Policy
 from engine.protocol import Engine
 from pipeline import storage
-from pipeline.comparison import BRIGHT, auc, bright
+from pipeline.comparison import BRIGHT, bright
 from pipeline.decode import DecodeLimits, decode
 from pipeline.evaluation import Judged, Labelled, SetResult, judge_samples, summarize_set
 from pipeline.sources import list_units, read_unit
@@ -128,17 +128,12 @@ class LabelledExamples:
     """
 
     def __init__(self, labels: str) -> None:
-        images = [image for image in fetch_images(labels) if image.trains]
+        images = training_images(labels, fetch_images(labels))
         self._classes = [
             group
             for manipulated in (False, True)
             if (group := [image for image in images if image.manipulated == manipulated])
         ]
-        if not self._classes:
-            raise BadLabels(
-                f"{labels}: no image of {SIDE} pixels or more a side, with a mask if it is "
-                "manipulated, is left to train on: label more"
-            )
         self._decoded: dict[str, tuple[Pixels, NDArray[np.float32]]] = {}
         self._room = PIXEL_BYTES
 
@@ -203,7 +198,29 @@ def fetch_images(labels: str) -> list[LabelledImage]:
         first = seen.setdefault(image.sha256, image)
         if first.manipulated != image.manipulated:
             raise _bad(labels, image.label.row, f"contradicts row {first.label.row}: same bytes")
+        seen[image.sha256] = _drawn(labels, first, image)
     return list(seen.values())
+
+
+def _drawn(labels: str, first: LabelledImage, second: LabelledImage) -> LabelledImage:
+    """The one of two labels of the same bytes that has a mask."""
+    if first.label.mask is None or second.label.mask is None:
+        return first if second.label.mask is None else second
+    if not np.array_equal(mask_of(first), mask_of(second)):
+        raise _bad(
+            labels, second.label.row, f"has another mask than row {first.label.row}: same bytes"
+        )
+    return first
+
+
+def training_images(labels: str, images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """Those of a labels file that train; raises `BadLabels` when none does."""
+    if found := [image for image in images if image.trains]:
+        return found
+    raise BadLabels(
+        f"{labels}: no image of {SIDE} pixels or more a side, with a mask if it is manipulated, is "
+        "left to train on: label more"
+    )
 
 
 def mask_of(image: LabelledImage) -> Mask:
@@ -224,7 +241,7 @@ def judge_labels(
 ) -> SetResult | None:
     """A model on the labelled images that are held back; None when none is.
 
-    Pixel measures are over the images with a mask, the others over all of them.
+    Pixel measures are over the manipulated images with a mask, all others over all images.
 
     Args:
         engine: with the prompts that are to be judged.
@@ -235,16 +252,12 @@ def judge_labels(
     if not samples:
         return None
     outcomes = list(judge_samples(Detector(engine, model.view, policy), samples))
-    judged = [each for each in outcomes if isinstance(each, Judged)]
-    failed = len(outcomes) - len(judged)
-    pixels = summarize_set([j for j in judged if j.kind != NO_MASK], failed, LABELS, "none")
-    unmasked = [replace(j, forged=True) for j in judged if j.kind == NO_MASK]
-    if not unmasked:
-        return pixels
-    masked = [each for each in judged if each.kind != NO_MASK]
-    scores = np.array([each.score_raw for each in [*masked, *unmasked]])
-    truth = np.array([each.forged for each in [*masked, *unmasked]], bool)
-    return replace(pixels, forged=int(truth.sum()), image_auc=auc(scores, truth))
+    judged = [
+        replace(each, forged=each.forged or each.kind == NO_MASK)
+        for each in outcomes
+        if isinstance(each, Judged)
+    ]
+    return summarize_set(judged, len(outcomes) - len(judged), LABELS, "none")
 
 
 def _as_sample(image: LabelledImage, folder: Path) -> Labelled:
@@ -309,8 +322,8 @@ def _samples(labels: str, rows: Sequence[Label]) -> Iterator[tuple[Label, Sample
             shards[label.uri][label.member] = label
     for uri, wanted in shards.items():
         for sample in _read_shard(labels, next(iter(wanted.values())).row, uri):
-            if sample.member in wanted:
-                yield wanted.pop(sample.member), sample
+            if (name := sample.member and storage.display_name(sample.member)) in wanted:
+                yield wanted.pop(name), sample
             elif sample.error and sample.member is None:  # the shard breaks off here
                 yield wanted.pop(next(iter(wanted))), sample
             if not wanted:

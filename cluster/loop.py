@@ -29,9 +29,11 @@ from engine.checkpoint import load_model
 from engine.config import PRESETS
 from engine.errors import FetchError, UsageError
 from engine.network.model import PromptIML
-from engine.prompts import PREFIX
+from engine.network.swin import load_official
+from engine.prompts import PREFIX, check_fits, parameters
 from engine.torch_engine import load_network
 from pipeline import storage
+from pipeline.registry import parse_prompts
 
 DECAY = 0.02
 CLIP = 2.0
@@ -122,7 +124,8 @@ def start_network(settings: TrainSettings) -> PromptIML:
     """From the seed, a weights file, or a model.
 
     Raises:
-        UsageError: `start` is neither readable weights that fit nor a model.
+        UsageError: `start` is neither readable weights that fit nor a model, or what else is
+            given does not fit it.
     """
     torch.manual_seed(settings.seed)
     config, tensors = PRESETS[settings.preset], None
@@ -138,12 +141,35 @@ def start_network(settings: TrainSettings) -> PromptIML:
     try:
         if tensors is not None:
             network.load_state_dict(_new_parts(network) | tensors)
-        if settings.semantic:
-            network.semantic.load_state_dict(_read_weights(settings.semantic))
     except RuntimeError as error:
         line = " ".join(str(error).split())[:200]
         raise UsageError(f"--start does not fit {config.name}: {line}") from error
+    if settings.semantic:
+        _load_semantic(network, settings.semantic)
+    if settings.prompt_set:
+        _load_prompts(network, settings.prompt_set)
     return network
+
+
+def _load_semantic(network: PromptIML, uri: str) -> None:
+    branch, tensors = network.semantic, _read_weights(uri)
+    try:
+        if tensors.keys() == branch.state_dict().keys():
+            branch.load_state_dict(tensors)
+        else:
+            load_official(branch, tensors)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{uri}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _load_prompts(network: PromptIML, uri: str) -> None:
+    try:
+        prompts = parse_prompts(storage.read_bytes(storage.canonical(uri)))
+    except FetchError as error:
+        raise UsageError(f"no prompt set to start from: {error}") from error
+    check_fits(prompts, network.config)
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in parameters(prompts).items()}
+    network.load_state_dict(network.state_dict() | tensors)
 
 
 def _new_parts(network: PromptIML) -> dict[str, Tensor]:
@@ -168,6 +194,8 @@ def train_worker(fields: dict[str, Any]) -> None:
     if checkpoint := ray.train.get_checkpoint():  # once the network is where it trains
         with checkpoint.as_directory() as folder:
             run.load(Path(folder))
+    if 0 < settings.patience <= run.since_best:  # it had stopped, and its driver died
+        return
     held_back = _held_back(settings) if context.get_world_rank() == 0 else []
     processes, losses = context.get_world_size(), list[float]()
     each = max(1, settings.batch // processes)  # as many processes as there are: it is elastic

@@ -24,6 +24,8 @@ def run(settings: ModelsSettings) -> Json:
         raise UsageError(f"{settings.action} takes no prompt set: leave out {settings.version}")
     try:
         registries = _registries(settings)
+        if settings.action != "list":
+            storage.check_writable(storage.canonical(settings.registry))
         if settings.action == "list":
             listed = [describe(registry) for registry in registries]
             print("\n".join(line for base in listed for line in table(base)), file=sys.stderr)

@@ -6,7 +6,6 @@ What lies where, and why no lock is needed: `pipeline.registry`.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import secrets
 import signal
@@ -23,7 +22,17 @@ from engine.errors import FetchError, LeaseHeld, LeaseLost, NotPromoted, UsageEr
 from engine.policy import Policy
 from engine.prompts import PromptSet, prompt_bytes
 from pipeline import storage
-from pipeline.registry import RECORD, VERDICT, Holder, Move, Registry, State, version_digest
+from pipeline.registry import (
+    RECORD,
+    VERDICT,
+    Holder,
+    Move,
+    Registry,
+    State,
+    parse_prompts,
+    sha256,
+    version_digest,
+)
 from pipeline.run import Json, encode
 
 Change = Callable[[State], State]
@@ -46,7 +55,10 @@ def add_version(
         model: id of the base model, for a person.
     """
     files = {PROMPTS: prompt_bytes(prompts), POLICY: policy.to_json().encode()}
-    digest = version_digest(registry.base, files[PROMPTS], files[POLICY])
+    digest = version_digest(registry.base, prompts, files[POLICY])
+    for name, data in files.items():
+        if not storage.create_once(registry.file(digest, name), data):
+            files[name] = storage.read_bytes(registry.file(digest, name))  # the first one's metrics
     record = {
         "version": digest,
         "prompt_set": prompts.id,
@@ -54,13 +66,12 @@ def add_version(
         "base": registry.base,
         "model": model,
         "policy": policy.id,
-        "metrics": dict(prompts.metrics),
+        "metrics": dict(parse_prompts(files[PROMPTS]).metrics),
         "made_by": made_by,
         "made_at": timestamp(),
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "sha256": {name: sha256(data) for name, data in files.items()},
     }
-    for name, data in [*files.items(), (RECORD, encode(record))]:
-        storage.create_once(registry.file(digest, name), data)
+    storage.create_once(registry.file(digest, RECORD), encode(record))
     return digest
 
 
@@ -236,36 +247,54 @@ def leased(registry: Registry, owner: str, seconds: float) -> Iterator[Lease]:
             does then would be done twice. In the main thread only: others ask `Lease.check`.
     """
     lease = take_lease(registry, owner, seconds)
-    ended, losses = threading.Event(), list[LeaseLost]()
-    worker = threading.current_thread()
-    renewal = threading.Thread(target=_keep, args=(lease, ended, losses, worker), daemon=True)
+    term = _Term(lease, threading.current_thread())
+    renewal = threading.Thread(target=term.keep, daemon=True)
     renewal.start()
     try:
-        yield lease
-    except KeyboardInterrupt:
-        if losses:
-            raise losses[0] from None
+        try:
+            yield lease
+        finally:
+            term.end()
+    except BaseException as error:  # whatever the work made of being interrupted
+        if term.loss:
+            raise term.loss from error
         raise
     finally:
-        ended.set()
         renewal.join()
         lease.release()
 
 
-def _keep(
-    lease: Lease, ended: threading.Event, losses: list[LeaseLost], worker: threading.Thread
-) -> None:
-    """Renew three times a term, until the end or until the lease is lost."""
-    while not ended.wait(lease.seconds / 3):
-        try:
-            lease.renew()
-        except LeaseLost as error:
-            losses.append(error)
-            if worker is threading.main_thread() and worker.ident and not ended.is_set():
-                signal.pthread_kill(worker.ident, signal.SIGINT)
-            return
-        except (FetchError, UsageError):  # the store does not answer: again in a third
-            continue
+class _Term:
+    """While a lease is held: renews it, and interrupts the worker if it is lost."""
+
+    def __init__(self, lease: Lease, worker: threading.Thread) -> None:
+        self.loss: LeaseLost | None = None
+        self._lease, self._worker = lease, worker
+        self._ended, self._turn = threading.Event(), threading.Lock()
+
+    def keep(self) -> None:
+        """Renew three times a term, until the end or until the lease is lost."""
+        while not self._ended.wait(self._lease.seconds / 3):
+            try:
+                self._lease.renew()
+            except LeaseLost as error:
+                self._interrupt(error)
+                return
+            except (FetchError, UsageError):  # the store does not answer: again in a third
+                continue
+
+    def end(self) -> None:
+        """The work is done: from here on nothing is interrupted."""
+        with self._turn:
+            self._ended.set()
+
+    def _interrupt(self, loss: LeaseLost) -> None:
+        with self._turn:
+            if self._ended.is_set():
+                return
+            self.loss = loss
+            if self._worker is threading.main_thread() and self._worker.ident:
+                signal.pthread_kill(self._worker.ident, signal.SIGINT)
 
 
 def name_of(version: str | None) -> str:

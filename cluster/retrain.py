@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from cluster.gate import KEPT, Limits, Verdict, decide
-from cluster.labels import LabelledImage, fetch_images, judge_labels
+from cluster.labels import LABELS, LabelledImage, fetch_images, judge_labels, training_images
 from cluster.registry import (
     add_verdict,
     add_version,
@@ -36,13 +36,12 @@ from cluster.registry import (
 )
 from cluster.settings import RetrainSettings, TrainSettings
 from engine.checkpoint import Model, load_model
-from engine.config import PRESETS
 from engine.errors import FetchError, PromptImlError, UsageError
-from engine.prompts import PREFIX, PromptSet, check_fits, parameters
+from engine.prompts import PREFIX, PromptSet, check_fits, prompt_bytes
 from engine.protocol import Engine
 from engine.runtimes import check_engine, open_engine
 from pipeline import storage
-from pipeline.evaluation import SetResult, evaluate_set, read_manifest
+from pipeline.evaluation import SetResult, evaluate_set, read_manifest, set_name
 from pipeline.progress import say
 from pipeline.registry import Registry, with_version
 from pipeline.run import Json, encode
@@ -108,16 +107,18 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
     try:
         return _retrain(settings, steps or Steps())
     except FetchError as error:
-        raise UsageError(f"cannot read or write --registry: {error}") from error
+        raise UsageError(f"cannot read {error}") from error
 
 
 def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     model = load_model(settings.model)
     check_engine(settings.engine)
-    for name in settings.sets:
-        read_manifest(Path(name))
+    _check_sets(settings.sets)
     images = fetch_images(settings.labels)
+    training_images(settings.labels, images)
     registry = Registry(storage.canonical(settings.registry), model.sha256)
+    for folder in (settings.output, settings.registry):
+        storage.check_writable(storage.canonical(folder))
     owner = f"{whoami()}:{os.getpid()}"
     with leased(registry, owner, settings.lease_seconds) as lease:
         current = registry.state().current
@@ -148,12 +149,25 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     return _summary(version, candidate.prompts.id, current, said)
 
 
+def _check_sets(manifests: Sequence[str]) -> None:
+    """Raise `UsageError` unless each can be read and has a name of its own."""
+    named = {LABELS: "the labels held back"}
+    for manifest in manifests:
+        read_manifest(Path(manifest))
+        name = set_name(Path(manifest))
+        if (other := named.setdefault(name, manifest)) is not manifest:
+            raise UsageError(
+                f"--sets: {manifest} and {other} are both called {name}: rename one (a set is "
+                "named by the folder of its manifest.csv, or by another file's own name)"
+            )
+
+
 def train_settings(settings: RetrainSettings, old: Model, current: str | None) -> TrainSettings:
     """The training of this cycle, which starts from the current prompts."""
     labels = storage.canonical(settings.labels)
     cycle = {
-        **settings.model_dump(include=set(TRAINING)),
-        "labels": hashlib.sha256(storage.read_bytes(labels)).hexdigest(),
+        **settings.model_dump(include={*TRAINING, "model"}),
+        "labels": [labels, hashlib.sha256(storage.read_bytes(labels)).hexdigest()],
         "base": old.sha256,
         "current": current,
     }
@@ -161,11 +175,10 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
     name = "cycle-" + hashlib.sha256(encode(cycle)).hexdigest()[:16]
     return TrainSettings(
         what="prompts",
-        start=settings.model if current is None else _start(old, output, name),
-        semantic=None,
+        start=settings.model,
+        prompt_set=None if current is None else _write_prompts(old, f"{output}/{name}-prompts"),
         labels=labels,
         output=f"{output}/{name}",
-        preset=old.config.name if old.config.name in PRESETS else "prompt-iml-micro",
         fusion=old.config.fusion,
         judge_every=max(1, min(settings.samples // 4, 2000)),
         judged=min(settings.samples, 64),
@@ -217,17 +230,13 @@ def judge(
     return [*results, labelled] if labelled else results
 
 
-def _start(old: Model, output: str, name: str) -> str:
-    """URI of a weights file of the frozen network with the current prompts, beside the output.
+def _write_prompts(old: Model, stem: str) -> str:
+    """URI of a file of the current prompts, beside the output.
 
     The same cycle has the same one, as a training goes on only with the settings it began with.
     """
-    tensors: dict[str, NDArray[np.float32]] = {
-        key: np.asarray(tensor, np.float32) for key, tensor in old.weights().items()
-    }
-    tensors |= parameters(old.prompts)
-    uri = f"{output}/{name}-start.safetensors"
-    storage.write(uri, save(tensors))
+    uri = f"{stem}.safetensors"
+    storage.write(uri, prompt_bytes(old.prompts))
     return uri
 
 

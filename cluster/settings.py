@@ -25,7 +25,10 @@ class TrainSettings(Command):
     start: str | None = None
     """Model (name or folder) or weights file to start from; none given: random weights."""
     semantic: str | None = None
-    """Weights of the frozen branch, from cluster.distill; none given: those of `start`."""
+    """Weights of the frozen branch, from cluster.distill or with the names of an official Swin's;
+    none given: those of `start`."""
+    prompt_set: str | None = None
+    """File of a prompt set to start from; none given: those of `start`."""
     labels: str | None = None
     """Parquet of reviewers' labels to mix in."""
     preset: str = "prompt-iml-micro"

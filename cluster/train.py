@@ -9,6 +9,10 @@ process died or the whole driver.
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from typing import Any
 import fsspec
 import pyarrow.fs
 import ray
+import torch
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -27,13 +32,18 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from cluster.curves import CURVES, Curves, read_curves
 from cluster.examples import TRAINING_CPUS, examples
+from cluster.forgery import can_donate
+from cluster.history import FRAME
+from cluster.labels import fetch_images, training_images
 from cluster.loop import FILE, network_tensors, start_network, train_worker
-from cluster.photos import list_photos
+from cluster.photos import list_photos, split
 from cluster.settings import TrainSettings
 from engine.errors import MissingInput, PromptImlError, UsageError
+from engine.prompts import PREFIX
 from pipeline import storage
 from pipeline.waves import quiet_ray_data, ray_session
 
@@ -91,12 +101,18 @@ def _check(settings: TrainSettings) -> None:
         photos = list_photos(Path(settings.photos))
     except FileNotFoundError as error:
         raise MissingInput(f"{settings.photos}: no photographs ({error.filename})") from error
-    if not photos:
-        raise MissingInput(f"{settings.photos}: no photographs")
+    for which, side in zip(("to train on", "to hold back"), split(photos), strict=True):
+        if not any(can_donate(photo) for photo in side):
+            raise MissingInput(
+                f"{settings.photos}: no photograph of {FRAME} pixels or more with outlines of "
+                f"objects {which} (by the camera, or the name): add some"
+            )
     if settings.max_workers is not None and settings.max_workers < settings.workers:
         raise UsageError("--max-workers is less than --workers")
     if settings.samples < settings.batch:
         raise UsageError(f"--samples {settings.samples} is less than a batch of {settings.batch}")
+    if settings.labels:
+        training_images(settings.labels, fetch_images(settings.labels))
     start_network(settings)
 
 
@@ -131,12 +147,40 @@ def _fit(settings: TrainSettings) -> None:
         datasets={"examples": lambda: examples(settings, _seen(settings))},
     )
     try:
-        result = trainer.fit()
+        with _interruptible():
+            result = trainer.fit()
     except TrainingFailedError as error:
         raise PromptImlError(f"training failed: {error}") from error
     with _chosen(result, settings).as_directory() as folder:
         tensors = network_tensors(load_file(Path(folder) / FILE))
+    _prove_frozen(settings, tensors)
     storage.create_once(f"{settings.output}/{WEIGHTS}", save(tensors))
+
+
+def _prove_frozen(settings: TrainSettings, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `PromptImlError` unless all that may not move is, bit for bit, what it was."""
+    start = start_network(settings).state_dict()
+    only_prompts = settings.what == "prompts"
+    frozen = [n for n in start if n.startswith("semantic.") or only_prompts]
+    moved = [n for n in frozen if not (n.startswith(PREFIX) or torch.equal(start[n], tensors[n]))]
+    if moved:
+        raise PromptImlError(f"training moved what is frozen: {', '.join(moved[:5])}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train answers an interrupt by exiting without a word, and leaves its handler behind,
+    which asks an actor that is gone, and so starts a cluster."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _chosen(result: Result, settings: TrainSettings) -> Checkpoint:
@@ -159,12 +203,13 @@ def _scaling(settings: TrainSettings) -> ScalingConfig:
     """Fixed, or elastic between `workers` and `max_workers`."""
     resources = {"GPU": 1.0, "CPU": 1.0} if settings.gpus else {"CPU": TRAINING_CPUS}
     least, most = settings.workers, settings.max_workers or settings.workers
-    cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-    if least > cpus:
-        raise UsageError(
-            f"{least} training processes need as many CPUs and the cluster has {cpus:g}: "
-            "lower --workers, or add nodes"
-        )
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name in ("CPU", "GPU") if settings.gpus else ("CPU",):
+        if least > there.get(name, 0):
+            raise UsageError(
+                f"{least} training processes need as many {name}s and the cluster has "
+                f"{there.get(name, 0):g}: lower --workers, or add nodes"
+            )
     return ScalingConfig(
         num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2's
         use_gpu=settings.gpus,

@@ -43,7 +43,7 @@ class Difference:
         images: what was shown: `photographs`, `noise`.
         batch, height, width: its shape.
         error: largest difference of a logit, over the larger of 1 and the largest that the
-            reference has; infinite where one is not finite, or the engine failed.
+            reference has; infinite where either is not finite, or the engine failed.
     """
 
     output: str
@@ -172,6 +172,8 @@ def error_of(found: Detection, expected: Detection) -> float:
 
 
 def _error(found: NDArray[np.float32] | None, expected: NDArray[np.float32]) -> float:
-    if found is None or found.shape != expected.shape or not np.isfinite(found).all():
+    if found is None or found.shape != expected.shape:
+        return math.inf
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return math.inf
     return float(np.abs(found - expected).max() / max(1, np.abs(expected).max()))

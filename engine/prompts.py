@@ -36,12 +36,17 @@ class PromptSet:
 
     @property
     def id(self) -> str:
-        """First 16 hex digits of the sha256 of shapes and values: equal prompts, equal id."""
+        """First 16 hex digits of `sha256`, as rows name the set."""
+        return self.sha256[:16]
+
+    @property
+    def sha256(self) -> str:
+        """Of shapes and values, hexadecimal: equal for equal prompts, whoever made them."""
         digest = hashlib.sha256()
         for tensor in self.tensors:
             digest.update(repr(tensor.shape).encode())
             digest.update(np.ascontiguousarray(tensor, "<f4").tobytes())
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()
 
 
 def load_prompts(path: Path) -> PromptSet:

@@ -132,7 +132,7 @@ def cut_enlarged(image: Image, view: View) -> Tiling | None:
     both showings is better than either; where the traces are those of the pixels, the second costs
     a little, and with a table, which says that they are, it is left out.
 
-    Pillow's BICUBIC. Memory: the enlarged copy, below 4 x 240 pixels on one axis.
+    Pillow's BICUBIC. Memory: the enlarged copy, below 2 x 240 pixels on the shorter axis.
     """
     height, width = image.pixels.shape[:2]
     smallest = view.sides[0] - view.sides[0] // PADDING

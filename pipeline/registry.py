@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from pipeline.sources.listing import list_objects
 from pipeline.units import ObjectRef
 
 RECORD, VERDICT = "record.json", "verdict.json"
+SILENCE = 900.0  # seconds until a registry that failed is asked again
 SHORTEST = 8  # digits of a digest that may stand for it
 
 
@@ -186,13 +188,14 @@ class Registry:
             FetchError: the registry cannot be read.
         """
         record = self.record(digest)
-        prompts = storage.read_bytes(self.file(digest, PROMPTS))
-        policy = storage.read_bytes(self.file(digest, POLICY))
-        if version_digest(self.base, prompts, policy) != digest:
+        files = {name: storage.read_bytes(self.file(digest, name)) for name in (PROMPTS, POLICY)}
+        prompts, told = parse_prompts(files[PROMPTS]), record.get("sha256")
+        named = version_digest(self.base, prompts, files[POLICY])
+        if named != digest or told != {name: sha256(data) for name, data in files.items()}:
             raise DamagedModel(
                 f"{self.file(digest, '')} is damaged: its files are not those it is named for"
             )
-        return Version(digest, parse_prompts(prompts), Policy.from_json(policy.decode()), record)
+        return Version(digest, prompts, Policy.from_json(files[POLICY].decode()), record)
 
     def record(self, digest: str) -> Json:
         """A version's record.json; raises `UnknownPrompts` when there is no such version."""
@@ -271,14 +274,18 @@ def bases(uri: str) -> list[str]:
     return sorted({name for name in with_names if len(name) == 64})
 
 
-def version_digest(base: str, prompts: bytes, policy: bytes) -> str:
-    """The name of the version that is made of these files for this base model."""
-    parts = {
-        "base": base,
-        PROMPTS: hashlib.sha256(prompts).hexdigest(),
-        POLICY: hashlib.sha256(policy).hexdigest(),
-    }
-    return hashlib.sha256(encode(parts)).hexdigest()
+def version_digest(base: str, prompts: PromptSet, policy: bytes) -> str:
+    """The name of the version that is made of this for this base model.
+
+    What the prompt set says of its parent and its metrics does not count: prompts that were rolled
+    back, or refused, are the same ones when they were judged on other sets.
+    """
+    return sha256(encode({"base": base, PROMPTS: prompts.sha256, POLICY: sha256(policy)}))
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def parse_prompts(data: bytes) -> PromptSet:
@@ -358,6 +365,7 @@ class CurrentPrompts:
         self._state: State | None = None
         self._refresh = source.refresh
         self._version = source.version
+        self._silent_until = 0.0
         self.model = with_version(model, self._registry, source.version)
 
     @property
@@ -368,15 +376,17 @@ class CurrentPrompts:
     def look(self) -> bool:
         """Whether `model` has other prompts than at the last look; one request, when nothing moved.
 
-        A registry that does not answer changes nothing: rows name the set that they were made by.
+        A registry that does not answer, or answers nonsense, changes nothing: rows name the set
+        that they were made by. It is not asked again for `SILENCE`, as each time may take minutes.
         """
-        if not self._refresh:
+        if not self._refresh or time.monotonic() < self._silent_until:
             return False
         try:
             state = self._registry.state(self._state)
             if state.current != self._version:
                 self.model = self._equipped(state.current)
-        except FetchError:
+        except (FetchError, UsageError):
+            self._silent_until = time.monotonic() + SILENCE
             return False
         self._state, before, self._version = state, self._version, state.current
         return state.current != before

@@ -60,7 +60,8 @@ def test_without_the_islands_it_costs_much(
 ) -> None:
     expected = TorchEngine(model).run(batch)
     half, brain = (replace(RECIPE, precision=name) for name in ("float16", "bfloat16"))
-    _, cost = more_islands(model, brain, batch)
+    chosen, cost = more_islands(model, brain, batch)
+    assert chosen == {"Gemm"}
     assert cost < TOLERANCES["bfloat16"] / 2
     monkeypatch.setattr(tensorrt_build, "default_islands", lambda graph: set())
     assert emulated_error(model, half, batch, expected) > TOLERANCES["float16"]
@@ -167,6 +168,7 @@ def test_an_engine_that_fails_or_gives_no_numbers_is_wrong(model: Model) -> None
                 raise InferError("no")
             return Detection(np.full((1, 64, 64), np.nan, "f4"), np.zeros(1, "f4"))
 
+    assert not compare(TorchEngine(model), Failing(model), noise([(256, 256)], (1,)), 1e9).passed
     parity = compare(Failing(model), TorchEngine(model), noise([(256, 256)], (1, 2)), 1e9)
     assert [each.error for each in parity.differences if each.batch == 2] == [np.inf, np.inf]
     assert not parity.passed

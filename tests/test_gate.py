@@ -16,6 +16,7 @@ OLD = SetResult(
     set="dev",
     perturbation="none",
     forged=200,
+    masked=200,
     authentic=300,
     failed=1,
     f1=0.5,
@@ -90,7 +91,7 @@ def test_without_a_gain_there_is_nothing_to_promote() -> None:
 
 
 def test_what_one_image_can_move_is_no_gain() -> None:
-    few = replace(OLD, set="labels", forged=10, authentic=20)
+    few = replace(OLD, set="labels", forged=10, masked=10, authentic=20)
     for measure in ("f1", "image_auc"):
         was = getattr(few, measure)
         lucky, better = (replace(few, **{measure: was + gain}) for gain in (0.099, 0.1))
@@ -99,6 +100,19 @@ def test_what_one_image_can_move_is_no_gain() -> None:
             in decide([few], [lucky], LABELS, Limits()).reasons[0]
         )
         assert decide([few], [better], LABELS, Limits()).passed
+
+
+def test_f1_is_moved_by_those_that_have_a_mask() -> None:
+    few = replace(OLD, set="labels", masked=10)
+    assert not decide([few], [replace(few, f1=0.51)], LABELS, Limits()).passed
+    assert decide([few], [replace(few, f1=0.6)], LABELS, Limits()).passed
+
+
+def test_where_labels_measure_nothing_any_set_may_gain() -> None:
+    nan = math.nan
+    labels = replace(OLD, set="labels", forged=0, masked=0, f1=nan, iou=nan, image_auc=nan)
+    assert decide([OLD, labels], [replace(OLD, f1=0.6), labels], LABELS, Limits()).passed
+    assert not decide([OLD, labels], [OLD, labels], LABELS, Limits()).passed
 
 
 def test_many_small_losses_are_one_large_one() -> None:
@@ -128,7 +142,7 @@ def test_one_bad_set_among_many_is_enough_and_every_reason_is_told() -> None:
 
 
 def test_a_set_too_small_for_its_margin_is_noted() -> None:
-    small = replace(OLD, forged=10, authentic=20)
+    small = replace(OLD, forged=10, masked=10, authentic=20)
     assert len(decide([small], [small], LABELS, Limits()).notes) == 2
     assert decide([OLD], [OLD], LABELS, Limits()).notes == ()
 

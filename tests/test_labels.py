@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,13 @@ from cluster.labels import (
     LabelledExamples,
     LabelledImage,
     fetch_images,
+    judge_labels,
     mask_of,
     read_labels,
 )
+from engine.checkpoint import load_model
 from engine.errors import BadLabels, EmptySource, MissingInput
+from engine.runtimes import open_engine
 from tests.conftest import Folder, Store, TarOf
 
 Row = Mapping[str, Any]
@@ -132,6 +137,44 @@ def test_a_bad_row_is_named(row: Row, said: str, folder: Folder, tar_of: TarOf) 
     with pytest.raises(BadLabels, match=rf"labels\.parquet row 1 \(from 0\): .*{said}") as raised:
         fetch_images(write(folder, rows))
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_labels_of_the_same_bytes_the_mask_is_kept(folder: Folder, turned: bool) -> None:
+    bare, drawn = ({"uri": folder.put(n, picture(1)), "label": "manipulated"} for n in "ab")
+    rows: list[Row] = [bare, {**drawn, "mask": mask_png()}]
+    (image,) = fetch_images(write(folder, rows[::-1] if turned else rows))
+    assert image.label.mask == mask_png()
+    other = Image.open(io.BytesIO(mask_png())).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    sink = io.BytesIO()
+    other.save(sink, "PNG")
+    with pytest.raises(BadLabels, match="another mask than row 0"):
+        fetch_images(write(folder, [{**bare, "mask": sink.getvalue()}, rows[1]]))
+
+
+def test_a_name_that_is_no_text_is_labelled_as_the_results_show_it(
+    folder: Folder, tar_of: TarOf
+) -> None:
+    shard = folder.put("a.tar", tar_of({os.fsdecode(b"caf\xe9.jpg"): picture(1)}))
+    row = {"uri": shard, "member": "caf\\xe9.jpg", "label": "authentic"}
+    assert len(fetch_images(write(folder, [row]))) == 1
+
+
+def test_what_has_no_mask_counts_in_all_but_the_pixel_measures(folder: Folder) -> None:
+    model = load_model("prompt-iml-micro")
+    policy = replace(model.policy, manipulated_at=1e-6, authentic_below=0.0, min_side=None)
+    masked = one_of(held_back=True, after=0)
+    rows: list[Row] = [
+        {"uri": folder.put("m.jpg", masked), "label": "manipulated", "mask": mask_png()}
+    ]
+    rows += [
+        {"uri": folder.put(f"{n}.jpg", picture(500 + n)), "label": "manipulated"} for n in (1, 2)
+    ]
+    images = fetch_images(write(folder, rows))
+    result = judge_labels(open_engine(model), model, policy, images, folder.path)
+    assert result
+    assert (result.forged, result.masked, result.true_positive_rate) == (3, 1, 1.0)
+    assert 0 <= result.f1 <= 1
 
 
 def test_a_file_that_holds_no_labels(store: Store) -> None:

@@ -28,7 +28,7 @@ import engine.export
 from cluster import retrain as cycle
 from cluster.labels import LabelledExamples
 from cluster.registry import add_version, promote, roll_back, take_lease
-from cluster.retrain import Steps, check_exported, frozen_digest, retrain
+from cluster.retrain import Steps, check_exported, retrain
 from cluster.settings import RetrainSettings, TrainSettings
 from engine.checkpoint import (
     GRAPH,
@@ -41,13 +41,20 @@ from engine.checkpoint import (
     save_folder,
 )
 from engine.config import PRESETS
-from engine.errors import BadLabels, LeaseHeld, LeaseLost, MissingInput, NotPromoted, PromptImlError
+from engine.errors import (
+    LeaseHeld,
+    LeaseLost,
+    NotPromoted,
+    OutputNotWritable,
+    PromptImlError,
+    UsageError,
+)
 from engine.policy import Policy
 from engine.prompts import PromptSet
 from engine.runtimes import open_engine
 from pipeline import storage
 from pipeline.cli import main
-from pipeline.registry import Registry, with_version
+from pipeline.registry import Registry, parse_prompts, with_version
 from pipeline.run import Json
 from tests.conftest import Folder, Store
 
@@ -272,7 +279,7 @@ def test_a_good_cycle_is_promoted_and_rolled_back(anywhere: Fleet) -> None:
     verdict = anywhere.registry.verdict(summary["version"])
     assert verdict
     assert len(verdict["comparisons"]) == 12
-    again = anywhere.cycle(fit, gain=-1)
+    again = anywhere.cycle(fit, gain=-1, seed=1)
     assert [r["set"] for r in again["results"]["base"]] == ["one", "two", "labels"]
     assert again["parent"] == summary["version"]
     assert (
@@ -367,6 +374,18 @@ def test_a_refusal_stands(fleet: Fleet) -> None:
     assert fleet.registry.state().current is None
 
 
+@pytest.mark.parametrize("changes", [{"sets": 1}, {"engine": "openvino"}])
+def test_the_same_prompts_judged_otherwise_are_no_others(
+    fleet: Fleet, sets: list[str], changes: Json
+) -> None:
+    otherwise = {"sets": sets[:1]} if "sets" in changes else changes
+    first = fleet.cycle(fit)
+    roll_back(fleet.registry, expected=first["version"], by="test")
+    with pytest.raises(NotPromoted, match="was rolled back"):
+        fleet.cycle(fit, **otherwise)
+    assert fleet.registry.versions() == [first["version"]]
+
+
 def test_two_cycles_never_overlap(anywhere: Fleet) -> None:
     def overtaken(settings: TrainSettings, model: Model) -> Trained:
         with pytest.raises(LeaseHeld, match="re-trains already"):
@@ -380,7 +399,7 @@ def test_a_cycle_that_lost_its_lease_promotes_nothing(
     anywhere: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stood still, unable to renew, for longer than its lease; another took over."""
-    monkeypatch.setattr("cluster.registry._keep", lambda *_: None)
+    monkeypatch.setattr("cluster.registry._Term.keep", lambda term: None)
 
     def slow(settings: TrainSettings, model: Model) -> Trained:
         with monkeypatch.context() as later:
@@ -404,14 +423,28 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
         started.append(settings)
         return fit(settings, model)
 
-    fleet.cycle(train, gain=-1)
-    fleet.cycle(train, gain=-1)
+    fleet.cycle(train, gain=-1, seed=1)
+    fleet.cycle(train, gain=-1, seed=1)
     current = with_version(fleet.model, fleet.registry, first["version"])
-    tensors = cycle.load(storage.read_bytes(str(started[0].start)))
-    assert cycle.prompts_of(tensors, fleet.model).id == current.prompts.id
-    assert frozen_digest(tensors) == frozen_digest(fleet.model.weights())
-    assert started[0].what == "prompts"
+    prompts = parse_prompts(storage.read_bytes(str(started[0].prompt_set)))
+    assert prompts.id == current.prompts.id
+    assert (started[0].what, started[0].start) == ("prompts", str(fleet.model.folder))
     assert started[0].output != started[1].output
+
+
+def test_a_store_that_replaces_objects_is_refused(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cycles would both get the lease."""
+
+    def replace_it(uri: str, data: bytes) -> bool:
+        storage.write(uri, data)
+        return True
+
+    monkeypatch.setattr(storage, "create_once", replace_it)
+    with pytest.raises(OutputNotWritable, match="conditional PUTs"):
+        fleet.cycle(fit)
+    assert main(["models", "rollback", "--registry", fleet.registry.uri]) == 2
 
 
 def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
@@ -422,24 +455,37 @@ def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
         return fit(settings, model)
 
     with pytest.raises(NotPromoted, match=r"current is the model's own since .* by ann"):
-        fleet.cycle(train, gain=-1)
+        fleet.cycle(train, gain=-1, seed=1)
     assert fleet.registry.state().lease is None
 
 
 @pytest.mark.parametrize(
-    ("changes", "error"),
+    ("changes", "said"),
     [
-        ({"sets": ["nowhere.csv"]}, MissingInput),
-        ({"labels": "nowhere.parquet"}, MissingInput),
-        ({"labels": __file__}, BadLabels),
+        ({"sets": ["nowhere.csv"]}, "nowhere.csv: no such file"),
+        ({"labels": "nowhere.parquet"}, "no such labels"),
+        ({"labels": __file__}, "no Parquet file"),
+        ({"labels": "masks.parquet"}, "label more"),
+        ({"sets": ["labels/manifest.csv"]}, "both called labels"),
+        ({"sets": ["one/manifest.csv", "other/one.csv"]}, "both called one"),
     ],
 )
 def test_bad_input_is_told_before_the_lease_is_taken(
-    changes: Json, error: type[Exception], folder: Folder, red: Model, sets: list[str]
+    changes: Json,
+    said: str,
+    folder: Folder,
+    red: Model,
+    sets: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(folder.path)
+    for name in ("labels/manifest.csv", "one/manifest.csv", "other/one.csv"):
+        folder.put(name, Path(sets[0]).read_bytes())
+    unmasked = {"uri": folder.put("1.png", png(photograph(1, forged=True)[0]))}
+    pq.write_table(pa.Table.from_pylist([unmasked | {"label": "manipulated"}]), "masks.parquet")
     fields = {"photos": "p", "labels": "l", "sets": sets, "model": str(red.folder)} | changes
     settings = RetrainSettings(registry=folder.uri, output=folder.uri, **fields)
-    with pytest.raises(error):
+    with pytest.raises(UsageError, match=said):
         retrain(settings)
     assert Registry(folder.uri, red.sha256).state().number == 0
 

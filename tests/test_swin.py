@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cluster.loop import start_network
+from cluster.settings import TrainSettings
 from engine.config import PRESETS, SwinConfig
+from engine.errors import UsageError
 from engine.network.stems import PatchEmbedding
 from engine.network.swin import Swin, SwinBlock, WindowAttention, load_official
 
@@ -70,6 +75,18 @@ def test_without_prompts_equals_the_reference(window: int, height: int, width: i
     expected = reference(image, output_hidden_states=True).hidden_states[1:]
     for found_BHWC, expected_BCHW in zip(branch(image), expected, strict=True):
         torch.testing.assert_close(found_BHWC.permute(0, 3, 1, 2), expected_BCHW)
+
+
+def test_official_weights_are_what_training_starts_from(tmp_path: Path) -> None:
+    settings = TrainSettings(photos="-", output="-", semantic=str(tmp_path / "swin.safetensors"))
+    branch = start_network(settings.model_copy(update={"semantic": None, "seed": 1})).semantic
+    official = {n: t for n, t in branch.state_dict().items() if n != "patch_embed.position"}
+    save_file(official | {"head.weight": torch.zeros(3)}, str(settings.semantic))
+    started = start_network(settings).semantic.state_dict()
+    assert all(torch.equal(started[name], official[name]) for name in official)
+    save_file({"head.weight": torch.zeros(3)}, str(settings.semantic))
+    with pytest.raises(UsageError, match="not this branch's Swin weights"):
+        start_network(settings)
 
 
 def test_swin_s_has_the_parameters_of_swin_s() -> None:

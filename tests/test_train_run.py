@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,13 @@ import pytest
 import ray
 from safetensors.torch import load
 
-from cluster.curves import CURVES, EVENTS, PICTURE, read_curves
+from cluster.curves import CURVES, EVENTS, PICTURE, Curves, read_curves
 from cluster.loop import start_network
 from cluster.settings import TrainSettings
-from cluster.train import train
-from engine.errors import MissingInput, UsageError
+from cluster.train import _prove_frozen, train
+from engine.errors import MissingInput, PromptImlError, UsageError
 from pipeline import storage
+from pipeline.cli import INTERRUPTED
 from tests.conftest import Bucket
 from tests.photos import write_photos
 from tests.processes import wait_for_reports
@@ -30,7 +33,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket, lost: bool) -> None:
-    """With all that it keeps in an object store; lost: killed before it wrote its curves."""
+    """With all that it keeps in an object store; lost: killed before it wrote its curves, else
+    interrupted."""
     output = f"{s3.uri}/run"
     flags: dict[str, Any] = {"photos": str(photos), "output": output, "workers": 1}
     flags |= {"samples": 24, "batch": 4, "judge_every": 8, "judged": 4}
@@ -38,7 +42,8 @@ def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket, lost: 
     command = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     with subprocess.Popen([sys.executable, "-m", "pipeline.cli", "train", *command]) as driver:
         wait_for_reports(f"{output}/{CURVES}", 1, driver)
-        driver.kill()
+        driver.send_signal(signal.SIGKILL if lost else signal.SIGINT)
+        assert driver.wait(60) == (-signal.SIGKILL if lost else INTERRUPTED)
     before = read_curves(f"{output}/{CURVES}")
     if lost:
         storage.write(f"{output}/{CURVES}", b"")
@@ -85,10 +90,40 @@ def test_another_configuration_is_refused(photos: Path, tmp_path: Path) -> None:
         train(TrainSettings(photos=str(photos), output=str(tmp_path), seed=1))
 
 
+def test_curves_of_many_samples_are_read_back(tmp_path: Path) -> None:
+    curves, row = Curves(f"file://{tmp_path}"), dict.fromkeys(("loss", "f1", "pixel_auc"), 0.5)
+    row |= {"score_auc": 0.5, "flagged": 0.1}
+    for samples in (1_000_000, 12_345_678):
+        curves.after_report(None, [{"samples": samples, **row}], None)
+    told = [report["samples"] for report in read_curves(f"file://{tmp_path}/{CURVES}")]
+    assert told == ["1000000", "12345678"]
+
+
+def test_what_may_not_move_is_compared(photos: Path) -> None:
+    settings = TrainSettings(photos=str(photos), output="-", what="prompts")
+    tensors = start_network(settings).state_dict()
+    tensors["prompts.0"] = tensors["prompts.0"] + 1
+    _prove_frozen(settings, tensors)
+    name = "pixel_decoder.level_embed"
+    tensors[name] = tensors[name] + 1
+    with pytest.raises(PromptImlError, match="moved what is frozen"):
+        _prove_frozen(settings, tensors)
+
+
+def test_photographs_without_outlines_are_told(photos: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(photos, tmp_path / "bare")
+    for outline in bare.rglob("*.txt"):
+        outline.unlink()
+    with pytest.raises(MissingInput, match="with outlines of objects to train on"):
+        train(TrainSettings(photos=str(bare), output=str(tmp_path / "out")))
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"photos": "nowhere"}, "no photographs"),
+        ({"labels": "nowhere.parquet"}, "no such labels"),
+        ({"prompt_set": "gone.safetensors"}, "no prompt set to start from"),
         ({"workers": 3, "max_workers": 2}, "--max-workers"),
         ({"samples": 4}, "--samples"),
         ({"start": "no-such-model"}, "no-such-model"),

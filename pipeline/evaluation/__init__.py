@@ -7,7 +7,7 @@ pass the detector that a scan uses; nothing here looks into the network.
 
 from pipeline.evaluation.judged import Judged, judge_samples
 from pipeline.evaluation.manifest import Labelled, read_manifest
-from pipeline.evaluation.sets import SetResult, evaluate_set, summarize_set
+from pipeline.evaluation.sets import SetResult, evaluate_set, set_name, summarize_set
 
 __all__ = [
     "Judged",
@@ -16,5 +16,6 @@ __all__ = [
     "evaluate_set",
     "judge_samples",
     "read_manifest",
+    "set_name",
     "summarize_set",
 ]

@@ -29,12 +29,13 @@ class SetResult:
         set: name of the set.
         perturbation: name of what was done to its images.
         forged, authentic: images judged.
+        masked: forged images that have a mask; all pixel measures are means over these.
         failed: images that could not be decoded or run; they are in no other number.
-        f1: pixel F1 at the policy's mask threshold; mean over the forged images, at native
-            size (of the perturbed image), origin form.
+        f1: pixel F1 at the policy's mask threshold, at native size (of the perturbed image),
+            origin form.
         best_f1: the same at the threshold that suits each image best, chosen knowing its truth.
-        iou: pixel IoU at the policy's mask threshold, mean over the forged images.
-        pixel_auc: of each forged image's pixels, mean over the forged images (not pooled).
+        iou: pixel IoU at the policy's mask threshold.
+        pixel_auc: of each forged image's pixels (not pooled).
         image_auc: of the score over all images.
         false_positive_rate: share of the authentic images labelled manipulated.
         true_positive_rate: share of the forged images labelled manipulated.
@@ -45,6 +46,7 @@ class SetResult:
     set: str
     perturbation: str
     forged: int
+    masked: int
     authentic: int
     failed: int
     f1: float
@@ -110,6 +112,7 @@ def summarize_set(judged: Sequence[Judged], failed: int, name: str, perturbation
         set=name,
         perturbation=perturbation,
         forged=len(forged),
+        masked=sum(not math.isnan(each.f1) for each in forged),
         authentic=len(authentic),
         failed=failed,
         f1=mean([each.f1 for each in forged]),
