@@ -1,9 +1,9 @@
 """The command line: `prompt-iml COMMAND ...`.
 
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that says the fix), 3 done
-with more failures than `--max-failure-rate` or, of `verify`, with problems, or, of `build`, with
-nothing stored, 130 interrupted. The
-last line on stdout is a JSON summary; everything else goes to stderr.
+with more failures than `--max-failure-rate` or, of `verify`, with problems, of `build`, with
+nothing stored, of `retrain`, with nothing promoted, 130 interrupted. The last line on stdout is a
+JSON summary; everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from engine.errors import Denied, FetchError, UsageError
+from engine.errors import Denied, FetchError, PromptImlError, UsageError
 from pipeline.settings import (
     BuildSettings,
     CalibrateSettings,
@@ -27,6 +27,7 @@ from pipeline.settings import (
     DoctorSettings,
     EvaluateSettings,
     PlanSettings,
+    Pool,
     ReportSettings,
     ScanSettings,
     VerifySettings,
@@ -39,17 +40,19 @@ def run_scan(settings: ScanSettings) -> int:
     """`prompt-iml scan`"""
     from pipeline.scan import scan
 
-    summary = scan(settings)
-    print(json.dumps(summary))
-    return FAILURES if summary["failure_rate"] > settings.max_failure_rate else DONE
+    return _scanned(scan(settings), settings)
 
 
 def run_demo(settings: DemoSettings) -> int:
     """`prompt-iml demo`"""
     from pipeline.demo import demo
 
-    print(json.dumps(demo(settings)))
-    return DONE
+    return _scanned(demo(settings), settings)
+
+
+def _scanned(summary: dict[str, Any], settings: Pool) -> int:
+    print(json.dumps(summary))
+    return FAILURES if summary["failure_rate"] > settings.max_failure_rate else DONE
 
 
 def run_report(settings: ReportSettings) -> int:
@@ -172,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         fix = f"; {CREDENTIALS_FIX}" if isinstance(error, Denied) else ""
         return _refuse(f"{name}: cannot read {error}{fix}")
+    except PromptImlError as error:
+        print(f"prompt-iml {name}: {error}", file=sys.stderr)
+        return CRASHED
     except KeyboardInterrupt:
         print("interrupted: the same command resumes", file=sys.stderr)
         return INTERRUPTED

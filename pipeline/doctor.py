@@ -18,7 +18,7 @@ from pipeline.run import Json
 from pipeline.settings import DoctorSettings
 
 State = Literal["ok", "missing", "optional"]
-COMPILE = "install a C++ compiler, then pip install --force-reinstall --no-deps prompt-iml"
+COMPILE = "install a C++ compiler, then prompt-iml again: pip install --force-reinstall --no-deps ."
 
 
 @dataclass(frozen=True, slots=True)
