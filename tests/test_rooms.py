@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def test_torch_stays_with_the_network() -> None:
     for path in (ROOT / "engine").rglob("*.py"):
         if not TORCH_USERS & set(path.relative_to(ROOT / "engine").parts):
             assert "torch" not in imported(path), path
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in (each for room in SHUT for each in (ROOT / room).rglob("*.py")):
+        assert not imported(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}, path
+        assert not re.search(r"torch\.load|allow_pickle|read_pickle", path.read_text()), path
 
 
 def test_the_walk_sees_imports() -> None:

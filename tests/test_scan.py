@@ -365,6 +365,9 @@ def test_prompts_are_refreshed_between_units(
         part = scanner.scan(str(number), unit, lambda images, size: None)
         table = pq.read_table(storage.local_path(f"{settings.output}/{part.file}"))
         found += table["prompt_set"].to_pylist()
+        (row,) = table.select(["model", "policy", "engine"]).to_pylist()
+        assert (row["model"], row["policy"]) == (base.id, base.policy.id)
+        assert row["engine"].startswith("openvino")
     one, two = (registry.version(version).prompts.id for version in promoted)
     assert found == [one, two, one]
 
