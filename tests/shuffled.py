@@ -4,6 +4,8 @@
 
 Two re-training cycles with real training on real photographs: in one the marks of the labels lie on
 other pictures. Prints what the gate says of each, and old and new on a set of held-back crops.
+With --perturbation all crops have been through something that training does not know, say
+jpeg2000-20, as if a platform had begun to do that to every picture.
 """
 
 from __future__ import annotations
@@ -12,28 +14,37 @@ import argparse
 import csv
 import io
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image as PilImage
 
 from cluster.forgery import Example, Forger
 from cluster.photos import list_photos, split
 from cluster.retrain import retrain
 from cluster.settings import RetrainSettings
+from engine.image import Image
+from pipeline.evaluation.perturbations import perturb
 from pipeline.run import Json
 
 SEED = 7
-CROPS = 120  # labelled, and as many to judge on
 TOLD = ("f1", "pixel_auc", "image_auc", "false_positive_rate", "flagged_rate")
+
+
+def crop(forger: Forger, number: int, draw: int, perturbation: str) -> Example:
+    """A crop that is none of training's, after the perturbation; of the same size."""
+    example = forger.example(SEED, number, draw)
+    image, _ = perturb(perturbation, Image(example.pixels), None, seed=number)
+    return replace(example, pixels=image.pixels)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
+    PilImage.fromarray(pixels).save(sink, "PNG", compress_level=1)
     return sink.getvalue()
 
 
@@ -74,15 +85,19 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--peak", type=float, default=0.1)
+    parser.add_argument("--crops", type=int, default=120, help="labelled, and as many to judge on")
+    parser.add_argument("--perturbation", default="none")
+    parser.add_argument("--labels", default="right,shuffled")
     args = parser.parse_args()
     train, held_back = (Forger(photos) for photos in split(list_photos(args.photos)))
-    labelled = [train.example(SEED, number, 4) for number in range(CROPS)]
-    shuffled = [int(number) for number in np.random.default_rng(SEED).permutation(CROPS)]
+    labelled = [crop(train, number, 4, args.perturbation) for number in range(args.crops)]
+    shuffled = np.random.default_rng(SEED).permutation(args.crops).tolist()
+    orders = {"right": list(range(args.crops)), "shuffled": shuffled}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        judged = [held_back.example(SEED, number, 5) for number in range(CROPS)]
+        judged = [crop(held_back, number, 5, args.perturbation) for number in range(args.crops)]
         fixed = write_set(folder / "fixed", judged)
-        for kind, order in (("right", list(range(CROPS))), ("shuffled", shuffled)):
+        for kind, order in ((kind, orders[kind]) for kind in args.labels.split(",")):
             settings = RetrainSettings(
                 photos=str(args.photos),
                 labels=write_labels(folder / f"{kind}.parquet", labelled, order),
