@@ -9,15 +9,17 @@ from PIL import Image
 
 from pipeline.demo import demo
 from pipeline.settings import DemoSettings
+from tests.test_readme import blocks
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 1_000_000
 
 
 @pytest.mark.usefixtures("cluster")
-def test_the_demo_finds_its_forgeries(tmp_path: Path) -> None:
+def test_the_demo_finds_its_forgeries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The floors lie well below what prompt-iml-micro@8 has: F1 .64, AUC .83, splices .65."""
-    summary = demo(DemoSettings(output=str(tmp_path), max_actors=1))
+    monkeypatch.chdir(tmp_path)
+    summary = demo(DemoSettings(max_actors=1))
     assert (summary["listed"], summary["ok"]) == (24, 24)
     found = summary["comparison"]
     assert (found["forged"], found["authentic"]) == (12, 12)
@@ -25,10 +27,13 @@ def test_the_demo_finds_its_forgeries(tmp_path: Path) -> None:
     assert found["auc"] > 0.7
     (splices,) = (kind for kind in found["kinds"] if kind["kind"] == "splice")
     assert splices["f1"] > 0.42
-    with Image.open(tmp_path / "found.png") as picture:
+    with Image.open("demo/found.png") as picture:
         assert picture.width > 1000
     for name in ("report.html", "truth.csv", "masks", "results"):
-        assert (tmp_path / name).exists()
+        assert Path("demo", name).exists()
+    (code,) = [block for block in blocks("python") if "demo/results" in block]
+    exec(code, {})  # of the README
+    assert list(tmp_path.glob("*.png"))
 
 
 def test_the_package_stays_small() -> None:

@@ -2,32 +2,74 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic_settings import CliApp
 
+from cluster.labels import read_labels
 from engine.config import PRESETS
 from engine.network.model import PromptIML
+from pipeline.cli import commands
 from pipeline.results import SCHEMA, encode_mask
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    {
+        *ROOT.glob("*.md"),
+        *(p for r in ("engine", "pipeline", "cluster") for p in (ROOT / r).rglob("*.md")),
+    }
+)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
+
+
+def lines_of_ours() -> list[str]:
+    """Every `prompt-iml COMMAND ...` of the pages' blocks, those over several lines as one."""
+    shown = "".join(block for page in PAGES for block in blocks("", page.read_text()))
+    ours = re.compile(r"^(?:\S+/|.* -- +)?(prompt-iml [a-z].*)", re.MULTILINE)
+    return ours.findall(shown.replace("\\\n", " "))
+
+
+@pytest.mark.parametrize("line", lines_of_ours())
+def test_the_commands_shown_are_taken(line: str) -> None:
+    name, *arguments = shlex.split(line, comments=True)[1:]
+    CliApp.run(commands()[name].settings, arguments, cli_exit_on_error=False)
+
+
+def test_the_modules_shown_are_there() -> None:
+    shown = {name for page in PAGES for name in re.findall(r"python -m ([\w.]+)", page.read_text())}
+    assert "cluster.ablation" in shown
+    assert [name for name in shown if importlib.util.find_spec(name) is None] == []
 
 
 def test_the_decoder_shown_decodes() -> None:
     shown: dict[str, object] = {}
-    (code,) = blocks("python")
+    (code,) = [block for block in blocks("python") if "def decode_mask" in block]
     exec(code, shown)
     mask = np.random.default_rng(0).random((37, 51)) > 0.7
     decode_mask = shown["decode_mask"]
     assert callable(decode_mask)
     assert (decode_mask(encode_mask(mask), 37, 51) == mask).all()
+
+
+def test_the_labels_shown_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("3-mask.png").write_bytes(b"a PNG")
+    (code,) = [block for block in blocks("python") if "reviewed" in block]
+    exec(code, {})
+    first, second = read_labels("reviewed.parquet")
+    assert (first.member, first.label, first.mask) == (None, "authentic", None)
+    assert (second.member, second.label, second.mask) == ("3.jpg", "manipulated", b"a PNG")
 
 
 def test_every_column_is_told() -> None:
