@@ -24,8 +24,6 @@ def run(settings: ModelsSettings) -> Json:
         raise UsageError(f"{settings.action} takes no prompt set: leave out {settings.version}")
     try:
         registries = _registries(settings)
-        if settings.action != "list":
-            storage.check_writable(storage.canonical(settings.registry))
         if settings.action == "list":
             listed = [describe(registry) for registry in registries]
             print("\n".join(line for base in listed for line in table(base)), file=sys.stderr)
@@ -87,6 +85,7 @@ def _promote(name: str | None, registries: list[Registry]) -> Json:
             if registry is registries[-1]:
                 raise
             continue
+        storage.check_writable(registry.uri)
         return promote(registry, digest, expected=current, by=whoami()).to_json()
     raise UnknownPrompts(f"no prompt set {name}: the registry is empty")
 
@@ -98,4 +97,5 @@ def _roll_back(registries: list[Registry]) -> Json:
     if len(moved) > 1:
         raise UsageError("the registry serves several base models: say which with --model")
     registry, state = moved[0]
+    storage.check_writable(registry.uri)
     return roll_back(registry, expected=state.current, by=whoami()).to_json()

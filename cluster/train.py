@@ -38,7 +38,7 @@ from cluster.curves import CURVES, Curves, read_curves
 from cluster.examples import TRAINING_CPUS, examples
 from cluster.forgery import can_donate
 from cluster.history import FRAME
-from cluster.labels import fetch_images, training_images
+from cluster.labels import read_labels
 from cluster.loop import FILE, network_tensors, start_network, train_worker
 from cluster.photos import list_photos, split
 from cluster.settings import TrainSettings
@@ -112,7 +112,7 @@ def _check(settings: TrainSettings) -> None:
     if settings.samples < settings.batch:
         raise UsageError(f"--samples {settings.samples} is less than a batch of {settings.batch}")
     if settings.labels:
-        training_images(settings.labels, fetch_images(settings.labels))
+        read_labels(settings.labels)
     start_network(settings)
 
 

@@ -433,9 +433,10 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
 
 
 def test_a_store_that_replaces_objects_is_refused(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two cycles would both get the lease."""
+    fleet.cycle(fit)
 
     def replace_it(uri: str, data: bytes) -> bool:
         storage.write(uri, data)
@@ -445,6 +446,7 @@ def test_a_store_that_replaces_objects_is_refused(
     with pytest.raises(OutputNotWritable, match="conditional PUTs"):
         fleet.cycle(fit)
     assert main(["models", "rollback", "--registry", fleet.registry.uri]) == 2
+    assert "conditional PUTs" in capsys.readouterr().err
 
 
 def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
