@@ -107,6 +107,13 @@ def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
     assert [_step(run) for _ in range(2)] == [_step(again) for _ in range(2)]
 
 
+def test_without_prompts_none_is_waited_for() -> None:
+    """Processes that train together wait for a gradient of all that is to train."""
+    network = PromptIML(replace(TINY, prompts=0))
+    _step(Run(network))
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
 def test_tuning_prompts_moves_nothing_else() -> None:
     network = PromptIML(TINY)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

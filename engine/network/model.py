@@ -155,10 +155,13 @@ class PromptIML(nn.Module):
         return sum(views_BHWC, x_BHWC) if stage == self.block_stage else x_BHWC
 
 
-def _prompts(config: NetworkConfig) -> list[Tensor]:
-    """(depth, P, C) a stage, drawn as VPT draws them."""
+def _prompts(config: NetworkConfig) -> list[nn.Parameter]:
+    """(depth, P, C) a stage, drawn as VPT draws them; where there are none, nothing to train."""
     limit = math.sqrt(6 / (3 * config.swin.patch**2 + config.swin.channels))
     return [
-        torch.empty(depth, config.prompts, channels).uniform_(-limit, limit)
+        nn.Parameter(
+            torch.empty(depth, config.prompts, channels).uniform_(-limit, limit),
+            requires_grad=config.prompts > 0,
+        )
         for depth, channels in zip(config.swin.depths, config.swin.stage_channels, strict=True)
     ]
