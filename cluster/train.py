@@ -39,11 +39,10 @@ from cluster.examples import TRAINING_CPUS, examples
 from cluster.forgery import can_donate
 from cluster.history import FRAME
 from cluster.labels import read_labels
-from cluster.loop import FILE, network_tensors, start_network, train_worker
+from cluster.loop import FILE, Run, network_tensors, start_network, train_worker
 from cluster.photos import list_photos, split
 from cluster.settings import TrainSettings
 from engine.errors import MissingInput, PromptImlError, UsageError
-from engine.prompts import PREFIX
 from pipeline import storage
 from pipeline.waves import quiet_ray_data, ray_session
 
@@ -159,11 +158,10 @@ def _fit(settings: TrainSettings) -> None:
 
 def _prove_frozen(settings: TrainSettings, tensors: Mapping[str, Tensor]) -> None:
     """Raise `PromptImlError` unless all that may not move is, bit for bit, what it was."""
-    start = start_network(settings).state_dict()
-    only_prompts = settings.what == "prompts"
-    frozen = [n for n in start if n.startswith("semantic.") or only_prompts]
-    moved = [n for n in frozen if not (n.startswith(PREFIX) or torch.equal(start[n], tensors[n]))]
-    if moved:
+    start = Run(start_network(settings), settings.what).network
+    trains = {name for name, parameter in start.named_parameters() if parameter.requires_grad}
+    still = {name: tensor for name, tensor in start.state_dict().items() if name not in trains}
+    if moved := [name for name, tensor in still.items() if not torch.equal(tensor, tensors[name])]:
         raise PromptImlError(f"training moved what is frozen: {', '.join(moved[:5])}")
 
 
