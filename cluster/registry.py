@@ -251,10 +251,11 @@ def leased(registry: Registry, owner: str, seconds: float) -> Iterator[Lease]:
     renewal = threading.Thread(target=term.keep, daemon=True)
     renewal.start()
     try:
-        try:
-            yield lease
-        finally:
-            term.end()
+        with _heard():
+            try:
+                yield lease
+            finally:
+                term.end()
     except BaseException as error:  # whatever the work made of being interrupted
         if term.loss:
             raise term.loss from error
@@ -262,6 +263,20 @@ def leased(registry: Registry, owner: str, seconds: float) -> Iterator[Lease]:
     finally:
         renewal.join()
         lease.release()
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Interrupts arrive, also where a shell began us in the background, which ignores them."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Term:

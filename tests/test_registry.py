@@ -290,7 +290,8 @@ def test_a_lease_is_renewed_while_it_is_held(registry: Registry) -> None:
 
 
 WORKS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 from cluster.registry import leased
 from pipeline.registry import Registry
 with leased(Registry(*sys.argv[1:]), "one", 0.3):
@@ -300,7 +301,7 @@ with leased(Registry(*sys.argv[1:]), "one", 0.3):
 
 
 def test_who_lost_the_lease_is_stopped(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own: only a main thread can be."""
+    """In a process of its own, as only a main thread can be; begun as by a shell's `&`."""
     command = [sys.executable, "-c", WORKS, registry.uri, registry.base]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as worker:
