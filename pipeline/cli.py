@@ -176,8 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fix = f"; {CREDENTIALS_FIX}" if isinstance(error, Denied) else ""
         return _refuse(f"{name}: cannot read {error}{fix}")
     except PromptImlError as error:
-        print(f"prompt-iml {name}: {error}", file=sys.stderr)
-        return CRASHED
+        return _refuse(f"{name}: {error}", CRASHED)
     except KeyboardInterrupt:
         print("interrupted: the same command resumes", file=sys.stderr)
         return INTERRUPTED
@@ -200,9 +199,9 @@ def _first_problem(error: ValidationError | SettingsError) -> str:
     return f"{field}: {first['msg'].lower()}"
 
 
-def _refuse(line: str) -> int:
+def _refuse(line: str, code: int = USAGE) -> int:
     print(f"prompt-iml {line}", file=sys.stderr)
-    return USAGE
+    return code
 
 
 if __name__ == "__main__":
