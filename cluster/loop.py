@@ -131,7 +131,7 @@ def start_network(settings: TrainSettings) -> PromptIML:
     config, tensors = PRESETS[settings.preset], None
     if settings.prompts is not None:
         config = replace(config, prompts=settings.prompts)
-    if settings.start and settings.start.endswith(".safetensors"):
+    if settings.start and is_weights_file(settings.start):
         tensors = _read_weights(settings.start)
     elif settings.start:
         model = load_model(settings.start)
@@ -149,6 +149,11 @@ def start_network(settings: TrainSettings) -> PromptIML:
     if settings.prompt_set:
         _load_prompts(network, settings.prompt_set)
     return network
+
+
+def is_weights_file(start: str) -> bool:
+    """Whether `--start` names a weights file rather than a model."""
+    return start.endswith(".safetensors")
 
 
 def _load_semantic(network: PromptIML, uri: str) -> None:

@@ -50,9 +50,9 @@ from pipeline.results import to_batch
 from pipeline.rows import Row, failure
 from pipeline.run import Json, Run
 from pipeline.scanner import Scanner, ScanSpec
+from pipeline.session import ray_address, ray_session
 from pipeline.units import Sample
 from pipeline.watchdog import Watchdog
-from pipeline.waves import ray_address, ray_session
 
 NAME = "prompt-iml"
 TOKEN = "PROMPT_IML_SERVE_TOKEN"
@@ -100,7 +100,7 @@ def endpoint_spec(settings: EndpointSettings) -> ScanSpec:
         prompts = PromptSource(registry.uri, look_up_version(registry, settings.prompts))
     return ScanSpec(
         run=Run("", ""),
-        model=settings.model,
+        model=model.reference,
         model_sha256=model.sha256,
         engine=settings.engine,
         threads=settings.actor_cpus,

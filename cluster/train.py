@@ -39,12 +39,21 @@ from cluster.examples import TRAINING_CPUS, examples
 from cluster.forgery import can_donate
 from cluster.history import FRAME
 from cluster.labels import read_labels
-from cluster.loop import FILE, Run, network_tensors, start_network, train_worker
+from cluster.loop import (
+    FILE,
+    Run,
+    is_weights_file,
+    network_tensors,
+    start_network,
+    train_worker,
+)
 from cluster.photos import list_photos, split
 from cluster.settings import TrainSettings
+from engine.checkpoint import load_model
 from engine.errors import MissingInput, PromptImlError, UsageError
 from pipeline import storage
-from pipeline.waves import quiet_ray_data, ray_session
+from pipeline.session import ray_session
+from pipeline.waves import quiet_ray_data
 
 RUN = "ray"  # Ray Train's own folder in the output
 WEIGHTS = "weights.safetensors"
@@ -89,7 +98,7 @@ def train(settings: TrainSettings) -> Trained:
     if not storage.exists(f"{output}/{WEIGHTS}"):
         workers = settings.max_workers or settings.workers
         with ray_session(settings.address, None if settings.gpus else workers):
-            _fit(settings)
+            _fit(_for_workers(settings))
     *_, last = read_curves(f"{output}/{CURVES}")
     judgement = {name: float(value) for name, value in last.items() if name != "samples"}
     return Trained(f"{output}/{WEIGHTS}", int(last["samples"]), judgement)
@@ -123,6 +132,21 @@ def _bind(settings: TrainSettings) -> None:
     bound = json.loads(storage.read_bytes(uri))
     if other := [name for name in fields if fields[name] != bound.get(name)]:
         raise UsageError(f"{settings.output} holds a run with other {', '.join(other)}")
+
+
+def _for_workers(settings: TrainSettings) -> TrainSettings:
+    """The settings without relative paths: training processes work in another folder."""
+    names = ("labels", "semantic", "prompt_set")
+    given = {name: getattr(settings, name) for name in names}
+    paths = {name: storage.canonical(path) for name, path in given.items() if path}
+    paths["photos"] = str(Path(settings.photos).absolute())
+    if settings.start:
+        paths["start"] = _absolute_start(settings.start)
+    return settings.model_copy(update=paths)
+
+
+def _absolute_start(start: str) -> str:
+    return storage.canonical(start) if is_weights_file(start) else load_model(start).reference
 
 
 def _fit(settings: TrainSettings) -> None:

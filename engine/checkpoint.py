@@ -65,6 +65,11 @@ class Model:
         return f"{self.name}@{self.version}"
 
     @property
+    def reference(self) -> str:
+        """What `load_model` finds it by from any folder: a packaged name, or an absolute path."""
+        return self.name if self.folder.parent == PACKAGED else str(self.folder.absolute())
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What whoever uses the model must be told."""
         return tuple(self.card.get("notes", ()))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -110,11 +109,11 @@ class Child:
         self._seconds = spec.image_timeout
         self._line, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.isolated", str(theirs.fileno())],
+            # -P: nothing is imported from the working folder, which may be the one that is scanned.
+            [sys.executable, "-P", "-m", "pipeline.isolated", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         theirs.close()
         job = {"spec": spec.to_json(), "unit": unit_to_json(unit), "done": done}

@@ -26,18 +26,12 @@ from pipeline.results import SCHEMA_VERSION
 from pipeline.retry import ScannedIn, check_retry, complete_run, retry_units
 from pipeline.run import Json, Run, default_run_id
 from pipeline.scanner import Part, ScanSpec
+from pipeline.session import ray_address, ray_session
 from pipeline.settings import ScanSettings
 from pipeline.sources import list_units
 from pipeline.sources.inputs import resolve
 from pipeline.units import Unit, unit_to_json
-from pipeline.waves import (
-    pool_size,
-    ray_address,
-    ray_session,
-    read_tally,
-    scan_wave,
-    shared_tally,
-)
+from pipeline.waves import pool_size, read_tally, scan_wave, shared_tally
 
 # The settings that shape the rows: with the model's digests, what a run is bound to.
 BINDING = {
@@ -253,7 +247,7 @@ def scan_spec(
     """What the actors of a run need to know."""
     return ScanSpec(
         run=run,
-        model=settings.model,
+        model=model.reference,
         model_sha256=model.sha256,
         engine=settings.engine,
         threads=1,  # an actor has one CPU

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,46 +100,6 @@ class ScanActor:
         self._metrics.flush(self._meter)
         self._images = self._bytes = 0
         self._told = time.monotonic()
-
-
-@contextmanager
-def ray_session(address: str, actors: int | None) -> Iterator[None]:
-    """Connect to a cluster, or start one on this machine and end it afterwards.
-
-    A caller that is connected already keeps its session.
-
-    Args:
-        address: `local`, `auto` (RAY_ADDRESS, else local) or a cluster's address.
-        actors: scan actors asked for; a local cluster gets a CPU for each.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = ray_address(address)
-    try:
-        if address == "local":
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # all of it is in Ray's log
-            ray.init(
-                "local",
-                num_cpus=actors,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-        else:
-            ray.init(address, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise UsageError(f"no Ray cluster at {address} ({error}): try --address local") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def ray_address(address: str) -> str:
-    """Where `auto` is: RAY_ADDRESS, else local."""
-    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
 
 
 def pool_size(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import subprocess
 import time
 from pathlib import Path
@@ -41,3 +43,22 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""  # it has ended
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses at which a process takes TCP connections."""
+    with contextlib.suppress(OSError):  # it has ended
+        links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        tables = _read("/proc/net/tcp") + _read("/proc/net/tcp6")
+        rows = [line.split() for line in tables.splitlines()]
+        # Columns: 1 the local address, 3 the state (0A: listens), 9 the socket's inode.
+        return {_address(r[1]) for r in rows if r[3] == "0A" and f"socket:[{r[9]}]" in links}
+    return set()
+
+
+def _address(text: str) -> str:
+    """Of `0100007F:1F90`: 32-bit words in this machine's order of bytes, and the port."""
+    words, _, _ = text.partition(":")
+    packed = b"".join(bytes.fromhex(words[i : i + 8])[::-1] for i in range(0, len(words), 8))
+    found = ipaddress.ip_address(packed)
+    return str(getattr(found, "ipv4_mapped", None) or found)
