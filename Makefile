@@ -22,7 +22,7 @@ check: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 train-smoke: $(VENV)/test.stamp  ## Train, kill, resume, evaluate, gate, promote, roll back: minutes.
-	$(BIN)/python -m pytest tests/test_cycle.py
+	$(BIN)/python -m pytest tests/cluster/retraining/test_cycle.py
 
 chaos: $(VENV)/test.stamp  ## Scan under a killer (KILLS=100), compare with a scan nobody disturbed.
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
@@ -41,7 +41,7 @@ audit: $(VENV)/test.stamp  ## Known vulnerabilities of every pinned package; ask
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 model: $(VENV)/test.stamp  ## Export the packaged model anew, behind its parity gate.
-	$(BIN)/python -m engine.export
+	$(BIN)/python -m prompt_iml.engine.build.export
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
@@ -51,14 +51,14 @@ $(BIN)/python:
 	  { echo "prompt-iml needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-KERNELS := $(wildcard engine/kernels/*.cpp engine/kernels/*.h)
+KERNELS := $(wildcard engine/operator/*.cpp engine/operator/*.h)
 
-$(VENV)/scan.stamp: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
+$(VENV)/scan.stamp: pyproject.toml setup.py constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) --editable .
 	touch $@
 
 # torch first and by its exact version: a looser pin takes another build with gigabytes of CUDA.
-$(VENV)/test.stamp: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
+$(VENV)/test.stamp: pyproject.toml setup.py constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[torch,train,dev]'
 	touch $@ $(VENV)/scan.stamp

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 
-from cluster.settings import (
+from prompt_iml.cluster.settings import (
     ModelsSettings,
     RetrainSettings,
     ServeSettings,
     SubmitSettings,
     TrainSettings,
 )
-from engine.errors import MissingDependency
-from pipeline.cli import DONE, FAILURES, Entry
+from prompt_iml.engine.errors import MissingDependency
+from prompt_iml.pipeline.cli import DONE, FAILURES, Entry
 
 
 def run_train(settings: TrainSettings) -> int:
     """`prompt-iml train`"""
-    from cluster.train import train
+    from prompt_iml.cluster.training.train import train
 
     print(json.dumps(train(settings).summary()))
     return DONE
@@ -25,7 +25,7 @@ def run_train(settings: TrainSettings) -> int:
 
 def run_retrain(settings: RetrainSettings) -> int:
     """`prompt-iml retrain`; exit 3 when the gate refuses the new prompts."""
-    from cluster.retrain import retrain
+    from prompt_iml.cluster.retraining.retrain import retrain
 
     summary = retrain(settings)
     print(json.dumps(summary))
@@ -34,7 +34,7 @@ def run_retrain(settings: RetrainSettings) -> int:
 
 def run_models(settings: ModelsSettings) -> int:
     """`prompt-iml models`"""
-    from cluster.models import run
+    from prompt_iml.cluster.models import run
 
     print(json.dumps(run(settings)))
     return DONE
@@ -42,7 +42,7 @@ def run_models(settings: ModelsSettings) -> int:
 
 def run_submit(settings: SubmitSettings) -> int:
     """`prompt-iml submit`; exits as the scan does."""
-    from cluster.submit import submit
+    from prompt_iml.cluster.fleet.submit import submit
 
     summary, code = submit(settings)
     print(json.dumps(summary))
@@ -52,7 +52,7 @@ def run_submit(settings: SubmitSettings) -> int:
 def run_serve(settings: ServeSettings) -> int:
     """`prompt-iml serve`; a signal ends it with exit 0."""
     try:
-        from cluster.serve import serve_until_signal
+        from prompt_iml.cluster.fleet.serve import serve_until_signal
     except ModuleNotFoundError as error:
         raise MissingDependency(f"pip install 'prompt-iml[serve]' ({error})") from error
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from cluster.registry import name_of, promote, roll_back, whoami
-from cluster.settings import ModelsSettings
-from engine.checkpoint import load_model
-from engine.errors import FetchError, UnknownPrompts, UsageError
-from pipeline import storage
-from pipeline.registry import Registry, bases
-from pipeline.run import Json
+from prompt_iml.cluster.settings import ModelsSettings
+from prompt_iml.engine.errors import FetchError, UnknownPrompts, UsageError
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.pipeline.registry.promotion import name_of, promote, roll_back, whoami
+from prompt_iml.pipeline.registry.registry import Registry, bases
+from prompt_iml.pipeline.run.folder import Json
+from prompt_iml.pipeline.storage import storage
 
 
 def run(settings: ModelsSettings) -> Json:

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import ByteSize, Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from engine.config import Fusion
-from pipeline.settings import Command, ScanSettings
+from prompt_iml.engine.network.config import Fusion
+from prompt_iml.pipeline.settings import Command, ScanSettings
 
 
 class TrainSettings(Command):
@@ -25,8 +25,8 @@ class TrainSettings(Command):
     start: str | None = None
     """Model (name or folder) or weights file to start from; none given: random weights."""
     semantic: str | None = None
-    """Weights of the frozen branch, from cluster.distill or with the names of an official Swin's;
-    none given: those of `start`."""
+    """Weights of the frozen branch, made by `python -m prompt_iml.cluster.training.distill`, or
+    with the names of an official Swin's; none given: those of `start`."""
     prompt_set: str | None = None
     """File of a prompt set to start from; none given: those of `start`."""
     labels: str | None = None

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from engine.errors import Denied, FetchError, PromptImlError, UsageError
-from pipeline.settings import (
+from prompt_iml.engine.errors import Denied, FetchError, PromptImlError, UsageError
+from prompt_iml.pipeline.settings import (
     BuildSettings,
     CalibrateSettings,
     Command,
@@ -38,14 +38,14 @@ DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
 
 def run_scan(settings: ScanSettings) -> int:
     """`prompt-iml scan`"""
-    from pipeline.scan import scan
+    from prompt_iml.pipeline.scan.scan import scan
 
     return _scanned(scan(settings), settings)
 
 
 def run_demo(settings: DemoSettings) -> int:
     """`prompt-iml demo`"""
-    from pipeline.demo import demo
+    from prompt_iml.pipeline.demo.demo import demo
 
     return _scanned(demo(settings), settings)
 
@@ -57,7 +57,7 @@ def _scanned(summary: dict[str, Any], settings: Pool) -> int:
 
 def run_report(settings: ReportSettings) -> int:
     """`prompt-iml report`"""
-    from pipeline.report import write_report
+    from prompt_iml.pipeline.report.report import write_report
 
     path = write_report(
         settings.output, run_id=settings.run_id, path=settings.path, limit=settings.limit
@@ -68,7 +68,7 @@ def run_report(settings: ReportSettings) -> int:
 
 def run_compact(settings: CompactSettings) -> int:
     """`prompt-iml compact`"""
-    from pipeline.compact import compact
+    from prompt_iml.pipeline.run.compact import compact
 
     print(json.dumps(compact(settings)))
     return DONE
@@ -76,7 +76,7 @@ def run_compact(settings: CompactSettings) -> int:
 
 def run_verify(settings: VerifySettings) -> int:
     """`prompt-iml verify`"""
-    from pipeline.verify import verify
+    from prompt_iml.pipeline.run.verify import verify
 
     summary = verify(settings)
     print(json.dumps(summary))
@@ -85,7 +85,7 @@ def run_verify(settings: VerifySettings) -> int:
 
 def run_evaluate(settings: EvaluateSettings) -> int:
     """`prompt-iml evaluate`"""
-    from pipeline.evaluate import evaluate
+    from prompt_iml.pipeline.evaluation.evaluate import evaluate
 
     print(json.dumps(evaluate(settings)))
     return DONE
@@ -93,7 +93,7 @@ def run_evaluate(settings: EvaluateSettings) -> int:
 
 def run_calibrate(settings: CalibrateSettings) -> int:
     """`prompt-iml calibrate`"""
-    from pipeline.calibrate import calibrate
+    from prompt_iml.pipeline.evaluation.calibrate import calibrate
 
     print(json.dumps(calibrate(settings)))
     return DONE
@@ -101,7 +101,7 @@ def run_calibrate(settings: CalibrateSettings) -> int:
 
 def run_plan(settings: PlanSettings) -> int:
     """`prompt-iml plan`"""
-    from pipeline.estimate import estimate
+    from prompt_iml.pipeline.scan.estimate import estimate
 
     print(json.dumps(estimate(settings)))
     return DONE
@@ -109,7 +109,7 @@ def run_plan(settings: PlanSettings) -> int:
 
 def run_build(settings: BuildSettings) -> int:
     """`prompt-iml build`"""
-    from pipeline.build import build
+    from prompt_iml.pipeline.machine.build import build
 
     summary = build(settings)
     print(json.dumps(summary))
@@ -118,7 +118,7 @@ def run_build(settings: BuildSettings) -> int:
 
 def run_doctor(settings: DoctorSettings) -> int:
     """`prompt-iml doctor`"""
-    from pipeline.doctor import doctor
+    from prompt_iml.pipeline.machine.doctor import doctor
 
     print(json.dumps(doctor(settings)))
     return DONE
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _refuse(f"{name}: {error}")
     except FetchError as error:
-        from pipeline.storage import CREDENTIALS_FIX
+        from prompt_iml.pipeline.storage.storage import CREDENTIALS_FIX
 
         fix = f"; {CREDENTIALS_FIX}" if isinstance(error, Denied) else ""
         return _refuse(f"{name}: cannot read {error}{fix}")

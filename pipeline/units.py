@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Literal
 
-from engine.errors import ImageError
+from prompt_iml.engine.errors import ImageError
 
 UnitKind = Literal["objects", "tar", "parquet"]
 

@@ -89,7 +89,7 @@ def s3_endpoint() -> Iterator[str]:
     """A moto server in a process of its own, which the environment names to every S3 client."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
-    script = str(Path(__file__).with_name("s3_server.py"))
+    script = str(Path(__file__).parent / "helpers" / "s3_server.py")
     command = [sys.executable, script, "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with pytest.MonkeyPatch.context() as patch:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from pydantic_settings import CliApp
 
-from cluster.labels import read_labels
-from engine.config import PRESETS
-from engine.network.model import PromptIML
-from pipeline.cli import commands
-from pipeline.results import SCHEMA, encode_mask
+from prompt_iml.cluster.retraining.labels import read_labels
+from prompt_iml.engine.network.config import PRESETS
+from prompt_iml.engine.network.model import PromptIML
+from prompt_iml.pipeline.cli import commands
+from prompt_iml.pipeline.run.schema import SCHEMA, encode_mask
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,7 +48,7 @@ def test_the_commands_shown_are_taken(line: str) -> None:
 
 def test_the_modules_shown_are_there() -> None:
     shown = {name for page in PAGES for name in re.findall(r"python -m ([\w.]+)", page.read_text())}
-    assert "cluster.ablation" in shown
+    assert "prompt_iml.cluster.training.ablation" in shown
     assert [name for name in shown if importlib.util.find_spec(name) is None] == []
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.config import DecoderConfig
-from engine.network.fusion import DeformableAttention, cell_centres
+from prompt_iml.engine.network.config import DecoderConfig
+from prompt_iml.engine.network.fusion import DeformableAttention, cell_centres
 
 MASK_STRIDE = 4
 SHARPNESS = (0.5, 1.0, 4.0)  # of the score's looks at the mask: broad, by odds, at its peak

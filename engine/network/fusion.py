@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from engine.deform_attn import ms_deform_attn
+from prompt_iml.engine.operator.torch_op import ms_deform_attn
 
 
 class Fusion(nn.Module):

@@ -9,13 +9,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from engine.config import NetworkConfig
-from engine.network.decoder import MASK_STRIDE, MaskDecoder, PixelDecoder, ScoreHead
-from engine.network.fusion import Fusion
-from engine.network.jpeg_view import BLOCK, JpegView
-from engine.network.matches import Matches
-from engine.network.stems import HighFrequencyStem, PatchEmbedding
-from engine.network.swin import Swin
+from prompt_iml.engine.network.beyond.jpeg_view import BLOCK, JpegView
+from prompt_iml.engine.network.beyond.matches import Matches
+from prompt_iml.engine.network.config import NetworkConfig
+from prompt_iml.engine.network.decoder import MASK_STRIDE, MaskDecoder, PixelDecoder, ScoreHead
+from prompt_iml.engine.network.fusion import Fusion
+from prompt_iml.engine.network.stems import HighFrequencyStem, PatchEmbedding
+from prompt_iml.engine.network.swin import Swin
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the frozen weights saw
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.config import SwinConfig
+from prompt_iml.engine.network.config import SwinConfig
 
 
 class Swin(nn.Module):

@@ -5,9 +5,9 @@ numbers: a `SetResult` a set and perturbation, and `Judged` images for whoever c
 pass the detector that a scan uses; nothing here looks into the network.
 """
 
-from pipeline.evaluation.judged import Judged, judge_samples
-from pipeline.evaluation.manifest import Labelled, read_manifest
-from pipeline.evaluation.sets import SetResult, evaluate_set, set_name, summarize_set
+from prompt_iml.pipeline.evaluation.judged import Judged, judge_samples
+from prompt_iml.pipeline.evaluation.manifest import Labelled, read_manifest
+from prompt_iml.pipeline.evaluation.sets import SetResult, evaluate_set, set_name, summarize_set
 
 __all__ = [
     "Judged",

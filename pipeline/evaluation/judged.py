@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.detector import Detector, Finding
-from engine.errors import DecodeError, ImageError, UsageError
-from engine.image import Image
-from engine.policy import Label
-from engine.views import upsample
-from pipeline.comparison import f1_and_iou
-from pipeline.decode import DecodeLimits, decode
-from pipeline.evaluation.manifest import Labelled, Mask, read_mask, read_payload
-from pipeline.evaluation.measures import best_f1, f1_at, flagged_at, pixel_auc, sweep
-from pipeline.evaluation.perturbations import perturb
+from prompt_iml.engine.detection.detector import Detector, Finding
+from prompt_iml.engine.detection.image import Image
+from prompt_iml.engine.detection.views import upsample
+from prompt_iml.engine.errors import DecodeError, ImageError, UsageError
+from prompt_iml.engine.model.policy import Label
+from prompt_iml.pipeline.evaluation.comparison import f1_and_iou
+from prompt_iml.pipeline.evaluation.manifest import Labelled, Mask, read_mask, read_payload
+from prompt_iml.pipeline.evaluation.measures import best_f1, f1_at, flagged_at, pixel_auc, sweep
+from prompt_iml.pipeline.evaluation.perturbations import perturb
+from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 
 MASK_THRESHOLDS = np.arange(1, 100) / 100
 LEVELS = np.log(MASK_THRESHOLDS / (1 - MASK_THRESHOLDS))

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.errors import MissingInput, UsageError
-from pipeline.comparison import BRIGHT, bright
+from prompt_iml.engine.errors import MissingInput, UsageError
+from prompt_iml.pipeline.evaluation.comparison import BRIGHT, bright
 
 Mask = NDArray[np.bool_]
 

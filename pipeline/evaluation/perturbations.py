@@ -34,9 +34,9 @@ import PIL.Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from engine.errors import UsageError
-from engine.image import Image
-from pipeline.decode import DecodeLimits, decode
+from prompt_iml.engine.detection.image import Image
+from prompt_iml.engine.errors import UsageError
+from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

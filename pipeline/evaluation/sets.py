@@ -10,15 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoint import Model
-from engine.detector import Detector
-from engine.errors import ImageError
-from engine.policy import Policy
-from engine.protocol import Engine
-from pipeline.comparison import FLAGGED_FRACTION, auc
-from pipeline.evaluation.judged import Judged, judge_samples
-from pipeline.evaluation.manifest import read_manifest
-from pipeline.evaluation.measures import expected_calibration_error, mean, reliability, without_nan
+from prompt_iml.engine.detection.detector import Detector
+from prompt_iml.engine.errors import ImageError
+from prompt_iml.engine.model.folder import Model
+from prompt_iml.engine.model.policy import Policy
+from prompt_iml.engine.runtimes.protocol import Engine
+from prompt_iml.pipeline.evaluation.comparison import FLAGGED_FRACTION, auc
+from prompt_iml.pipeline.evaluation.judged import Judged, judge_samples
+from prompt_iml.pipeline.evaluation.manifest import read_manifest
+from prompt_iml.pipeline.evaluation.measures import (
+    expected_calibration_error,
+    mean,
+    reliability,
+    without_nan,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,28 @@ from dataclasses import dataclass
 
 from fsspec.utils import glob_translate
 
-from engine.errors import CredentialsFailed, Denied, FetchError, MissingInput, NotFound, UsageError
-from pipeline import storage
-from pipeline.sniff import HEAD_BYTES, sniff
-from pipeline.sources.listing import list_objects
-from pipeline.sources.names import Format, Kind, claims_to_be_image, is_hidden, kind_of_name
-from pipeline.sources.parquet import column_of_images, open_parquet
-from pipeline.sources.tar import is_tar
-from pipeline.sources.uri_list import PARQUET_MAGIC, is_list, read_list
-from pipeline.units import ObjectRef
+from prompt_iml.engine.errors import (
+    CredentialsFailed,
+    Denied,
+    FetchError,
+    MissingInput,
+    NotFound,
+    UsageError,
+)
+from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
+from prompt_iml.pipeline.sources.names import (
+    Format,
+    Kind,
+    claims_to_be_image,
+    is_hidden,
+    kind_of_name,
+)
+from prompt_iml.pipeline.sources.parquet import column_of_images, open_parquet
+from prompt_iml.pipeline.sources.tar import is_tar
+from prompt_iml.pipeline.sources.uri_list import PARQUET_MAGIC, is_list, read_list
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.listing import list_objects
+from prompt_iml.pipeline.units import ObjectRef
 
 _WILDCARD = re.compile(r"[*?[]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import TooLarge
+from prompt_iml.engine.errors import TooLarge
 
 
 def too_large(size_bytes: int, max_object_bytes: int) -> TooLarge | None:

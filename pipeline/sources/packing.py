@@ -9,14 +9,14 @@ from functools import partial
 from itertools import islice
 from typing import Protocol
 
-from engine.errors import EmptySource
-from pipeline import storage
-from pipeline.sources.inputs import Entry, entries_of, resolve
-from pipeline.sources.names import Format
-from pipeline.sources.ordered import in_order
-from pipeline.sources.parquet import plan_parquet
-from pipeline.sources.reading import read_unit
-from pipeline.units import ObjectRef, Unit
+from prompt_iml.engine.errors import EmptySource
+from prompt_iml.pipeline.sources.inputs import Entry, entries_of, resolve
+from prompt_iml.pipeline.sources.names import Format
+from prompt_iml.pipeline.sources.parquet import plan_parquet
+from prompt_iml.pipeline.sources.reading import read_unit
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.ordered import in_order
+from prompt_iml.pipeline.units import ObjectRef, Unit
 
 PLANNING_THREADS = 16
 

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.errors import DamagedShard, Empty, FetchError, UsageError
-from pipeline import storage
-from pipeline.sources.limits import too_large
-from pipeline.units import ObjectRef, Sample, Unit
+from prompt_iml.engine.errors import DamagedShard, Empty, FetchError, UsageError
+from prompt_iml.pipeline.sources.limits import too_large
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.units import ObjectRef, Sample, Unit
 
 BATCH_BYTES = 16 << 20
 MAX_BATCH_ROWS = 1024

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
-from engine.errors import (
+from prompt_iml.engine.errors import (
     AlreadyScanned,
     Denied,
     FetchError,
@@ -16,12 +16,12 @@ from engine.errors import (
     Unsupported,
     UsageError,
 )
-from pipeline import storage
-from pipeline.sources.limits import too_large
-from pipeline.sources.ordered import in_order
-from pipeline.sources.parquet import read_parquet
-from pipeline.sources.tar import read_tar
-from pipeline.units import ObjectRef, Sample, Unit
+from prompt_iml.pipeline.sources.limits import too_large
+from prompt_iml.pipeline.sources.parquet import read_parquet
+from prompt_iml.pipeline.sources.tar import read_tar
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.ordered import in_order
+from prompt_iml.pipeline.units import ObjectRef, Sample, Unit
 
 
 def read_unit(unit: Unit, *, max_object_bytes: int, threads: int) -> Iterator[Sample]:

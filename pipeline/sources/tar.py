@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from engine.errors import DamagedShard, FetchError, ImageError, Unsupported
-from pipeline import storage
-from pipeline.sniff import HEAD_BYTES, sniff
-from pipeline.sources.limits import too_large
-from pipeline.sources.names import claims_to_be_image, in_hidden
-from pipeline.units import Sample
+from prompt_iml.engine.errors import DamagedShard, FetchError, ImageError, Unsupported
+from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
+from prompt_iml.pipeline.sources.limits import too_large
+from prompt_iml.pipeline.sources.names import claims_to_be_image, in_hidden
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.units import Sample
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_EXTENSION = 1 << 20  # bytes of a long name or a pax header; real ones have hundreds

@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from engine.errors import Denied, FetchError, UsageError
-from pipeline import storage
-from pipeline.sources.parquet import ID_COLUMNS, open_parquet, text
-from pipeline.units import ObjectRef
+from prompt_iml.engine.errors import Denied, FetchError, UsageError
+from prompt_iml.pipeline.sources.parquet import ID_COLUMNS, open_parquet, text
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.units import ObjectRef
 
 URI_COLUMNS = ("uri", "url", "path", "image")
 PARQUET_MAGIC = b"PAR1"

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.deform_attn import ms_deform_attn, reference
-from engine.kernels import cuda, ptx
-from engine.kernels.launch import Launch
+from prompt_iml.engine.operator import cuda, ptx
+from prompt_iml.engine.operator.launch import Launch
+from prompt_iml.engine.operator.torch_op import ms_deform_attn, reference
 
 BASELINE = Path(__file__).with_name("one_thread_a_channel.cu")
 LEVELS = ((128, 128), (64, 64), (32, 32), (16, 16))  # 21,760 queries: each cell asks

@@ -10,12 +10,12 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from engine.checkpoint import load_model
-from engine.deform_attn import reference
-from engine.kernels import cpu
-from engine.openvino_engine import OpenVinoEngine
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.engine.operator import cpu
+from prompt_iml.engine.operator.torch_op import reference
+from prompt_iml.engine.runtimes.openvino import OpenVinoEngine
 from tests.bench.rates import median_seconds, one_image
-from tests.operator_model import operator_model
+from tests.helpers.operator_model import operator_model
 
 LEVELS = ((128, 128), (64, 64), (32, 32), (16, 16))  # 21,760 queries: each cell asks
 HEADS, DEPTH, POINTS = 8, 32, 4

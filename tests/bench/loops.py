@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PilImage
 
-from engine.checkpoint import load_model
-from engine.protocol import Batch
-from engine.runtimes import open_engine
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.engine.runtimes.protocol import Batch
 
 
 def decode_shards(shards: list[Path]) -> int:

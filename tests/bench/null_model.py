@@ -9,10 +9,10 @@ import onnx
 from onnx import TensorProto as Type
 from onnx import helper
 
-from engine.checkpoint import GRAPH, WEIGHTS, WEIGHTS_DIGEST, file_digest, save_folder
-from engine.config import PRESETS
-from engine.policy import UNTRAINED
-from engine.prompts import PromptSet
+from prompt_iml.engine.model.folder import GRAPH, WEIGHTS, WEIGHTS_DIGEST, file_digest, save_folder
+from prompt_iml.engine.model.policy import UNTRAINED
+from prompt_iml.engine.model.prompts import PromptSet
+from prompt_iml.engine.network.config import PRESETS
 
 CONFIG = PRESETS["prompt-iml-micro"]
 

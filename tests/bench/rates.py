@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from engine.checkpoint import load_model
-from engine.protocol import Batch
-from engine.runtimes import open_engine
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.engine.runtimes.protocol import Batch
 from tests.bench.loops import decode_shards, run_engine
 from tests.bench.photographs import SIDE
 
@@ -86,7 +86,15 @@ def decode_rate(shards: list[Path]) -> Rate:
 
 def scan_rate(source: Path, output: Path, model: str, engine: str = "auto") -> Rate:
     """`prompt-iml scan` as a user starts it; the rate is that between its first and last row."""
-    command = [sys.executable, "-m", "pipeline.cli", "scan", str(source), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "prompt_iml.pipeline.cli",
+        "scan",
+        str(source),
+        "--output",
+        str(output),
+    ]
     pool = ["--address", "local", "--max-actors", str(PROCESSES)]
     started = time.perf_counter()
     chosen = ["--model", model, "--engine", engine]

@@ -29,7 +29,7 @@ import skimage.data
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipeline.cli import CRASHED
+from prompt_iml.pipeline.cli import CRASHED
 from tests.conftest import pack_tar
 
 ROOT = Path(__file__).parent.parent.parent
@@ -128,7 +128,7 @@ class Chaos:
         self._cluster.shutdown()
 
     def _drive(self, source: Path, output: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "pipeline.cli", "scan", str(source / "*.tar")]
+        command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(source / "*.tar")]
         where = ["--output", str(output), "--address", self._cluster.address]
         pool = ["--min-actors", "1", "--max-actors", str(NODES), "--max-failure-rate", "1"]
         with (self._folder / "driver.log").open("ab") as log:

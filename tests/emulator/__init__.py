@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.launch import Launch
+from prompt_iml.engine.operator.launch import Launch
 
 SOURCE = Path(__file__).with_name("ms_deform_attn.cpp")
-KERNELS = Path(__file__).parents[2] / "engine" / "kernels"
+KERNELS = Path(__file__).parents[2] / "engine" / "operator"
 DRIVER = "libcuda.so.1"
 COMPILER = shutil.which("g++")
 

@@ -1,4 +1,4 @@
-"""One launch through `engine.kernels.cuda` and NVIDIA's bindings; prints what was computed.
+"""One launch through `engine.operator.cuda` and NVIDIA's bindings; prints what was computed.
 
 Whoever starts this lets the emulator's library be found as the driver.
 """
@@ -10,8 +10,8 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels import cuda, launch
-from engine.kernels.launch import Launch
+from prompt_iml.engine.operator import cuda, launch
+from prompt_iml.engine.operator.launch import Launch
 
 
 def case() -> tuple[Launch, list[NDArray[np.generic]], NDArray[np.float32]]:

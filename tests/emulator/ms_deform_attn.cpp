@@ -190,7 +190,7 @@ extern "C" void emulate(const char* name, const unsigned* grid, const unsigned* 
   emulator::launch(emulator::kernels.at(name), grid, block, backwards, parameters);
 }
 
-// As much of the CUDA driver as engine/kernels/cuda.py calls: as libcuda.so.1 this library is a
+// As much of the CUDA driver as engine/operator/cuda.py calls: as libcuda.so.1 this library is a
 // driver whose GPU is the emulator and whose memory is the process's own.
 namespace driver {
 

@@ -19,8 +19,8 @@ sys.modules["tensorrt"] = trt  # the package of that name comes with the librari
 
 from tensorrt.plugin import _tensor  # noqa: E402
 
-from engine import tensorrt_plugin  # noqa: E402
-from engine.deform_attn_onnx import DOMAIN, NAME  # noqa: E402
+from prompt_iml.engine.operator import tensorrt_plugin  # noqa: E402
+from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME  # noqa: E402
 
 OPERATIONS = {
     trt.DimensionOperation.SUM: operator.add,

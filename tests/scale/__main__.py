@@ -86,7 +86,15 @@ def scanned(
     source: Path, output: Path, per_part: int, model: str, seconds: float | None = None
 ) -> list[Sample]:
     """A scan by the command line, until it ends or `seconds` are over."""
-    command = [sys.executable, "-m", "pipeline.cli", "scan", str(source), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "prompt_iml.pipeline.cli",
+        "scan",
+        str(source),
+        "--output",
+        str(output),
+    ]
     chosen = ["--model", model, "--address", "local", "--max-actors", "2"]
     if model != "prompt-iml-micro":
         chosen += ["--engine", "onnxruntime"]  # its calls cost least: the pipeline is measured

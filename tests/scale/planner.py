@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-from pipeline.plan import make_plan
-from pipeline.run import Run
-from pipeline.sources import list_units
-from pipeline.sources.packing import objects_unit
-from pipeline.units import ObjectRef, Unit
+from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.run.plan import make_plan
+from prompt_iml.pipeline.sources import list_units
+from prompt_iml.pipeline.sources.packing import objects_unit
+from prompt_iml.pipeline.units import ObjectRef, Unit
 from tests.scale.keys import key
 from tests.scale.recorder import Sample, resident
 

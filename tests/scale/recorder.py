@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.processes import processes_below
+from tests.helpers.processes import processes_below
 
 MIB = 1 << 20
 

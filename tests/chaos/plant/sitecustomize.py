@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pipeline.scanner
-import pipeline.watchdog
-from pipeline import storage
+import prompt_iml.pipeline.scan.scanner
+import prompt_iml.pipeline.scan.watchdog
+from prompt_iml.pipeline.storage import storage
 
 MARK = b"POISON:"
 
@@ -87,8 +87,10 @@ def written(uri: str, *_: Any) -> str:
     return "part" if "/results/part-" in uri else uri.rpartition("/")[2].partition(".")[0]
 
 
-pipeline.scanner.decode = poisoned(pipeline.scanner.decode)  # type: ignore[attr-defined]
-pipeline.scanner.read_unit = points(pipeline.scanner.read_unit, lambda *_: "fetch")  # type: ignore
-engine_run = pipeline.watchdog.WatchedEngine.run
-pipeline.watchdog.WatchedEngine.run = points(engine_run, lambda *_: "infer")  # type: ignore
+prompt_iml.pipeline.scan.scanner.decode = poisoned(prompt_iml.pipeline.scan.scanner.decode)  # type: ignore[attr-defined]
+prompt_iml.pipeline.scan.scanner.read_unit = points(
+    prompt_iml.pipeline.scan.scanner.read_unit, lambda *_: "fetch"
+)  # type: ignore
+engine_run = prompt_iml.pipeline.scan.watchdog.WatchedEngine.run
+prompt_iml.pipeline.scan.watchdog.WatchedEngine.run = points(engine_run, lambda *_: "infer")  # type: ignore
 storage.create_once = points(storage.create_once, written)

@@ -1,0 +1,284 @@
+"""`prompt-iml serve`: an image in by HTTP, its row out, on Ray Serve.
+
+    POST /   the bytes of one image -> the columns of its row, as JSON
+    200 scanned    401 no token    404, 405 elsewhere, otherwise    408 the bytes did not come
+    413 larger than --max-bytes    422 no image that can be scanned, with its row
+    500 the engine failed, with its row; or the replica died    503 come again: Retry-After
+
+A replica holds one `Scanner` and scans one image after another, in a thread beside its event loop;
+requests of several clients share no batch, tiles of one large image do. An image that kills or
+hangs its decoder ends the replica, and the requests it had get a 500: Serve begins another. A child
+process, as a scan has (`pipeline.scan.isolated`), would load an engine for each image.
+
+Whoever reaches the port is let in, unless PROMPT_IML_SERVE_TOKEN is set where the replicas run.
+Serve's proxy holds a body in memory while its request waits: a limit of bodies and of clients, and
+TLS, belong in front of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import io
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import ray
+from PIL import Image as PilImage
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from prompt_iml.cluster.settings import EndpointSettings, ServeSettings
+from prompt_iml.engine.errors import TooLarge, UsageError
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.engine.runtimes.open import check_engine
+from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.registry.registry import PromptSource, Registry, look_up_version
+from prompt_iml.pipeline.run.folder import Json, Run
+from prompt_iml.pipeline.run.schema import to_batch
+from prompt_iml.pipeline.scan.rows import Row, failure
+from prompt_iml.pipeline.scan.scanner import Scanner, ScanSpec
+from prompt_iml.pipeline.scan.session import ray_address, ray_session
+from prompt_iml.pipeline.scan.watchdog import Watchdog
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.units import Sample
+
+NAME = "prompt-iml"
+TOKEN = "PROMPT_IML_SERVE_TOKEN"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NAMELESS = Sample("posted.jpg")  # by this name bytes of no known format are `unsupported`
+UNTOLD = ["image_id", "uri", "member", "content_id", "run_id", "heatmap_png"]  # of a place, a run
+BODY_SECONDS = 30.0
+ONGOING = 4  # of a replica: one is scanned while the bodies of others arrive
+RETRY_SECONDS = 1.0
+STARTS = 3  # of a replica, until the deployment has failed
+
+
+def application(args: Json) -> Application:
+    """What a Serve config names: `import_path: prompt_iml.cluster.fleet.serve:application`.
+
+    Args:
+        args: of `EndpointSettings`.
+
+    Raises:
+        UsageError: the model or the prompts are not there.
+    """
+    settings = EndpointSettings(**args)
+    deployment = serve.deployment(
+        name=NAME,
+        ray_actor_options={"num_cpus": settings.actor_cpus, "num_gpus": settings.actor_gpus},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.min_replicas,
+            max_replicas=settings.max_replicas,
+            target_ongoing_requests=1,
+        ),
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=settings.max_queued,
+        backpressure_config=BackpressureConfig(retry_after_s=RETRY_SECONDS),
+        max_constructor_retry_count=STARTS,
+    )(Endpoint)
+    return deployment.bind(endpoint_spec(settings), settings.max_bytes, settings.require_token)
+
+
+def endpoint_spec(settings: EndpointSettings) -> ScanSpec:
+    """What the scanner of a replica needs to know; raises `UsageError`."""
+    model = load_model(settings.model)
+    prompts = None
+    if settings.registry:
+        registry = Registry(storage.canonical(settings.registry), model.sha256)
+        prompts = PromptSource(registry.uri, look_up_version(registry, settings.prompts))
+    return ScanSpec(
+        run=Run("", ""),
+        model=model.reference,
+        model_sha256=model.sha256,
+        engine=settings.engine,
+        threads=settings.actor_cpus,
+        max_pixels=settings.max_pixels,
+        max_object_bytes=settings.max_bytes,
+        heatmap=False,
+        image_timeout=settings.image_timeout,
+        prompts=prompts,
+    )
+
+
+class Endpoint:
+    """A replica.
+
+    Args:
+        spec: of its scanner.
+        max_bytes: of a body.
+        require_token: refuse to start without one.
+
+    Raises:
+        UsageError: there is no token, or the model is another one here.
+        RuntimeError: the engine does not run.
+    """
+
+    def __init__(self, spec: ScanSpec, max_bytes: int, require_token: bool) -> None:
+        self._token = os.environ.get(TOKEN, "").encode()
+        if require_token and not self._token:
+            raise UsageError(f"set {TOKEN} where the replicas run")
+        self._max_bytes = max_bytes
+        self._scanner = Scanner(spec, Watchdog(spec.image_timeout))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")  # it serves one at a time
+        row = self._row(_blank_png())  # compiled by now for its shape of tiles; others come later
+        if row["status"] != "ok":
+            raise RuntimeError(row["error_message"])
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer a request."""
+        refusal = self._refusal(request)
+        if refusal:
+            return refusal
+        try:
+            body = await self._body(request)
+        except TooLarge as error:
+            return JSONResponse(failure(error), 413)
+        except TimeoutError:
+            return _refused(408, f"the body did not come in {BODY_SECONDS:.0f} s")
+        loop = asyncio.get_running_loop()
+        row = await loop.run_in_executor(self._thread, self._row, body)
+        return JSONResponse(as_json(row), status_code(row))
+
+    def _refusal(self, request: Request) -> Response | None:
+        """Of what no body is read for."""
+        given = request.headers.get("authorization", "").encode()
+        if self._token and not hmac.compare_digest(given, b"Bearer " + self._token):
+            return _refused(401, "a token is wanted", {"WWW-Authenticate": "Bearer"})
+        if request.url.path != "/":
+            return _refused(404, "POST / is all there is")
+        if request.method != "POST":
+            return _refused(405, "POST the bytes of an image", {"Allow": "POST"})
+        return None
+
+    async def _body(self, request: Request) -> bytes:
+        """Raises `TooLarge`, before the rest is read, or `TimeoutError`."""
+        announced = int(request.headers.get("content-length", 0))
+        self._check_size(announced)
+        body = bytearray()
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                self._check_size(len(body))
+        return bytes(body)
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._max_bytes:
+            raise TooLarge(f"more than {self._max_bytes} bytes")
+
+    def _row(self, body: bytes) -> Row:
+        (row,) = self._scanner.rows([replace(NAMELESS, data=body)])
+        return row | self._scanner.provenance | {"scanned_at": datetime.now(UTC)}
+
+
+def _blank_png() -> bytes:
+    sink = io.BytesIO()
+    PilImage.new("RGB", (512, 512)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def _refused(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error_message": message}, status, headers)
+
+
+def as_json(row: Row) -> Json:
+    """The columns as a table holds them, float32 and all, but those of a place and of a run."""
+    told: Json
+    (told,) = to_batch([row]).drop_columns(UNTOLD).to_pylist()
+    mask = told["mask_rle"]
+    return told | {
+        "mask_rle": mask and mask.decode("ascii"),
+        "scanned_at": told["scanned_at"].isoformat(),
+    }
+
+
+def status_code(row: Row) -> int:
+    """Of the answer: whose fault it is that there is none."""
+    if row["status"] == "ok":
+        return 200
+    return 500 if row["error_stage"] == "infer" else 422
+
+
+def serve_until_signal(settings: ServeSettings) -> Json:
+    """Serve until SIGINT or SIGTERM.
+
+    Returns:
+        What to print: where it was, and for how long.
+
+    Raises:
+        UsageError: it cannot be served as asked.
+    """
+    if not settings.actor_gpus:  # else the nodes have what this machine need not
+        check_engine(settings.engine)
+    args = settings.model_dump(include=set(EndpointSettings.model_fields))
+    # A token of this shell that the replicas do not have would protect nothing.
+    args["require_token"] |= TOKEN in os.environ
+    target = application(args)
+    if settings.host not in LOOPBACK and not args["require_token"]:
+        say(f"note: whoever reaches {settings.host} is let in: set {TOKEN}")
+    with ray_session(settings.address, None), _deployed(target, settings) as url:
+        started = time.monotonic()
+        say(f"serving at {url}")
+        _wait_for_signal()
+        seconds = time.monotonic() - started
+    return {"url": url, "seconds": round(seconds, 2)}
+
+
+@contextmanager
+def _deployed(target: Application, settings: ServeSettings) -> Iterator[str]:
+    """The application on the cluster at hand while the block runs; its URL."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    is_ours = ray_address(settings.address) == "local"
+    if is_ours:
+        _check_room(settings)
+    elif serve.status().proxies:
+        raise UsageError(
+            "Ray Serve runs on this cluster already, with a port of its own: deploy "
+            "prompt_iml.cluster.fleet.serve:application by a Serve config"
+        )
+    try:
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+        serve.run(target, name=NAME)
+        yield f"http://{settings.host}:{settings.port}/"
+        serve.delete(NAME)  # when requests under way are answered
+    except (RuntimeError, TimeoutError) as error:
+        raise UsageError(f"cannot serve: {_reason(error)}") from error
+    finally:
+        if not is_ours:  # ours ends with all that is on it
+            serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _check_room(settings: ServeSettings) -> None:
+    """Refuse what Ray would wait for; other clusters may grow, and are not asked."""
+    cpus = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]
+    wanted = settings.actor_cpus * settings.min_replicas
+    if wanted > cpus:
+        raise UsageError(
+            f"{settings.min_replicas} replicas want {wanted} CPUs, and here are {cpus:.0f}: lower "
+            "--actor-cpus or --min-replicas"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What a replica died of, if one did, or else what Serve says: the last line of it."""
+    deployed = serve.status().applications.get(NAME)
+    died = [each.message for each in deployed.deployments.values()] if deployed else []
+    return ("".join(died).strip() or str(error)).splitlines()[-1]
+
+
+def _wait_for_signal() -> None:
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()

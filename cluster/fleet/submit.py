@@ -1,0 +1,241 @@
+"""`prompt-iml submit`: a scan as a Ray job, attached to, or resumed under its run id.
+
+    the scan's settings -> flags -> entrypoint `prompt-iml scan ... --run-id RUN`
+    no job of that run, or its last one ended -> a new attempt: RUN, RUN~2, RUN~3, ...
+    its last one runs -> attach
+
+An attempt's submission id is taken once on the cluster's head, so two who submit at a time get one
+job. Nothing of this shell's environment travels: credentials are the cluster's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prompt_iml.cluster.fleet.working_dir import packed
+from prompt_iml.engine.errors import MissingDependency, UsageError
+from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.run.folder import Json, default_run_id
+from prompt_iml.pipeline.settings import Pool, ScanSettings
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+    from prompt_iml.cluster.settings import SubmitSettings
+
+ATTEMPT = "~"  # no run id has one
+SERVER_SECONDS = 60.0  # a head that has just started has no agent yet
+POLL_SECONDS = 0.5
+
+
+def submit(settings: SubmitSettings) -> tuple[Json, int]:
+    """Start the scan, attach to it, or resume it.
+
+    Returns:
+        What to print (the scan's own summary, if it came to one, or the job's status) and the exit
+        code: the scan's; 0 with `--no-wait`; 1 when the job ended without one.
+
+    Raises:
+        UsageError: the cluster is not there or refuses the token, or cannot see the inputs.
+    """
+    check_paths(settings)
+    run_id = settings.run_id or own_run_id(settings)
+    command = [*scan_command(settings), f"--run-id={run_id}"]
+    with _usage_errors(settings.address):
+        client = _connect(settings.address)
+        job = start(client, run_id, shlex.join(command), settings.working_dir)
+        if not settings.wait:
+            return _status(client, run_id, job), 0
+        last = follow(client, job)
+        code = client.get_job_info(job).driver_exit_code
+        status = _status(client, run_id, job)
+    return _summary(last) or status, 1 if code is None else code
+
+
+def check_paths(settings: SubmitSettings) -> None:
+    """Refuse what is relative to this machine's working directory.
+
+    Raises:
+        UsageError: an input, the output or the registry is.
+    """
+    for name in (*settings.inputs, settings.output, settings.registry or "/"):
+        if not ("://" in name or Path(name).is_absolute()):
+            raise UsageError(
+                f"{name} is relative, and the cluster works in another folder: give s3://..., or "
+                "an absolute path that every node has"
+            )
+
+
+def own_run_id(settings: ScanSettings) -> str:
+    """The same for the same settings, however large the pool is, and whatever may be set later."""
+    shaping = ScanSettings.model_fields.keys() - Pool.model_fields.keys()
+    return default_run_id(settings.model_dump(include=set(shaping), exclude_defaults=True))
+
+
+def scan_command(settings: ScanSettings) -> list[str]:
+    """The command line of `prompt-iml scan` that gives these settings, without run id and address.
+
+    What is at its default is left out, so that the cluster's version decides on it.
+    """
+    command = ["prompt-iml", "scan", *settings.inputs]
+    for name, field in ScanSettings.model_fields.items():
+        value = getattr(settings, name)
+        if name in ("inputs", "run_id", "address") or value == field.get_default():
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            command += [f"--{flag}={each}" for each in values]
+    return command
+
+
+def start(client: JobSubmissionClient, run_id: str, entrypoint: str, folder: str | None) -> str:
+    """The submission id of the run's job that is under way, which this call may have begun.
+
+    Raises:
+        UsageError: a job of that run is under way with another command.
+    """
+    attempts = _attempts(client, run_id)
+    job = _attempt_id(run_id, len(attempts) or 1)
+    if attempts and not attempts[-1].status.is_terminal():
+        _check_same(attempts[-1], entrypoint)
+        say(f"attaching to job {job}")
+        return job
+    if attempts:
+        job = _attempt_id(run_id, len(attempts) + 1)
+    with packed(folder) as package:
+        runtime_env = {"working_dir": str(package)} if package else {}
+        if _begin(client, job, entrypoint, runtime_env, run_id):
+            say(f"{'resuming' if attempts else 'started'} run {run_id} as job {job}")
+        else:
+            say(f"attaching to job {job}, which another began meanwhile")
+    return job
+
+
+def _begin(
+    client: JobSubmissionClient, job: str, entrypoint: str, runtime_env: Json, run_id: str
+) -> bool:
+    """Submit; False: another did so first. A head that has just started is waited for."""
+    deadline = time.monotonic() + SERVER_SECONDS
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job,
+                runtime_env=runtime_env,
+                metadata={"run_id": run_id},
+            )
+            return True
+        except RuntimeError as error:
+            if "already exists" in str(error):
+                return False
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
+def _attempts(client: JobSubmissionClient, run_id: str) -> list[JobDetails]:
+    """The run's jobs on this cluster, oldest first."""
+    jobs = {job.submission_id: job for job in client.list_jobs()}
+    found: list[JobDetails] = []
+    while (job := jobs.get(_attempt_id(run_id, len(found) + 1))) is not None:
+        found.append(job)
+    return found
+
+
+def _attempt_id(run_id: str, number: int) -> str:
+    return run_id if number == 1 else f"{run_id}{ATTEMPT}{number}"
+
+
+def _check_same(job: JobDetails, entrypoint: str) -> None:
+    if job.entrypoint != entrypoint:
+        raise UsageError(
+            f"job {job.submission_id} is under way as `{job.entrypoint}`: wait for its end, or "
+            "choose another --run-id"
+        )
+
+
+def follow(client: JobSubmissionClient, job: str) -> str:
+    """Show the job's log on stderr until it has ended; returns the last line of it."""
+    log = _Log()
+    while True:
+        try:
+            asyncio.run(log.tail(client, job))
+        except (RuntimeError, OSError) as error:  # the line broke off, not the job
+            say(f"note: the log broke off ({error}); trying again")
+        if client.get_job_status(job).is_terminal():
+            return log.last
+        time.sleep(POLL_SECONDS)
+
+
+class _Log:
+    """What was shown of a job's log.
+
+    Attributes:
+        last: line that is not empty.
+    """
+
+    def __init__(self) -> None:
+        self.last = ""
+        self._shown = 0
+
+    async def tail(self, client: JobSubmissionClient, job: str) -> None:
+        """Show what was not shown yet; Ray begins at the beginning each time."""
+        place = 0
+        async for text in client.tail_job_logs(job):
+            new = text[max(self._shown - place, 0) :]
+            place += len(text)
+            if new:
+                self._shown = place
+                sys.stderr.write(new)
+                sys.stderr.flush()
+                self.last = next((line for line in new.splitlines()[::-1] if line), self.last)
+
+
+def _status(client: JobSubmissionClient, run_id: str, job: str) -> Json:
+    status = str(client.get_job_status(job)).lower()
+    return {"run_id": run_id, "submission_id": job, "status": status}
+
+
+def _summary(line: str) -> Json | None:
+    """The scan's summary, if the line is one."""
+    try:
+        summary = json.loads(line)
+    except ValueError:
+        return None
+    return summary if isinstance(summary, dict) else None
+
+
+def _connect(address: str) -> JobSubmissionClient:
+    try:
+        from ray.job_submission import JobSubmissionClient
+
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray takes it, or RAY_ADDRESS, over its own
+        return JobSubmissionClient(address)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"pip install 'prompt-iml[cluster]' ({error})") from error
+
+
+@contextmanager
+def _usage_errors(address: str) -> Iterator[None]:
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise UsageError(
+            f"{address} does not take the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise UsageError(f"{address}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,321 @@
+"""One re-training cycle: `prompt-iml retrain`.
+
+    lease -> current prompts -> train the prompts -> nothing else changed? -> old and new on the
+    fixed sets and on the labels held back -> gate -> version and verdict stored -> promoted
+
+Only one cycle a base model at a time; what one leaves is in the registry, refused or not. A cycle
+that was killed goes on, when the same command is given again: its training has a folder of its
+own, named by the labels, by what is current and by the settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from prompt_iml.cluster.retraining.gate import KEPT, Limits, Verdict, decide
+from prompt_iml.cluster.retraining.labels import (
+    LABELS,
+    LabelledImage,
+    fetch_images,
+    judge_labels,
+    training_images,
+)
+from prompt_iml.cluster.settings import RetrainSettings, TrainSettings
+from prompt_iml.engine.errors import FetchError, PromptImlError, UsageError
+from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.model.prompts import PREFIX, PromptSet, check_fits, prompt_bytes
+from prompt_iml.engine.runtimes.open import check_engine, open_engine
+from prompt_iml.engine.runtimes.protocol import Engine
+from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest, set_name
+from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.registry.promotion import (
+    add_verdict,
+    add_version,
+    leased,
+    name_of,
+    promote,
+    timestamp,
+    whoami,
+)
+from prompt_iml.pipeline.registry.registry import Registry, with_version
+from prompt_iml.pipeline.run.folder import Json, encode
+from prompt_iml.pipeline.storage import storage
+
+Tensors = Mapping[str, NDArray[Any]]
+
+# What of the settings shapes the prompts that come out; with the labels and what is current, the
+# name of a cycle.
+TRAINING = ("photos", "samples", "batch", "peak", "seed")
+COMPARED = ("openvino", "onnxruntime")
+
+
+class Trained(Protocol):
+    """What a training left.
+
+    Attributes:
+        weights: URI of the whole network's state dict, safetensors.
+        samples: examples seen.
+    """
+
+    @property
+    def weights(self) -> str: ...
+
+    @property
+    def samples(self) -> int: ...
+
+
+def train_prompts(settings: TrainSettings) -> Trained:
+    """Train on Ray Train."""
+    from prompt_iml.cluster.training.train import train
+
+    return train(settings)
+
+
+def check_exported(model: Model) -> None:
+    """Raise `PromptImlError` unless the exported graph, in every runtime that is installed,
+    still equals PyTorch with the model's prompts."""
+    from prompt_iml.engine.build.export import check_parity
+
+    check_parity(model, [kind for kind in COMPARED if find_spec(kind)])
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a cycle calls; tests put quicker ones in their place."""
+
+    train: Callable[[TrainSettings], Trained] = train_prompts
+    check_exported: Callable[[Model], None] = check_exported
+
+
+def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
+    """Run a cycle.
+
+    Returns:
+        `version`, `prompt_set`, `parent`, `verdict` (passed or refused), `reasons`, `notes`,
+        `results` by set, old and new.
+
+    Raises:
+        UsageError: the settings, the labels or a set are wrong; another cycle is under way; or
+            the prompts passed and another hand moved `current` meanwhile.
+        PromptImlError: training failed.
+    """
+    try:
+        return _retrain(settings, steps or Steps())
+    except FetchError as error:
+        raise UsageError(f"cannot read {error}") from error
+
+
+def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
+    model = load_model(settings.model)
+    check_engine(settings.engine)
+    _check_sets(settings.sets)
+    images = fetch_images(settings.labels)
+    training_images(settings.labels, images)
+    registry = Registry(storage.canonical(settings.registry), model.sha256)
+    for folder in (settings.output, settings.registry):
+        storage.check_writable(storage.canonical(folder))
+    owner = f"{whoami()}:{os.getpid()}"
+    with leased(registry, owner, settings.lease_seconds) as lease:
+        current = registry.state().current
+        old = with_version(model, registry, current)
+        say(f"re-training {model.id} from {name_of(current)}")
+        trained = steps.train(train_settings(settings, old, current))
+        lease.check(registry.state())
+        tensors = load(storage.read_bytes(storage.canonical(trained.weights)))
+        candidate = replace(old, prompts=prompts_of(tensors, old))
+        engine = open_engine(old, settings.engine)
+        before, after = (judge(settings, engine, each, images) for each in (old, candidate))
+        own = replace(model, policy=old.policy)
+        base = judge(settings, engine, own, images) if current else []
+        faults = [*_frozen_faults(tensors, old), *_export_faults(candidate, steps)]
+        verdict = decide(before, after, old.policy, _limits(settings), faults, base)
+        version = add_version(
+            registry,
+            replace(candidate.prompts, metrics=_metrics(after)),
+            old.policy,
+            parent=current,
+            made_by=f"retrain by {owner}, {trained.samples} samples",
+            model=model.id,
+        )
+        record = _record(settings, verdict, before, after, base, owner)
+        said = _together(record, add_verdict(registry, version, record))
+        if said["passed"] and version != current:
+            promote(registry, version, expected=current, by=owner, lease=lease)
+    return _summary(version, candidate.prompts.id, current, said)
+
+
+def _check_sets(manifests: Sequence[str]) -> None:
+    """Raise `UsageError` unless each can be read and has a name of its own."""
+    named = {LABELS: "the labels held back"}
+    for manifest in manifests:
+        read_manifest(Path(manifest))
+        name = set_name(Path(manifest))
+        if (other := named.setdefault(name, manifest)) is not manifest:
+            raise UsageError(
+                f"--sets: {manifest} and {other} are both called {name}: rename one (a set is "
+                "named by the folder of its manifest.csv, or by another file's own name)"
+            )
+
+
+def train_settings(settings: RetrainSettings, old: Model, current: str | None) -> TrainSettings:
+    """The training of this cycle, which starts from the current prompts."""
+    labels = storage.canonical(settings.labels)
+    cycle = {
+        **settings.model_dump(include={*TRAINING, "model"}),
+        "labels": [labels, hashlib.sha256(storage.read_bytes(labels)).hexdigest()],
+        "base": old.sha256,
+        "current": current,
+    }
+    output = storage.canonical(settings.output)
+    name = "cycle-" + hashlib.sha256(encode(cycle)).hexdigest()[:16]
+    return TrainSettings(
+        what="prompts",
+        start=settings.model,
+        prompt_set=None if current is None else _write_prompts(old, f"{output}/{name}-prompts"),
+        labels=labels,
+        output=f"{output}/{name}",
+        fusion=old.config.fusion,
+        judge_every=max(1, min(settings.samples // 4, 2000)),
+        judged=min(settings.samples, 64),
+        workers=settings.workers,
+        gpus=settings.gpus,
+        address=settings.address,
+        **settings.model_dump(include=set(TRAINING)),
+    )
+
+
+def prompts_of(tensors: Tensors, old: Model) -> PromptSet:
+    """The prompts of a trained network; raises `UsageError` when they do not fit the model."""
+    names = sorted(
+        (name for name in tensors if name.startswith(PREFIX)),
+        key=lambda name: int(name.removeprefix(PREFIX)),
+    )
+    prompts = PromptSet(
+        tuple(np.asarray(tensors[name], np.float32) for name in names), old.prompts.id
+    )
+    check_fits(prompts, old.config)
+    return prompts
+
+
+def frozen_digest(tensors: Tensors) -> str:
+    """sha256 over names, shapes and float32 values of all that is no prompt.
+
+    A scalar counts as one value in a row: that is how a model's weights file holds it.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(name for name in tensors if not name.startswith(PREFIX)):
+        values = np.ascontiguousarray(np.atleast_1d(tensors[name]), "<f4")
+        digest.update(f"{name} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def judge(
+    settings: RetrainSettings, engine: Engine, model: Model, images: Sequence[LabelledImage]
+) -> list[SetResult]:
+    """The model with its prompts on the fixed sets and on the labels held back, in the engine
+    that a scan would use."""
+    engine.load_prompts(model.prompts)
+    results = [
+        evaluate_set(engine, model, model.policy, Path(manifest), limit=settings.limit)
+        for manifest in settings.sets
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        labelled = judge_labels(engine, model, model.policy, images, Path(folder))
+    return [*results, labelled] if labelled else results
+
+
+def _write_prompts(old: Model, stem: str) -> str:
+    """URI of a file of the current prompts, beside the output.
+
+    The same cycle has the same one, as a training goes on only with the settings it began with.
+    """
+    uri = f"{stem}.safetensors"
+    storage.write(uri, prompt_bytes(old.prompts))
+    return uri
+
+
+def _frozen_faults(tensors: Tensors, old: Model) -> list[str]:
+    if frozen_digest(tensors) == frozen_digest(old.weights()):
+        return []
+    return ["training changed what is frozen: only the prompts may differ from the base model"]
+
+
+def _export_faults(candidate: Model, steps: Steps) -> list[str]:
+    if not all(np.isfinite(tensor).all() for tensor in candidate.prompts.tensors):
+        return ["a prompt is not finite"]
+    try:
+        steps.check_exported(candidate)
+    except UsageError:
+        raise
+    except PromptImlError as error:
+        return [f"the exported graph does not equal PyTorch with these prompts: {error}"]
+    return []
+
+
+def _limits(settings: RetrainSettings) -> Limits:
+    return Limits(settings.margin, settings.fpr_margin, settings.max_fpr, settings.gain)
+
+
+def _metrics(results: Sequence[SetResult]) -> dict[str, float]:
+    """What the prompt set says of itself."""
+    measured = [(result.set, result.to_dict()) for result in results]
+    names = (*KEPT, "pixel_auc", "false_positive_rate", "flagged_rate")
+    return {
+        f"{name}.{measure}": numbers[measure]
+        for name, numbers in measured
+        for measure in names
+        if numbers[measure] is not None
+    }
+
+
+def _record(
+    settings: RetrainSettings,
+    verdict: Verdict,
+    before: Sequence[SetResult],
+    after: Sequence[SetResult],
+    base: Sequence[SetResult],
+    owner: str,
+) -> Json:
+    return {
+        **verdict.to_json(),
+        "results": {
+            "old": [result.to_dict() for result in before],
+            "new": [result.to_dict() for result in after],
+            "base": [result.to_dict() for result in base],
+        },
+        "settings": settings.model_dump(exclude={"address", "workers", "gpus"}),
+        "by": owner,
+        "at": timestamp(),
+    }
+
+
+def _together(now: Json, first: Json) -> Json:
+    """What holds of a version that may have been judged before: it passes if it did each time."""
+    if now["passed"] and not first["passed"]:
+        reasons = [f"refused at {first['at']}: {reason}" for reason in first["reasons"]]
+        return {**now, "passed": False, "reasons": reasons}
+    return now
+
+
+def _summary(version: str, prompt_set: str, parent: str | None, verdict: Json) -> Json:
+    word = "passed" if verdict["passed"] else "refused"
+    say("; ".join([f"{word}: prompt set {version[:16]}", *verdict["reasons"]]))
+    return {
+        "version": version,
+        "prompt_set": prompt_set,
+        "parent": parent,
+        "verdict": word,
+        **{name: verdict[name] for name in ("reasons", "notes", "results")},
+    }

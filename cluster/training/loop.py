@@ -1,0 +1,250 @@
+"""What every training process does: the same steps on its share of the examples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint
+from ray.train.collective import broadcast_from_rank_zero
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, load_file, save_file
+from torch import Tensor, nn
+
+from prompt_iml.cluster.settings import TrainSettings
+from prompt_iml.cluster.training.judge import judge
+from prompt_iml.cluster.training.losses import training_loss
+from prompt_iml.cluster.training.schedule import learning_rate, precision, weight_decay_groups
+from prompt_iml.engine.errors import FetchError, UsageError
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.engine.model.prompts import PREFIX, check_fits, parameters
+from prompt_iml.engine.network.config import PRESETS
+from prompt_iml.engine.network.model import PromptIML
+from prompt_iml.engine.network.swin import load_official
+from prompt_iml.engine.runtimes.torch_cpu import load_network
+from prompt_iml.pipeline.forgery.generator import Example, Forger
+from prompt_iml.pipeline.forgery.photos import list_photos, split
+from prompt_iml.pipeline.registry.registry import parse_prompts
+from prompt_iml.pipeline.storage import storage
+
+DECAY = 0.02
+CLIP = 2.0
+FILE = "checkpoint.safetensors"
+
+
+class Objective(nn.Module):
+    """The network and its loss as one module, which is what DDP wraps."""
+
+    def __init__(self, network: PromptIML) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image_BHW3: Tensor, qtable_B64: Tensor, mask_BHW: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        return training_loss(*self.network.predictions(image_BHW3, qtable_B64), mask_BHW)
+
+
+class Run:
+    """Network, optimiser, and how far they are: what a checkpoint holds.
+
+    Attributes:
+        samples: examples seen, by all processes together.
+        best: the highest F1 of a judgement so far.
+        since_best: judgements since then.
+    """
+
+    def __init__(self, network: PromptIML, what: str = "all") -> None:
+        self.network = network
+        if what == "prompts":
+            freeze_all_but_prompts(network)
+        groups = weight_decay_groups(network, DECAY)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0)
+        self.samples, self.best, self.since_best = 0, 0.0, 0
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """One step of the optimiser."""
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+
+    def judged(self, f1: float) -> None:
+        """Count judgements without a better one."""
+        better = f1 > self.best  # nan is not: nothing forged was drawn
+        self.best = f1 if better else self.best
+        self.since_best = 0 if better else self.since_best + 1
+
+    def save(self, folder: Path) -> None:
+        """Write `checkpoint.safetensors`."""
+        tensors = {f"network.{n}": t for n, t in self.network.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{n}": t for n, t in state.items()}
+        progress = {n: repr(getattr(self, n)) for n in ("samples", "best", "since_best")}
+        save_file(tensors, folder / FILE, progress)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        with safe_open(folder / FILE, "pt") as file:
+            progress = file.metadata()
+        self.samples, self.since_best = int(progress["samples"]), int(progress["since_best"])
+        self.best = float(progress["best"])
+        states = defaultdict[int, dict[str, Tensor]](dict)
+        tensors = load_file(folder / FILE)
+        for name in [n for n in tensors if n.startswith("optimiser.")]:
+            _, index, key = name.split(".")
+            states[int(index)][key] = tensors[name]
+        self.network.load_state_dict(network_tensors(tensors))
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": states})
+
+
+def network_tensors(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network's part of a checkpoint."""
+    prefix = "network."
+    return {n.removeprefix(prefix): t for n, t in checkpoint.items() if n.startswith(prefix)}
+
+
+def freeze_all_but_prompts(network: PromptIML) -> None:
+    """Re-training: some thousands of numbers move, and nothing else."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(PREFIX))
+
+
+def start_network(settings: TrainSettings) -> PromptIML:
+    """From the seed, a weights file, or a model.
+
+    Raises:
+        UsageError: `start` is neither readable weights that fit nor a model, or what else is
+            given does not fit it.
+    """
+    torch.manual_seed(settings.seed)
+    config, tensors = PRESETS[settings.preset], None
+    if settings.prompts is not None:
+        config = replace(config, prompts=settings.prompts)
+    if settings.start and is_weights_file(settings.start):
+        tensors = _read_weights(settings.start)
+    elif settings.start:
+        model = load_model(settings.start)
+        tensors = load_network(model).state_dict()
+        config = config if settings.grow else model.config
+    network = PromptIML(replace(config, fusion=settings.fusion))
+    try:
+        if tensors is not None:
+            network.load_state_dict(_new_parts(network) | tensors)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        raise UsageError(f"--start does not fit {config.name}: {line}") from error
+    if settings.semantic:
+        _load_semantic(network, settings.semantic)
+    if settings.prompt_set:
+        _load_prompts(network, settings.prompt_set)
+    return network
+
+
+def is_weights_file(start: str) -> bool:
+    """Whether `--start` names a weights file rather than a model."""
+    return start.endswith(".safetensors")
+
+
+def _load_semantic(network: PromptIML, uri: str) -> None:
+    branch, tensors = network.semantic, _read_weights(uri)
+    try:
+        if tensors.keys() == branch.state_dict().keys():
+            branch.load_state_dict(tensors)
+        else:
+            load_official(branch, tensors)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{uri}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _load_prompts(network: PromptIML, uri: str) -> None:
+    try:
+        prompts = parse_prompts(storage.read_bytes(storage.canonical(uri)))
+    except FetchError as error:
+        raise UsageError(f"no prompt set to start from: {error}") from error
+    check_fits(prompts, network.config)
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in parameters(prompts).items()}
+    network.load_state_dict(network.state_dict() | tensors)
+
+
+def _new_parts(network: PromptIML) -> dict[str, Tensor]:
+    """What earlier weights may lack, as it changes nothing until it is trained."""
+    parts = "high_frequency.patch_embed.blocks.", "jpeg_view.ratios.", "matches."
+    return {n: t for n, t in network.state_dict().items() if n.startswith(parts)}
+
+
+def _read_weights(uri: str) -> dict[str, Tensor]:
+    try:
+        return load(storage.read_bytes(storage.canonical(uri)))
+    except (FetchError, SafetensorError) as error:
+        raise UsageError(f"{uri}: no weights to start from ({error})") from error
+
+
+def train_worker(fields: dict[str, Any]) -> None:
+    """One process's part of a run, on Ray Train; `fields` are those of `TrainSettings`."""
+    settings, context = TrainSettings(**fields), ray.train.get_context()
+    torch.set_num_threads(1)
+    run = Run(start_network(settings), settings.what)
+    objective = ray.train.torch.prepare_model(Objective(run.network))
+    if checkpoint := ray.train.get_checkpoint():  # once the network is where it trains
+        with checkpoint.as_directory() as folder:
+            run.load(Path(folder))
+    if 0 < settings.patience <= run.since_best:  # it had stopped, and its driver died
+        return
+    held_back = _held_back(settings) if context.get_world_rank() == 0 else []
+    processes, losses = context.get_world_size(), list[float]()
+    each = max(1, settings.batch // processes)  # as many processes as there are: it is elastic
+    together = each * processes
+    for batch in _batches(each):
+        with precision("cuda" if settings.gpus else "cpu"):
+            loss = objective(batch["image"], batch["qtable"].float(), batch["mask"])
+        run.step(loss, learning_rate(run.samples / settings.samples, settings.peak))
+        losses.append(loss.item())
+        before, run.samples = run.samples, run.samples + together
+        ended = run.samples + together > settings.samples
+        if run.samples // settings.judge_every > before // settings.judge_every or ended:
+            stops = _report(run, held_back, losses, settings)
+            # A driver killed between checkpoint and curves is given a few examples once more.
+            if stops or ended:
+                return
+            losses.clear()
+
+
+def _batches(size: int) -> Iterator[dict[str, Tensor]]:
+    """This process's share of the examples."""
+    shard = ray.train.get_dataset_shard("examples")
+    yield from shard.iter_torch_batches(batch_size=size, drop_last=True, prefetch_batches=2)
+
+
+def _report(
+    run: Run, held_back: list[Example], losses: list[float], settings: TrainSettings
+) -> bool:
+    """Judge and keep a checkpoint, in process 0; whether to stop, in all of them."""
+    metrics, stop = dict[str, Any](), False
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if ray.train.get_context().get_world_rank() == 0:
+            judgement = judge(run.network, held_back)["all"]
+            run.judged(judgement.f1)
+            run.save(Path(folder))
+            checkpoint = Checkpoint.from_directory(folder)
+            metrics = {"samples": run.samples, "loss": float(np.mean(losses)), **asdict(judgement)}
+            stop = 0 < settings.patience <= run.since_best
+        ray.train.report(metrics, checkpoint)
+    return bool(broadcast_from_rank_zero(stop))
+
+
+def _held_back(settings: TrainSettings) -> list[Example]:
+    forger = Forger(split(list_photos(Path(settings.photos)))[1])
+    # A third number that training never draws: (0, 5) and (0, 5, 0) are one seed to NumPy.
+    return [forger.example(settings.seed, number, 2) for number in range(settings.judged)]

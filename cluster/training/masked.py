@@ -1,0 +1,92 @@
+"""The frozen semantic branch without a teacher: it fills in what is hidden of a photograph.
+
+    python -m prompt_iml.cluster.training.masked --photos DIR --output FILE --samples 24000
+
+SimMIM (Xie et al., arXiv 2111.09886) for a Swin of four maps: half of the photograph is hidden in
+blocks as large as the coarsest token, and each layer predicts, through a linear head that is
+thrown away, what lies under its hidden tokens. Writes the Swin's weights under their official
+names, as `cluster.training.distill` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prompt_iml.cluster.training.pretrain import normalised, pretrain, semantic_branch
+from prompt_iml.engine.network.config import PRESETS, SwinConfig
+from prompt_iml.engine.network.swin import Swin
+from prompt_iml.pipeline.forgery.photos import Photo, list_photos
+
+HIDDEN_SHARE = 0.5
+DETAIL = 4  # a token's area is predicted as so many values a side, of three colours
+
+
+class Filler(nn.Module):
+    """A semantic branch and the heads that draw."""
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.strides = config.strides
+        self.swin = semantic_branch(config)
+        self.heads = nn.ModuleList(
+            nn.Linear(channels, 3 * DETAIL**2) for channels in config.stage_channels
+        )
+
+    def losses(self, image_BHW3: Tensor) -> list[Tensor]:
+        """Mean absolute error under the hidden tokens of each map, in standard deviations of
+        colour; what is hidden is drawn anew at each call."""
+        image_B3HW = normalised(image_BHW3)
+        batch, _, height, width = image_B3HW.shape
+        coarsest = self.strides[-1]
+        hidden_B1hw = (
+            torch.rand(batch, 1, height // coarsest, width // coarsest) < HIDDEN_SHARE
+        ).float()
+        shown = functional.interpolate(1 - hidden_B1hw, (height, width))
+        maps_BHWC = self.swin(image_B3HW * shown)
+        errors = []
+        for stride, head, x in zip(self.strides, self.heads, maps_BHWC, strict=True):
+            error_BhwC = (head(x) - drawn(image_B3HW, stride)).abs()
+            weights = functional.interpolate(hidden_B1hw, error_BhwC.shape[1:3])[:, 0, ..., None]
+            errors.append((error_BhwC * weights).mean() / weights.mean().clamp(min=1e-6))
+        return errors
+
+
+def drawn(image_B3HW: Tensor, stride: int) -> Tensor:
+    """(B, H/stride, W/stride, 48): each token's area, averaged down to 4 x 4 values a colour."""
+    small = functional.avg_pool2d(image_B3HW, stride // DETAIL)
+    return functional.pixel_unshuffle(small, DETAIL).permute(0, 2, 3, 1)
+
+
+def train_filler(config: SwinConfig, photos: Sequence[Photo], samples: int, seed: int = 0) -> Swin:
+    """Train a semantic branch on `samples` crops; prints the losses."""
+    torch.manual_seed(seed)
+    filler = Filler(config)
+    pretrain(filler, filler.losses, photos, samples, seed)
+    return filler.swin
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=24_000)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    swin = train_filler(
+        PRESETS[args.preset].swin, list_photos(args.photos), args.samples, args.seed
+    )
+    save_file(swin.state_dict(), args.output)
+
+
+if __name__ == "__main__":
+    main()

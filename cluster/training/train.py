@@ -1,0 +1,251 @@
+"""Train on Ray Train: `prompt-iml train`.
+
+    photographs -> Ray Data: forgers -> training processes (DDP) -> checkpoints -> weights
+
+A run is its output folder: the same command goes on from the newest checkpoint there, whether a
+process died or the whole driver.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+import ray
+import torch
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from prompt_iml.cluster.retraining.labels import read_labels
+from prompt_iml.cluster.settings import TrainSettings
+from prompt_iml.cluster.training.curves import CURVES, Curves, read_curves
+from prompt_iml.cluster.training.examples import TRAINING_CPUS, examples
+from prompt_iml.cluster.training.loop import (
+    FILE,
+    Run,
+    is_weights_file,
+    network_tensors,
+    start_network,
+    train_worker,
+)
+from prompt_iml.engine.errors import MissingInput, PromptImlError, UsageError
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.pipeline.forgery.generator import can_donate
+from prompt_iml.pipeline.forgery.history import FRAME
+from prompt_iml.pipeline.forgery.photos import list_photos, split
+from prompt_iml.pipeline.scan.actors import quiet_ray_data
+from prompt_iml.pipeline.scan.session import ray_session
+from prompt_iml.pipeline.storage import storage
+
+RUN = "ray"  # Ray Train's own folder in the output
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+MAX_FAILURES = 3
+BEST_BY = "f1"  # of a report
+# What may change between two starts of one run: where it runs, not what it learns.
+PLACE = {"workers", "max_workers", "gpus", "address", "output"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run left.
+
+    Attributes:
+        weights: URI of the network's state dict, safetensors, prompts and all.
+        samples: examples seen.
+        judgement: the last one, on photographs held back; names as in `cluster.training.judge`.
+    """
+
+    weights: str
+    samples: int
+    judgement: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON's types."""
+        return asdict(self)
+
+
+def train(settings: TrainSettings) -> Trained:
+    """Train, or go on with a run, or say what a finished one left.
+
+    Raises:
+        UsageError: settings that contradict each other, or those of another run.
+        MissingInput: no photographs.
+        PromptImlError: training failed more often than `MAX_FAILURES`.
+    """
+    output = storage.canonical(settings.output)
+    settings = settings.model_copy(update={"output": output})
+    _check(settings)
+    _bind(settings)
+    if not storage.exists(f"{output}/{WEIGHTS}"):
+        workers = settings.max_workers or settings.workers
+        with ray_session(settings.address, None if settings.gpus else workers):
+            _fit(_for_workers(settings))
+    *_, last = read_curves(f"{output}/{CURVES}")
+    judgement = {name: float(value) for name, value in last.items() if name != "samples"}
+    return Trained(f"{output}/{WEIGHTS}", int(last["samples"]), judgement)
+
+
+def _check(settings: TrainSettings) -> None:
+    try:
+        photos = list_photos(Path(settings.photos))
+    except FileNotFoundError as error:
+        raise MissingInput(f"{settings.photos}: no photographs ({error.filename})") from error
+    for which, side in zip(("to train on", "to hold back"), split(photos), strict=True):
+        if not any(can_donate(photo) for photo in side):
+            raise MissingInput(
+                f"{settings.photos}: no photograph of {FRAME} pixels or more with outlines of "
+                f"objects {which} (by the camera, or the name): add some"
+            )
+    if settings.max_workers is not None and settings.max_workers < settings.workers:
+        raise UsageError("--max-workers is less than --workers")
+    if settings.samples < settings.batch:
+        raise UsageError(f"--samples {settings.samples} is less than a batch of {settings.batch}")
+    if settings.labels:
+        read_labels(settings.labels)
+    start_network(settings)
+
+
+def _bind(settings: TrainSettings) -> None:
+    """One folder, one run: another configuration is refused."""
+    uri = f"{settings.output}/{CONFIG}"
+    fields = settings.model_dump(exclude=PLACE)
+    storage.create_once(uri, json.dumps(fields, indent=2).encode())
+    bound = json.loads(storage.read_bytes(uri))
+    if other := [name for name in fields if fields[name] != bound.get(name)]:
+        raise UsageError(f"{settings.output} holds a run with other {', '.join(other)}")
+
+
+def _for_workers(settings: TrainSettings) -> TrainSettings:
+    """The settings without relative paths: training processes work in another folder."""
+    names = ("labels", "semantic", "prompt_set")
+    given = {name: getattr(settings, name) for name in names}
+    paths = {name: storage.canonical(path) for name, path in given.items() if path}
+    paths["photos"] = str(Path(settings.photos).absolute())
+    if settings.start:
+        paths["start"] = _absolute_start(settings.start)
+    return settings.model_copy(update=paths)
+
+
+def _absolute_start(start: str) -> str:
+    return storage.canonical(start) if is_weights_file(start) else load_model(start).reference
+
+
+def _fit(settings: TrainSettings) -> None:
+    quiet_ray_data()
+    scheme, path = _split(settings.output)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=settings.model_dump(),
+        torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
+        scaling_config=_scaling(settings),
+        run_config=RunConfig(
+            name=RUN,
+            storage_path=path,
+            storage_filesystem=_filesystem(scheme),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=BEST_BY),
+            callbacks=[Curves(settings.output)],  # type: ignore[list-item]  # V2's
+        ),
+        # A callable: asked again whenever processes start anew, so that what was seen before
+        # the checkpoint is not seen again.
+        datasets={"examples": lambda: examples(settings, _seen(settings))},
+    )
+    try:
+        with _interruptible():
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        raise PromptImlError(f"training failed: {error}") from error
+    with _chosen(result, settings).as_directory() as folder:
+        tensors = network_tensors(load_file(Path(folder) / FILE))
+    _prove_frozen(settings, tensors)
+    storage.create_once(f"{settings.output}/{WEIGHTS}", save(tensors))
+
+
+def _prove_frozen(settings: TrainSettings, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `PromptImlError` unless all that may not move is, bit for bit, what it was."""
+    start = Run(start_network(settings), settings.what).network
+    trains = {name for name, parameter in start.named_parameters() if parameter.requires_grad}
+    still = {name: tensor for name, tensor in start.state_dict().items() if name not in trains}
+    if moved := [name for name, tensor in still.items() if not torch.equal(tensor, tensors[name])]:
+        raise PromptImlError(f"training moved what is frozen: {', '.join(moved[:5])}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train answers an interrupt by exiting without a word, and leaves its handler behind,
+    which asks an actor that is gone, and so starts a cluster."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _chosen(result: Result, settings: TrainSettings) -> Checkpoint:
+    """The last, which the falling rate has settled; where a run may stop early, the best."""
+    chosen: Checkpoint | None = result.checkpoint
+    if settings.patience and result.best_checkpoints:
+        chosen, _ = max(result.best_checkpoints, key=lambda kept: float(kept[1][BEST_BY]))
+    if chosen is None:
+        raise PromptImlError("training ended without a checkpoint")
+    return chosen
+
+
+def _seen(settings: TrainSettings) -> int:
+    """Examples before the newest report."""
+    reports = read_curves(f"{settings.output}/{CURVES}")
+    return int(reports[-1]["samples"]) if reports else 0
+
+
+def _scaling(settings: TrainSettings) -> ScalingConfig:
+    """Fixed, or elastic between `workers` and `max_workers`."""
+    resources = {"GPU": 1.0, "CPU": 1.0} if settings.gpus else {"CPU": TRAINING_CPUS}
+    least, most = settings.workers, settings.max_workers or settings.workers
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name in ("CPU", "GPU") if settings.gpus else ("CPU",):
+        if least > there.get(name, 0):
+            raise UsageError(
+                f"{least} training processes need as many {name}s and the cluster has "
+                f"{there.get(name, 0):g}: lower --workers, or add nodes"
+            )
+    return ScalingConfig(
+        num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2's
+        use_gpu=settings.gpus,
+        resources_per_worker=resources,
+    )
+
+
+def _split(uri: str) -> tuple[str, str]:
+    if storage.is_s3(uri):
+        return "s3", uri.removeprefix("s3://")
+    return "file", str(storage.local_path(uri))
+
+
+def _filesystem(scheme: str) -> pyarrow.fs.FileSystem | None:
+    if scheme == "file":
+        return None
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem(scheme)))

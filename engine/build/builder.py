@@ -1,0 +1,184 @@
+"""ONNX to a TensorRT plan: the graph made ready, and the builder's calls.
+
+The builder comes as a module: `tensorrt`, or in the tests `tensorrt_rtx`, which has the same API
+and builds with no GPU. One plan serves one tile size, with an optimisation profile for each batch
+size; prompts stay inputs. TensorRT from version 11 takes each tensor's precision from the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from prompt_iml.engine.build.graph import for_tensorrt
+from prompt_iml.engine.build.precision import (
+    choose_islands,
+    default_islands,
+    emulate,
+    halve,
+    specialised,
+)
+from prompt_iml.engine.errors import PromptImlError
+from prompt_iml.engine.model.folder import Model
+from prompt_iml.engine.model.prompts import graph_inputs
+from prompt_iml.engine.operator.onnx_op import NAME
+from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.engine.runtimes.parity import TOLERANCES, error_of
+from prompt_iml.engine.runtimes.plans import Recipe, Tile
+from prompt_iml.engine.runtimes.protocol import Batch, Detection
+
+CANDIDATES = ("Add", "Conv", "Gemm", "MatMul", "Mul")  # to be islands
+
+
+def graph_for(
+    model: Model,
+    recipe: Recipe,
+    tile: Tile,
+    float32: Collection[str] = (),
+    *,
+    emulated: bool = False,
+) -> onnx.ModelProto:
+    """The graph as the builder takes it.
+
+    Args:
+        tile: (height, width).
+        float32: operators that are islands besides the default ones.
+        emulated: as ONNX Runtime takes it instead, with half precision's roundings.
+    """
+    graph = specialised(ir.load(model.graph), *tile)
+    islands = default_islands(graph.graph)
+    kept = {*float32, *([NAME] if emulated or recipe.plugin == "none" else [])}
+    islands |= {node for node in graph.graph if node.op_type in kept}
+    halve(graph, recipe.precision, islands)
+    if emulated:
+        return ir.to_proto(emulate(graph))
+    return for_tensorrt(ir.to_proto(graph), recipe.plugin)
+
+
+def emulated_error(
+    model: Model,
+    recipe: Recipe,
+    batch: Batch,
+    expected: Detection,
+    float32: Collection[str] = (),
+) -> float:
+    """What the precision costs by itself: ONNX Runtime with its roundings, beside `expected`.
+
+    The largest difference of a logit, over the larger of 1 and the largest.
+    """
+    _, height, width, _ = batch.image.shape
+    feeds = {"image": batch.image, **graph_inputs(model.prompts, model.config)}
+    if model.config.jpeg_view:
+        feeds["qtable"] = batch.qtable
+    graph = graph_for(model, recipe, (height, width), float32, emulated=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options)
+    return error_of(Detection(*session.run(["mask_logits", "score_logit"], feeds)), expected)
+
+
+def more_islands(model: Model, recipe: Recipe, batch: Batch) -> tuple[frozenset[str], float]:
+    """The operators to keep in float32, besides the default islands, so that the precision costs
+    half of what is tolerated at most; and what it costs then."""
+    expected = open_engine(model, "onnxruntime").run(batch)
+    return choose_islands(
+        CANDIDATES,
+        lambda float32: emulated_error(model, recipe, batch, expected, float32),
+        TOLERANCES[recipe.precision] / 2,
+    )
+
+
+def build_plan(
+    trt: Any,
+    graph: onnx.ModelProto,
+    batches: Sequence[int],
+    *,
+    timing_cache: bytes = b"",
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> tuple[bytes, bytes]:
+    """Build with TensorRT, or what has its API.
+
+    Args:
+        trt: the module.
+        graph: from `graph_for`.
+        batches: sizes, each an optimisation profile.
+        timing_cache: of an earlier build on this machine.
+        say: hears of the builder's phases, warnings and errors.
+
+    Returns:
+        The plan, and the timing cache for the next build.
+
+    Raises:
+        PromptImlError: TensorRT cannot read the graph or build from it; says what it said.
+    """
+    logger = _logger(trt, say)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(graph.SerializeToString()):
+        errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
+        raise PromptImlError(f"TensorRT cannot read the graph: {errors}")
+    config = builder.create_builder_config()
+    for size in batches:
+        config.add_optimization_profile(_profile(builder, network, size))
+    cache = config.create_timing_cache(timing_cache)
+    config.set_timing_cache(cache, ignore_mismatch=True)
+    config.progress_monitor = _progress(trt, say)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise PromptImlError(f"TensorRT cannot build: {logger.last or 'it does not say why'}")
+    return bytes(plan), bytes(config.get_timing_cache().serialize())
+
+
+def _profile(builder: Any, network: Any, size: int) -> Any:
+    """The first size of every input that has none yet is the batch's."""
+    profile = builder.create_optimization_profile()
+    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
+        if -1 in tuple(tensor.shape):
+            shape = (size, *tensor.shape[1:])
+            profile.set_shape(tensor.name, shape, shape, shape)
+    return profile
+
+
+def _strongly_typed(trt: Any) -> int:
+    """A flag where it is one; from TensorRT 11 on there is nothing else."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _logger(trt: Any, say: Callable[[str], None]) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        last = ""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.last = " ".join(message.split())
+                say(f"tensorrt: {self.last}")
+
+    return Logger()
+
+
+def _progress(trt: Any, say: Callable[[str], None]) -> Any:
+    class Progress(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                say(f"tensorrt: {phase}, {steps} steps")
+
+        def phase_finish(self, phase: str) -> None:
+            pass
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return True
+
+    return Progress()

@@ -1,0 +1,290 @@
+"""From a network to a model folder: one ONNX file for every runtime, behind a parity gate.
+
+    python -m prompt_iml.engine.build.export [--preset NAME] [--seed N | --weights FILE] \
+        [--output FOLDER]
+
+writes a model whose policy claims nothing, until `prompt-iml calibrate` makes one. Given neither
+seed nor weights, it exports the graph of the folder's own weights anew.
+
+The graph holds no weights: its initializers are references into model.safetensors, whose float16
+tensors it casts to float32, which runtimes do once, on loading. So the weights exist once, and
+their digest is the model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+from safetensors.torch import load_file
+from torch.export import Dim
+
+from prompt_iml.engine.errors import PromptImlError
+from prompt_iml.engine.model.folder import (
+    GRAPH,
+    PACKAGED,
+    WEIGHTS,
+    WEIGHTS_DIGEST,
+    Model,
+    file_digest,
+    open_folder,
+    save_folder,
+)
+from prompt_iml.engine.model.policy import UNTRAINED, Policy
+from prompt_iml.engine.model.prompts import PREFIX, PromptSet
+from prompt_iml.engine.network.config import PRESETS, NetworkConfig
+from prompt_iml.engine.network.model import PromptIML
+from prompt_iml.engine.operator.onnx_op import DOMAIN, FUNCTION, OPSET, VERSION
+from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.engine.runtimes.parity import TOLERANCES, compare, deafness, noise
+from prompt_iml.engine.runtimes.torch_cpu import TorchEngine, load_network
+
+BATCH_SIZES = (1, 4)  # compared before a model is stored
+TOLERANCE = TOLERANCES["float32"]
+DEAF = 0.1  # share of what the prompts do
+UNCLAIMED = "the model is untrained: nothing is claimed for masks and scores"
+
+
+def export_model(
+    network: PromptIML,
+    output: Path,
+    *,
+    version: str,
+    card: Mapping[str, Any],
+    policy: Policy,
+    engines: Sequence[str] = ("openvino", "onnxruntime"),
+) -> Model:
+    """Write a network as a model folder, once every engine agrees with PyTorch.
+
+    Args:
+        network: what to export; its own prompts become the prompt set.
+        output: the folder; its files are replaced one by one, the graph last.
+        version: after the @ of the model's id.
+        card: `summary`, `notes` (what a user must be told), and whatever else is to be known.
+        policy: calibration and thresholds.
+        engines: to compare with PyTorch.
+
+    Raises:
+        PromptImlError: an engine differs by more than is tolerated; nothing is stored.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as staging:
+        folder = Path(staging)
+        state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+        prompts = [tensor for name, tensor in state.items() if name.startswith(PREFIX)]
+        save_folder(
+            folder,
+            name=network.config.name,
+            version=version,
+            config=network.config,
+            card=card,
+            weights={n: tensor for n, tensor in state.items() if not n.startswith(PREFIX)},
+            prompts=PromptSet(tuple(prompts)),
+            policy=policy,
+        )
+        onnx.save(_graph(network, folder / WEIGHTS), folder / GRAPH)
+        check_parity(open_folder(folder), engines)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == GRAPH):
+            file.replace(output / file.name)
+    return open_folder(output)
+
+
+def check_parity(model: Model, engines: Sequence[str]) -> None:
+    """Compare engines with PyTorch, at batch 1 and 4 and two image sizes, one not square; and what
+    the model's prompts do in them.
+
+    Raises:
+        PromptImlError: an engine differs by more than is tolerated, or takes no prompts.
+    """
+    sides, reference = model.config.sides, TorchEngine(model)
+    shapes = sorted({(sides[0], sides[0]), (sides[-1], sides[0])})
+    for kind in engines:
+        cases, engine = noise(shapes, BATCH_SIZES), open_engine(model, kind)
+        parity = compare(engine, reference, cases, TOLERANCE)
+        told = f"{parity.engine} differs from PyTorch: {parity.worst}"
+        print(f"{model.id}: {told}", file=sys.stderr)
+        if not parity.passed:
+            raise PromptImlError(f"{told}: not stored")
+        if (missed := deafness(engine, reference, model.prompts, cases[0])) > DEAF:
+            raise PromptImlError(f"{parity.engine} misses {missed:.0%} of what the prompts do")
+
+
+def _graph(network: PromptIML, weights: Path) -> onnx.ModelProto:
+    """The network as ONNX, with its weights in the file `weights` beside it."""
+    model = _trace(network.eval())
+    graph = model.graph
+    names = [name for name, _ in network.named_parameters() if name in graph.initializers]
+    parameters = {name: graph.initializers.pop(name) for name in names}
+    # As inputs while the graph is simplified: what is not constant is neither folded nor merged.
+    for value in parameters.values():
+        value.const_value = None
+        graph.inputs.append(value)
+    _simplify(model)
+    _strip(model, network.config)
+    tensors = _stored(weights)
+    for name, value in parameters.items():
+        graph.inputs.remove(value)
+        if value.uses():
+            _refer(graph, value, tensors[name])
+    function = ir.serde.deserialize_function(onnx.parser.parse_function(FUNCTION))
+    model.functions[function.identifier()] = function
+    model.opset_imports[DOMAIN] = VERSION
+    model.metadata_props[WEIGHTS_DIGEST] = file_digest(weights)
+    return ir.to_proto(model)
+
+
+def _trace(network: PromptIML) -> ir.Model:
+    config = network.config
+    batch = Dim("batch", min=1)
+    height = width = config.sides[-1]
+    image_dims: dict[int, Any] = {0: batch}
+    if len(config.sides) > 1:  # sizes other than each other's and than 1, so that none is fixed
+        step = math.gcd(*config.sides)
+        height, width = 2 * step, 3 * step
+        image_dims |= {1: step * Dim("rows", min=1), 2: step * Dim("columns", min=1)}
+    image = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    qtable = torch.ones(2, 64) if config.jpeg_view else None
+    prompts = [prompt.detach() for prompt in network.prompts]
+    qtable_dims = {0: batch} if config.jpeg_view else None
+    with warnings.catch_warnings(action="ignore"):  # the exporter's, about itself
+        program = torch.onnx.export(
+            network,
+            (image, qtable, prompts),
+            input_names=_input_names(config),
+            output_names=["mask_logits", "score_logit"],
+            dynamic_shapes=(image_dims, qtable_dims, [None] * len(prompts)),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _input_names(config: NetworkConfig) -> list[str]:
+    prompts = [f"prompts_{stage}" for stage in range(len(config.swin.depths))]
+    return ["image", *(["qtable"] if config.jpeg_view else []), *prompts]
+
+
+def _simplify(model: ir.Model) -> None:
+    """Merge what is computed twice (more than half), fold what is constant."""
+    passes.CommonSubexpressionEliminationPass()(model)
+    optimizer.fold_constants(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.DeduplicateInitializersPass(size_limit=1 << 20)(model)
+    passes.NameFixPass()(model)
+
+
+def _strip(model: ir.Model, config: NetworkConfig) -> None:
+    """Take off what the exporter wrote for its authors, and name the sizes of what remains."""
+    passes.ClearMetadataAndDocStringPass()(model)
+    graph = model.graph
+    graph.name, model.producer_name, model.producer_version = config.name, "prompt-iml", None
+    inner = [value for node in graph for value in node.outputs if not value.is_graph_output()]
+    for value in [*inner, *graph.initializers.values()]:
+        value.shape = value.type = None
+    for value in [*inner, *graph.initializers.values(), *graph.inputs, *graph.outputs]:
+        value.metadata_props.clear()
+    for node in graph:
+        node.name = None
+    mask_logits, score_logit = graph.outputs
+    height, width = ("H", "W") if len(config.sides) > 1 else config.sides * 2
+    mask_height, mask_width = (
+        f"{side}/4" if isinstance(side, str) else side // 4 for side in (height, width)
+    )
+    graph.inputs[0].shape = ir.Shape(["N", height, width, 3])
+    if config.jpeg_view:
+        graph.inputs[1].shape = ir.Shape(["N", 64])
+    mask_logits.shape = ir.Shape(["N", mask_height, mask_width])
+    score_logit.shape = ir.Shape(["N"])
+
+
+def _refer(graph: ir.Graph, parameter: ir.Value, tensor: ir.ExternalTensor) -> None:
+    """Put, for a parameter, the cast of its stored tensor."""
+    stored = ir.Value(name=tensor.name, const_value=tensor)
+    graph.register_initializer(stored)
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+    cast.outputs[0].name = f"{tensor.name}:float32"
+    graph.insert_before(graph[0], cast)
+    parameter.replace_all_uses_with(cast.outputs[0])
+
+
+def _stored(weights: Path) -> dict[str, ir.ExternalTensor]:
+    """References to the tensors of a safetensors file, by the format of its header."""
+    with weights.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    del header["__metadata__"]
+    references = {}
+    for name, tensor in header.items():
+        begin, end = tensor["data_offsets"]
+        references[name] = ir.ExternalTensor(
+            weights.name,
+            start + begin,
+            end - begin,
+            ir.DataType.FLOAT16,
+            shape=ir.Shape(tensor["shape"]),
+            name=name,
+            base_dir=weights.parent,
+        )
+    return references
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a model folder from trained weights or a seed; with neither, the graph anew."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prompt_iml.engine.build.export", description=__doc__
+    )
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")
+    parser.add_argument("--seed", type=int, help="of random weights")
+    parser.add_argument("--weights", type=Path, help="state dict, as `prompt-iml train` writes it")
+    parser.add_argument("--version", default="untrained", help="after the @ of the model's id")
+    parser.add_argument("--summary", default="Random weights.", help="what the model is")
+    parser.add_argument("--note", action="append", default=[], help="what its users must be told")
+    parser.add_argument("--output", type=Path, help="model folder; default: the packaged one")
+    options = parser.parse_args(arguments)
+    folder = options.output or PACKAGED / options.preset
+    if options.weights is None and options.seed is None:
+        model = open_folder(folder)
+        export_model(
+            load_network(model), folder, version=model.version, card=model.card, policy=model.policy
+        )
+        return
+    torch.manual_seed(options.seed or 0)
+    network = PromptIML(PRESETS[options.preset])
+    if options.weights:
+        network.load_state_dict(load_file(options.weights))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    model = export_model(
+        network,
+        folder,
+        version=options.version,
+        card={
+            "summary": options.summary,
+            "notes": options.note or ([UNCLAIMED] if options.version == "untrained" else []),
+            "parameters": parameters,
+            "architecture": "Prompt-IML, arXiv 2401.00653",
+            "license": "Apache-2.0",
+        },
+        policy=UNTRAINED,
+    )
+    print(f"{model.id}: {parameters:,} parameters in {model.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""JPEG view: histograms of the image's own DCT coefficients, in units of its quantisation table.
+
+Saving twice leaves gaps and peaks in these histograms, and a region that came from elsewhere
+has others than its surroundings. It needs pixels on their native 8x8 grid. Beyond the paper;
+the idea is that of CAT-Net's DCT stream (Kwon et al., arXiv 2108.12947).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prompt_iml.engine.network.config import JpegViewConfig
+
+BLOCK = 8  # pixels
+AROUND = 2  # bins on either side that a histogram is smoothed over
+RARE = 1e-3  # a share of the coefficients below which it is chance how many there are
+FIRST_STEPS = 2, 34  # quantisation steps that a first save is sought among
+STRAY = 0.15  # share of the coefficients that are not where the first save put them
+FAINT = 0.03  # mean log likelihood ratio up to which there was no first save that would show
+LUMA = (0.299, 0.587, 0.114)  # JFIF
+
+
+def zigzag() -> list[int]:
+    """Natural (row-major) index of each coefficient of an 8x8 block, in zig-zag order."""
+    return sorted(
+        range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8)
+    )
+
+
+def dct_basis() -> Tensor:
+    """(64, 8, 8) float64: the orthonormal DCT-II of an 8x8 block, coefficients in natural order."""
+    frequency, position = torch.arange(8.0).double(), torch.arange(8.0).double()
+    basis = torch.cos(math.pi * frequency[:, None] * (2 * position[None] + 1) / 16) / 2
+    basis[0] /= math.sqrt(2)
+    return torch.einsum("ur,vc->uvrc", basis, basis).reshape(64, 8, 8)
+
+
+def smoothing(bins: int) -> Tensor:
+    """(2, bins, bins): matrices from the shares of the sizes |c| = 0, 1, ... to those of the values
+    c, of one sign, and to the same smoothed over `AROUND` values on either side. The last bin is
+    open: it has neither."""
+    shares = torch.zeros(2, bins, bins)
+    for size in range(bins - 1):
+        shares[0, size, size] = 1 if size == 0 else 0.5
+        near = [abs(n) for n in range(size - AROUND, size + AROUND + 1) if abs(n) < bins - 1]
+        for other in near:
+            shares[1, size, other] += (1 if other == 0 else 0.5) / len(near)
+    return shares
+
+
+class JpegView(nn.Module):
+    """(B, 3, H, W) pixels and (B, 64) tables -> (B, H/8, W/8, out)."""
+
+    basis: Tensor
+    order: Tensor
+    luma: Tensor
+    smoothing: Tensor
+
+    def __init__(self, config: JpegViewConfig, out_channels: int) -> None:
+        super().__init__()
+        self.bins = config.bins
+        width = config.channels
+        order = torch.tensor(zigzag()[1 : config.coefficients + 1])  # without the DC
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("basis", dct_basis()[order][:, None].float(), persistent=False)
+        self.register_buffer("luma", torch.tensor(LUMA)[:, None, None], persistent=False)
+        self.embed = nn.Conv2d(config.coefficients * config.bins, width, 1, bias=False)
+        self.ratios = None
+        if config.likelihood_ratios:
+            self.register_buffer("smoothing", smoothing(config.bins), persistent=False)
+            self.ratios = nn.Conv2d(2 * config.coefficients, width, 1, bias=False)
+            nn.init.zeros_(self.ratios.weight)  # it can be put into a network that is trained
+        self.local = nn.Conv2d(3 * width, width, 1)
+        self.whole = nn.Linear(width + 64, width)
+        self.out = nn.Conv2d(width, out_channels, 1)
+
+    def coefficients(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
+        """(B, coefficients, H/8, W/8): AC coefficients of the luma over the table, not rounded.
+
+        Pixels are 0..255. The luma is rounded, which undoes most of the decoder's rounding of
+        RGB. The level shift touches the DC alone, which is not among them.
+        """
+        luma_B1HW = (image_B3HW * self.luma).sum(1, keepdim=True).round()
+        coefficients = functional.conv2d(luma_B1HW - 128, self.basis.to(luma_B1HW), stride=BLOCK)
+        return coefficients / qtable_B64[:, self.order, None, None]
+
+    def forward(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
+        """Histograms at a block, around it (3x3, 7x7) and over the image, and the table.
+
+        Histograms are means of one-hot vectors; as a mean commutes with a 1x1 convolution, the
+        320 channels are brought down to 64 before anything is averaged.
+        """
+        with torch.autocast(image_B3HW.device.type, enabled=False):
+            bin_BKHW = self.coefficients(image_B3HW, qtable_B64).abs().round()
+            bin_BKHW = bin_BKHW.clamp(max=self.bins - 1)
+        bin_N11 = torch.arange(self.bins, device=bin_BKHW.device)[:, None, None]
+        onehot_BKNHW = bin_BKHW[:, :, None] == bin_N11
+        block_BCHW = self.embed(onehot_BKNHW.flatten(1, 2).to(self.embed.weight.dtype))
+        if self.ratios is not None:
+            step_BK = qtable_B64[:, self.order].to(self.smoothing.dtype)
+            ratios = self.likelihood_ratios(bin_BKHW, onehot_BKNHW, step_BK)
+            block_BCHW = block_BCHW + self.ratios(ratios.to(self.ratios.weight.dtype))
+        around = [_mean(block_BCHW, 3), _mean(block_BCHW, 7)]
+        table_B64 = torch.log2(qtable_B64).to(block_BCHW.dtype) / 8
+        whole_BC = self.whole(torch.cat([block_BCHW.mean((2, 3)), table_B64], 1))
+        hidden = self.local(torch.cat([block_BCHW, *around], 1)) + whole_BC[:, :, None, None]
+        out_BCHW: Tensor = self.out(functional.relu(hidden))
+        return out_BCHW.permute(0, 2, 3, 1)
+
+    def likelihood_ratios(self, bin_BKHW: Tensor, onehot_BKNHW: Tensor, step_BK: Tensor) -> Tensor:
+        """(B, 2K, H, W) float32: logarithms of how much likelier each coefficient is if its block
+        was saved once, by gaps, then if it was saved twice, by steps; 0 in the open bin.
+
+        Saved twice, an image has a histogram with gaps and peaks; smoothed, it is that of a region
+        which was saved once. So what lies in a gap is of such a region (Bianchi and Piva, "Image
+        forgery localization via block-grained analysis of JPEG artifacts", 2012). Where the first
+        save was the coarser, its step can be told, and what is no multiple of it is, too.
+        """
+        share_BKN = onehot_BKNHW.to(self.smoothing.dtype).mean((3, 4))
+        as_they_are, smoothed = self.smoothing.mT
+        gaps_BKN = ((share_BKN @ smoothed + RARE) / (share_BKN @ as_they_are + RARE)).log()
+        tables = gaps_BKN, first_steps(share_BKN, step_BK)
+        place_BKS = bin_BKHW.flatten(2).long()
+        ratios = torch.cat([table_BKN.gather(2, place_BKS) for table_BKN in tables], 1)
+        return torch.unflatten(ratios, 2, bin_BKHW.shape[2:])
+
+
+def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
+    """(B, K, N): log of how likely each size is if a first save had the step that explains most,
+    over how likely if there was none; 0 where no step explains much, and in the open bin.
+
+    Args:
+        share_BKN: of the coefficients, at each size in units of the last save's step.
+        step_BK: of the last save; 1 where none is known.
+    """
+    steps_Q = torch.arange(*FIRST_STEPS, device=step_BK.device).to(step_BK.dtype)
+    last_BK11 = step_BK[:, :, None, None]
+    size_N1 = torch.arange(share_BKN.shape[2], device=step_BK.device)[:, None]
+    value_BKN1 = size_N1 * last_BK11
+    first_BKNQ = (value_BKN1 / steps_Q).round() * steps_Q
+    again_BKNQ = (first_BKNQ / last_BK11).round() * last_BK11
+    sigma_BK11 = 0.45 + 0.1 * last_BK11  # rounding to pixels, and more of it if they were unsaved
+    close = (-((value_BKN1 - again_BKNQ) ** 2) / (2 * sigma_BK11**2)).exp() * (first_BKNQ > 0)
+    peaks = steps_Q / last_BK11.clamp(min=1.25)  # so much rarer than all sizes, they are likelier
+    ratio_BKNQ = ((1 - STRAY) * peaks * close + STRAY).log()
+    # What is near 0 is a multiple of all, and the open bin of none.
+    ratio_BKNQ = ratio_BKNQ * ((value_BKN1 > 1.7) & (size_N1 < share_BKN.shape[2] - 1))
+    gain_BKQ = (share_BKN[..., None] * ratio_BKNQ).sum(2)
+    gain_BKQ = torch.where(steps_Q > step_BK[:, :, None], gain_BKQ, -1.0)
+    gain_BK, best_BK = gain_BKQ.max(2)
+    best_BKN1 = best_BK[:, :, None, None].expand(-1, -1, share_BKN.shape[2], 1)
+    return ratio_BKNQ.gather(3, best_BKN1)[..., 0] * (gain_BK > FAINT)[:, :, None]
+
+
+def _mean(x_BCHW: Tensor, size: int) -> Tensor:
+    """Local mean over size x size; at the border, over what is there.
+
+    As products of matrices, since PyTorch's pooling takes a tenth of a training step on a CPU.
+    """
+    rows_HH, columns_WW = (_band(n, size // 2, x_BCHW) for n in x_BCHW.shape[2:])
+    return rows_HH @ (x_BCHW @ columns_WW.T)
+
+
+def _band(n: int, half: int, like: Tensor) -> Tensor:
+    """(n, n): each row the mean over what lies at most `half` away."""
+    place_N = torch.arange(n, device=like.device)
+    near_NN = ((place_N[:, None] - place_N[None]).abs() <= half).to(like.dtype)
+    return near_NN / near_NN.sum(1, keepdim=True)

@@ -1,0 +1,129 @@
+"""The operator on the CPU, from C++ that pip compiles where there is a compiler.
+
+Without one everything still runs: callers ask `available()` and have a slower way. NumPy arrays
+in and out, so that a runtime needs no PyTorch. Shapes in names are those of
+`engine.operator.torch_op`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+LIBRARY = Path(__file__).with_name("_cpu.so")
+
+
+def available() -> bool:
+    """Whether the kernel was compiled when the package was installed."""
+    return _library() is not None
+
+
+def library_path() -> str | None:
+    """File of the compiled kernel; None where there is none."""
+    return str(LIBRARY) if LIBRARY.exists() else None
+
+
+def forward(
+    value_NSMD: Floats,
+    sizes_L2: NDArray[np.int64],
+    locations_NQMLP2: Floats,
+    weights_NQMLP: Floats,
+    out_NQC: Floats,
+    threads: int = 1,
+) -> None:
+    """Write (N, Q, M*D) into `out_NQC`.
+
+    Args:
+        value_NSMD, locations_NQMLP2, weights_NQMLP, out_NQC: C-contiguous and all of one dtype,
+            float32 or float64.
+        sizes_L2: (H, W) of each level, int64.
+        threads: at most; small inputs take fewer.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit each other.
+    """
+    numbers = _numbers(value_NSMD, sizes_L2, locations_NQMLP2, weights_NQMLP)
+    n, _, m, d, q, _, _ = numbers.tolist()
+    if out_NQC.size != n * q * m * d:
+        raise ValueError(f"out has {out_NQC.shape}, not {(n, q, m * d)}")
+    arrays = (value_NSMD, locations_NQMLP2, weights_NQMLP, out_NQC)
+    _call("forward", numbers, sizes_L2, threads, arrays)
+
+
+def backward(
+    value_NSMD: Floats,
+    sizes_L2: NDArray[np.int64],
+    locations_NQMLP2: Floats,
+    weights_NQMLP: Floats,
+    grad_NQC: Floats,
+    threads: int = 1,
+) -> tuple[Floats, Floats, Floats]:
+    """Gradients of value, locations and weights, given that of the output; see `forward`."""
+    numbers = _numbers(value_NSMD, sizes_L2, locations_NQMLP2, weights_NQMLP)
+    leaves = (value_NSMD, locations_NQMLP2, weights_NQMLP)
+    grads = (
+        np.empty_like(value_NSMD), np.empty_like(locations_NQMLP2), np.empty_like(weights_NQMLP)
+    )  # fmt: skip
+    _call("backward", numbers, sizes_L2, threads, (*leaves, grad_NQC, *grads))
+    return grads
+
+
+def _numbers(
+    value: Floats, sizes: NDArray[np.int64], locations: Floats, weights: Floats
+) -> NDArray[np.int64]:
+    """N, S, M, D, Q, L, P, once they agree: the kernel itself looks at nothing."""
+    n, s, m, d = value.shape
+    q, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    fits = (
+        locations.shape == (n, q, m, levels, points, 2)
+        and weights.shape == (n, q, m, levels, points)
+        and sizes.shape == (levels, 2)
+        and int(sizes.min(initial=1)) > 0
+        and int(sizes.prod(1).sum()) == s
+    )
+    if not fits:
+        raise ValueError(
+            f"value {value.shape}, sizes {sizes.tolist()}, locations {locations.shape} and "
+            f"weights {weights.shape} do not fit each other"
+        )
+    return np.array((n, s, m, d, q, levels, points), np.int64)
+
+
+def _call(
+    name: str,
+    numbers: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    threads: int,
+    arrays: tuple[Floats, ...],
+) -> None:
+    dtype = arrays[0].dtype
+    if dtype not in (np.float32, np.float64) or any(
+        array.dtype != dtype or not array.flags.c_contiguous for array in arrays
+    ):
+        raise ValueError("the kernel takes contiguous arrays, all float32 or all float64")
+    library = _library()
+    if library is None:
+        raise RuntimeError("the CPU kernel was not compiled: is there a C++ compiler?")
+    whole = np.ascontiguousarray(sizes, np.int64)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (numbers, whole)]
+    pointers += [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+    function = getattr(library, f"promptiml_{name}_{dtype}")
+    function(*pointers[:2], ctypes.c_int64(threads), *pointers[2:])
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    path = library_path()
+    if path is None:
+        return None
+    library = ctypes.CDLL(path)
+    for name in ("forward", "backward"):
+        for dtype in ("float32", "float64"):
+            getattr(library, f"promptiml_{name}_{dtype}").restype = None
+    return library

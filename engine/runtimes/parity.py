@@ -1,0 +1,179 @@
+"""Whether a runtime computes what the network means: every output beside the reference's.
+
+Compilers for networks have been silently wrong before, some of them only for batches of more than
+one. So nothing that was compiled is used before it was compared, at the smallest batch and at the
+largest, on photographs and on noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prompt_iml.engine.errors import InferError
+from prompt_iml.engine.model.prompts import PromptSet
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
+
+# Of logits, over the larger of 1 and the largest. The JPEG view counts rounded values, and some lie
+# on the edge: even two float32 engines differ by up to 8e-3. What half precision costs by itself,
+# emulated, is below half of these (tests/engine/build/test_build.py).
+NOISE_FLOOR = 1e-3  # of logits, root mean square: two float32 engines differ by less
+TOLERANCES = {"float32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One comparison: a batch, and what its images are, in a word."""
+
+    images: str
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far one output of one batch is off.
+
+    Attributes:
+        output: name in the graph.
+        images: what was shown: `photographs`, `noise`.
+        batch, height, width: its shape.
+        error: largest difference of a logit, over the larger of 1 and the largest that the
+            reference has; infinite where either is not finite, or the engine failed.
+    """
+
+    output: str
+    images: str
+    batch: int
+    height: int
+    width: int
+    error: float
+
+    def __str__(self) -> str:
+        shape = f"{self.batch}x{self.height}x{self.width}"
+        return f"{self.output} of {shape} {self.images} differs by {self.error:.1e}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """An engine beside the reference.
+
+    Attributes:
+        engine, reference: their names.
+        tolerance: the error that passes.
+        differences: every output of every case.
+    """
+
+    engine: str
+    reference: str
+    tolerance: float
+    differences: tuple[Difference, ...]
+
+    @property
+    def worst(self) -> Difference:
+        """The largest difference."""
+        return max(self.differences, key=lambda each: each.error)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing differs by more than the tolerance."""
+        return self.worst.error <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored beside what was built."""
+        return {**asdict(self), "worst": str(self.worst), "passed": self.passed}
+
+
+def compare(engine: Engine, reference: Engine, cases: Sequence[Case], tolerance: float) -> Parity:
+    """Run both on every case; an engine that fails on one differs infinitely."""
+    differences = tuple(
+        difference
+        for case in cases
+        for difference in _differences(case, _run(engine, case.batch), reference.run(case.batch))
+    )
+    return Parity(engine.name, reference.name, tolerance, differences)
+
+
+def deafness(engine: Engine, reference: Engine, prompts: PromptSet, case: Case) -> float:
+    """How much of what prompts do an engine misses: 0 nothing, 1 all of it.
+
+    What moves when prompts of zeros become these, in both: the difference of the two moves over the
+    reference's own, as root mean squares of all logits. What the prompts do may be less than the
+    tolerance of `compare`, which an engine that ignores them would pass.
+
+    Args:
+        engine, reference: both hold `prompts` afterwards.
+        prompts: as the network takes them.
+        case: one batch.
+    """
+    none = PromptSet(tuple(np.zeros_like(tensor) for tensor in prompts.tensors))
+    moves = []
+    for each in (engine, reference):
+        each.load_prompts(none)
+        without = _logits(each.run(case.batch))
+        each.load_prompts(prompts)
+        moves.append(_logits(each.run(case.batch)) - without)
+    missed, whole = np.sqrt([((moves[0] - moves[1]) ** 2).mean(), (moves[1] ** 2).mean()])
+    return float(max(missed - NOISE_FLOOR, 0) / whole) if whole else 0.0
+
+
+def _logits(found: Detection) -> NDArray[np.float64]:
+    return np.concatenate([found.mask_logits.ravel(), found.score_logit]).astype(np.float64)
+
+
+def noise(shapes: Sequence[tuple[int, int]], batches: Sequence[int], seed: int = 0) -> list[Case]:
+    """Random pixels and tables, of each (height, width) at each batch size."""
+    random = np.random.default_rng(seed)
+    return [
+        Case(
+            "noise",
+            Batch(
+                random.integers(0, 256, (n, height, width, 3), np.uint8),
+                random.integers(1, 100, (n, 64)).astype(np.float32),
+            ),
+        )
+        for n in batches
+        for height, width in shapes
+    ]
+
+
+def _run(engine: Engine, batch: Batch) -> Detection | None:
+    try:
+        return engine.run(batch)
+    except InferError:
+        return None
+
+
+def _differences(case: Case, found: Detection | None, expected: Detection) -> list[Difference]:
+    n, height, width, _ = case.batch.image.shape
+    return [
+        Difference(
+            output,
+            case.images,
+            n,
+            height,
+            width,
+            _error(None if found is None else getattr(found, output), getattr(expected, output)),
+        )
+        for output in ("mask_logits", "score_logit")
+    ]
+
+
+def error_of(found: Detection, expected: Detection) -> float:
+    """The larger error of the two outputs, as `Difference` has it."""
+    return max(
+        _error(found.mask_logits, expected.mask_logits),
+        _error(found.score_logit, expected.score_logit),
+    )
+
+
+def _error(found: NDArray[np.float32] | None, expected: NDArray[np.float32]) -> float:
+    if found is None or found.shape != expected.shape:
+        return math.inf
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return math.inf
+    return float(np.abs(found - expected).max() / max(1, np.abs(expected).max()))

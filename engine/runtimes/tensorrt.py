@@ -1,0 +1,112 @@
+"""TensorRT plans in a scan: one for each tile size, a profile in it for each batch size.
+
+This needs TensorRT's runtime and the CUDA bindings, and neither plugin nor builder: the kernel is
+in the plan. Plans come from `engine.runtimes.plans`, which gives out none that was not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prompt_iml.engine.errors import DamagedModel, DeviceFull, InferError, MissingDependency
+from prompt_iml.engine.model.folder import Model
+from prompt_iml.engine.runtimes.blob_cache import BlobCache
+from prompt_iml.engine.runtimes.cuda_device import CudaDevice
+from prompt_iml.engine.runtimes.open import TENSORRT
+from prompt_iml.engine.runtimes.overlap import Buffers, OverlappingEngine, Shape
+from prompt_iml.engine.runtimes.plans import current
+
+
+class TensorRtProgram:
+    """See `engine.runtimes.overlap.Program`.
+
+    Args:
+        trt: the module `tensorrt`.
+        plans: by (height, width) of the tiles.
+        precision: as rows name it: `f16`.
+
+    Raises:
+        DamagedModel: TensorRT does not take a plan: another version of it, or another GPU.
+    """
+
+    def __init__(self, trt: Any, plans: Mapping[tuple[int, int], bytes], precision: str) -> None:
+        self.name = f"tensorrt-{trt.__version__}/{precision}/cuda"
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engines = {tile: self._deserialized(plan) for tile, plan in plans.items()}
+        sizes = [set(_profiles(engine)) for engine in self._engines.values()]
+        self.largest = max(set.intersection(*sizes))
+        self._contexts: dict[Shape, Any] = {}
+
+    def enqueue(self, shape: Shape, buffers: Buffers, stream: Any) -> None:
+        """See `Program`."""
+        context = self._context(shape, stream)
+        for name in _tensors(context.engine):
+            context.set_tensor_address(name, buffers[name].address)
+        if not context.execute_async_v3(int(stream)):
+            raise InferError(f"{self.name}: TensorRT did not run {shape}")
+
+    def _deserialized(self, plan: bytes) -> Any:
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise DamagedModel(f"{self.name} refuses a plan: run prompt-iml build here again")
+        return engine
+
+    def _context(self, shape: Shape, stream: Any) -> Any:
+        """For a batch of exactly this shape."""
+        if shape not in self._contexts:
+            size, *tile = shape
+            engine = self._engines.get((tile[0], tile[1]))
+            profiles = {} if engine is None else _profiles(engine)
+            if engine is None or size not in profiles:
+                raise InferError(f"{self.name}: no plan was built for batches of {shape}")
+            context = engine.create_execution_context()
+            if context is None:
+                raise DeviceFull(f"{self.name}: no room for a batch of {size}")
+            context.set_optimization_profile_async(profiles[size], int(stream))
+            for name in _tensors(engine):
+                if name in ("image", "qtable"):
+                    context.set_input_shape(name, (size, *engine.get_tensor_shape(name)[1:]))
+            self._contexts[shape] = context
+        return self._contexts[shape]
+
+
+def import_tensorrt() -> Any:
+    """The module `tensorrt`. Raises `MissingDependency`, with where it is to be had."""
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise MissingDependency(f"TensorRT is not installed: pip install {TENSORRT}") from error
+    return tensorrt
+
+
+def machine(trt: Any, device: CudaDevice) -> list[str]:
+    """What plans are bound to: TensorRT's version, the GPU, its compute capability."""
+    return [trt.__version__, device.name, "{}.{}".format(*device.capability)]
+
+
+def open_tensorrt(model: Model) -> OverlappingEngine:
+    """The engine that `prompt-iml build` made for this model and this GPU.
+
+    Raises:
+        MissingDependency: no TensorRT, no GPU, or none was built.
+    """
+    trt, device = import_tensorrt(), CudaDevice()
+    built = current(BlobCache(), model, machine(trt, device))
+    if built is None:
+        raise MissingDependency(
+            f"no engine was built of {model.id} for {device.name}: "
+            f"prompt-iml build --model {model.folder}"
+        )
+    return OverlappingEngine(model, device, TensorRtProgram(trt, built.plans, built.precision))
+
+
+def _profiles(engine: Any) -> dict[int, int]:
+    """Profile by batch size."""
+    profiles = range(engine.num_optimization_profiles)
+    return {engine.get_tensor_profile_shape("image", index)[2][0]: index for index in profiles}
+
+
+def _tensors(engine: Any) -> list[str]:
+    """Names of inputs and outputs."""
+    return [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]

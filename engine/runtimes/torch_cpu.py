@@ -1,0 +1,62 @@
+"""PyTorch: the reference that every other engine is compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prompt_iml.engine.errors import InferError
+from prompt_iml.engine.model.folder import Model
+from prompt_iml.engine.model.prompts import PromptSet, check_fits, parameters
+from prompt_iml.engine.network.model import PromptIML
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine, Sequential
+
+
+class TorchEngine(Sequential):
+    """The network itself, float32, on the CPU. `threads` holds for the whole process."""
+
+    name = "torch/f32/cpu"
+
+    def __init__(self, model: Model, threads: int | None = None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self._model = model
+        self._network = load_network(model)
+        self.load_prompts(model.prompts)
+
+    def load_prompts(self, prompts: PromptSet) -> None:
+        """Use another prompt set from the next batch on."""
+        check_fits(prompts, self._model.config)
+        self._prompts = _tensors(prompts)
+
+    def run(self, batch: Batch) -> Detection:
+        """Detect. Raises `InferError` when PyTorch fails."""
+        image, qtable = torch.from_numpy(batch.image), torch.from_numpy(batch.qtable)
+        try:
+            with torch.inference_mode():
+                mask_logits, score_logit = self._network(image, qtable, self._prompts)
+        except RuntimeError as error:
+            raise InferError(f"{self.name}: {error}") from error
+        return Detection(mask_logits.numpy(), score_logit.numpy())
+
+
+def open_torch(model: Model, threads: int | None = None) -> Engine:
+    """PyTorch on the GPU that it sees first, else on the CPU."""
+    if not torch.cuda.is_available():
+        return TorchEngine(model, threads)
+    from prompt_iml.engine.runtimes.torch_cuda import open_torch_cuda
+
+    return open_torch_cuda(model)
+
+
+def load_network(model: Model) -> PromptIML:
+    """The network with the model's weights and prompts, float32, in evaluation mode."""
+    network = PromptIML(model.config)
+    state = {name: torch.from_numpy(tensor).float() for name, tensor in model.weights().items()}
+    prompts = {n: torch.from_numpy(tensor) for n, tensor in parameters(model.prompts).items()}
+    network.load_state_dict(state | prompts)
+    return network.eval()
+
+
+def _tensors(prompts: PromptSet) -> list[Tensor]:
+    return [torch.from_numpy(tensor) for tensor in prompts.tensors]

@@ -1,0 +1,120 @@
+"""`prompt-iml calibrate`: held-back sets in, the policy of a model out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prompt_iml.engine.detection.detector import Detector
+from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.pipeline.evaluation import Judged, judge_samples, read_manifest
+from prompt_iml.pipeline.evaluation.calibration import (
+    Calibration,
+    Group,
+    Targets,
+    claim_all,
+    group_rates,
+    make_policy,
+)
+from prompt_iml.pipeline.evaluation.evaluate import write_json
+from prompt_iml.pipeline.evaluation.perturbations import expand
+from prompt_iml.pipeline.evaluation.plots import plot_reliability, require_matplotlib
+from prompt_iml.pipeline.evaluation.sets import set_name
+from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.run.folder import Json
+from prompt_iml.pipeline.settings import CalibrateSettings
+
+
+def calibrate(settings: CalibrateSettings) -> Json:
+    """Choose and write a policy; the manifests must name no image that the model has seen.
+
+    Returns:
+        Every number of the calibration, with the policy.
+    """
+    perturbations = expand(settings.perturbation)
+    if settings.plot:
+        require_matplotlib()
+    targets = Targets(**settings.model_dump(include=set(Targets.__slots__)))
+    model = load_model(settings.model)
+    judged, failed = _judge_all(settings, model, perturbations, targets)
+    name = settings.id or f"{model.version}-fpr-{settings.false_positive_rate:g}"
+    together = [each for group in judged.values() for each in group]
+    calibration = make_policy(together, targets, name)
+    groups = [group_rates(calibration.policy, group, *key) for key, group in judged.items()]
+    say(tell(calibration, groups))
+    report = {
+        "model": model.id,
+        "model_sha256": model.sha256,
+        "manifests": settings.manifests,
+        "perturbations": perturbations,
+        "failed": failed,
+        **calibration.to_dict(),
+        "groups": [group.to_dict() for group in groups],
+    }
+    _write(settings, calibration, report)
+    return report
+
+
+def tell(calibration: Calibration, groups: Sequence[Group]) -> str:
+    """The policy and what it does, in all and where, and the reliability; of fixed width."""
+    c, policy = calibration, calibration.policy
+    lines = [
+        f"\npolicy {policy.id}: score = sigmoid({policy.scale:.4g} x logit {policy.offset:+.4g})",
+        f"made on {c.forged} forged, {c.authentic} authentic images; {c.beyond} beyond its limits",
+        f"image AUC {c.image_auc:.3f}, expected calibration error {c.ece:.3f}",
+        f"manipulated from {policy.manipulated_at:.4f}: {c.false_positive_rate:.2%} of the "
+        f"authentic (at most {c.false_positive_bound:.2%}), {c.true_positive_rate:.1%} of the "
+        "forged",
+        f"authentic below {policy.authentic_below:.4f}: {c.miss_rate:.1%} of the forged",
+        f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of the image's peak: "
+        f"pixel F1 {c.f1:.3f}, "
+        f"{c.flagged_rate:.1%} of the authentic with more than 0.5 % flagged",
+        "",
+        f"{'score':<12}{'images':>8}{'mean':>8}{'forged':>8}   at even odds",
+    ]
+    for each in c.reliability:
+        span = f"{each.low:.1f} - {each.high:.1f}"
+        lines.append(f"{span:<12}{each.images:>8}{each.score:>8.3f}{each.forged:>8.3f}")
+    lines += [
+        "",
+        f"{'set':<16}{'perturbation':<14}{'authentic':>10}{'FPR':>8}{'forged':>8}{'TPR':>8}",
+    ]
+    lines += [
+        f"{g.set:<16}{g.perturbation:<14}{g.authentic:>10}{g.false_positive_rate:>8.3f}"
+        f"{g.forged:>8}{g.true_positive_rate:>8.3f}"
+        for g in groups
+    ]
+    return "\n".join(lines)
+
+
+def _judge_all(
+    settings: CalibrateSettings, model: Model, perturbations: list[str], targets: Targets
+) -> tuple[dict[tuple[str, str], list[Judged]], int]:
+    """Images by set and perturbation, and how many failed."""
+    engine = open_engine(model, settings.engine)
+    detector = Detector(engine, model.view, claim_all(targets))
+    judged: dict[tuple[str, str], list[Judged]] = {}
+    failed = 0
+    for manifest in map(Path, settings.manifests):
+        samples = read_manifest(manifest, settings.limit)
+        for perturbation in perturbations:
+            outcomes = list(judge_samples(detector, samples, perturbation))
+            found = [each for each in outcomes if isinstance(each, Judged)]
+            say(f"{set_name(manifest)}, {perturbation}: {len(found)} images")
+            judged.setdefault((set_name(manifest), perturbation), []).extend(found)
+            failed += len(outcomes) - len(found)
+    if not any(judged.values()):
+        raise UsageError("no image could be judged: check the manifests")
+    return judged, failed
+
+
+def _write(settings: CalibrateSettings, calibration: Calibration, report: Json) -> None:
+    output = Path(settings.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(calibration.policy.to_json(), encoding="utf-8")
+    if settings.report:
+        write_json(Path(settings.report), report)
+    if settings.plot:
+        plot_reliability(Path(settings.plot), calibration.reliability, calibration.ece)

@@ -1,0 +1,113 @@
+"""`prompt-iml evaluate`: sets and perturbations in, a table, a JSON file and perhaps a plot out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from prompt_iml.engine.errors import MissingInput
+from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.model.policy import Policy
+from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.pipeline.evaluation import SetResult, evaluate_set
+from prompt_iml.pipeline.evaluation.perturbations import expand
+from prompt_iml.pipeline.evaluation.plots import plot_results, require_matplotlib
+from prompt_iml.pipeline.evaluation.sets import set_name
+from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.run.folder import Json
+from prompt_iml.pipeline.settings import EvaluateSettings
+
+NUMBERS = {  # heading -> field of SetResult
+    "F1": "f1",
+    "best F1": "best_f1",
+    "IoU": "iou",
+    "px AUC": "pixel_auc",
+    "im AUC": "image_auc",
+    "FPR": "false_positive_rate",
+    "TPR": "true_positive_rate",
+    "flagged": "flagged_rate",
+    "ECE": "ece",
+}
+MEANING = """\
+F1, IoU: at the policy's mask threshold; best F1: at each image's own best threshold; px AUC: of
+each forged image's pixels; all four are means over the forged images, at native size, origin form.
+im AUC: of the score. FPR, TPR: authentic, forged images labelled manipulated. flagged: authentic
+images with more than 0.5 % of their pixels in the mask. ECE: of the score, at even odds."""
+
+
+def evaluate(settings: EvaluateSettings) -> Json:
+    """Evaluate a model on every set under every perturbation; writes JSON, and a plot if asked.
+
+    Returns:
+        What the JSON file holds.
+    """
+    perturbations = expand(settings.perturbation)
+    if settings.plot:
+        require_matplotlib()
+    model = load_model(settings.model)
+    policy = read_policy(settings.policy) if settings.policy else model.policy
+    results = list(_results(settings, model, policy, perturbations))
+    say(f"\n{MEANING}")
+    report = {
+        "model": model.id,
+        "model_sha256": model.sha256,
+        "prompt_set": model.prompts.id,
+        "policy": asdict(policy),
+        "results": [result.to_dict() for result in results],
+    }
+    write_json(Path(settings.output), report)
+    if settings.plot:
+        plot_results(Path(settings.plot), results)
+    return report
+
+
+def read_policy(path: str) -> Policy:
+    """A policy's file. Raises `MissingInput`, or `UsageError` when it is none."""
+    if not Path(path).is_file():
+        raise MissingInput(f"{path}: no such file")
+    return Policy.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Json) -> None:
+    """Write JSON for people to read too, with its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def table_header(name_width: int) -> str:
+    """Headings of the lines that `table_line` makes."""
+    numbers = "".join(f"{heading:>9}" for heading in NUMBERS)
+    return f"{'set':<{name_width}}  {'perturbation':<14}{'images':>8}{'failed':>8}{numbers}"
+
+
+def table_line(result: SetResult, name_width: int) -> str:
+    """One result, of fixed width; a number that does not exist is a dash."""
+    fields = asdict(result)
+    values = (fields[name] for name in NUMBERS.values())
+    numbers = "".join(f"{'-':>9}" if value != value else f"{value:>9.3f}" for value in values)
+    images = result.forged + result.authentic
+    name = f"{result.set:<{name_width}}  {result.perturbation:<14}"
+    return f"{name}{images:>8}{result.failed:>8}{numbers}"
+
+
+def _results(
+    settings: EvaluateSettings, model: Model, policy: Policy, perturbations: Sequence[str]
+) -> Iterator[SetResult]:
+    """Each result as its line is told."""
+    engine = open_engine(model, settings.engine)
+    manifests = [Path(name) for name in settings.manifests]
+    width = max(len(set_name(manifest)) for manifest in manifests)
+    say(
+        f"{model.id}, policy {policy.id}, "
+        f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of an image's peak\n"
+    )
+    say(table_header(width))
+    for manifest in manifests:
+        for perturbation in perturbations:
+            result = evaluate_set(
+                engine, model, policy, manifest, perturbation, limit=settings.limit
+            )
+            say(table_line(result, width))
+            yield result

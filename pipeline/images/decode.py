@@ -1,0 +1,383 @@
+"""Bytes of one image in, pixels and what the file says of itself out.
+
+The format is told from the bytes and must be on the allow-list; exactly that one decoder is
+asked. Whatever the bytes are, the answer is one `Decoded` or one `ImageError`.
+
+What the pixels are: RGB as a plain viewer shows them, in the stored frame. EXIF orientation is
+told, not applied; colour profiles are not applied; CMYK, YCbCr, Lab and palettes are converted;
+16-bit grey is scaled; whatever is transparent lies over white; of several pictures the first (in
+HEIF the primary) is taken. HEIF's own rotation is part of its coding and is applied. Float and
+32-bit samples have no range that a viewer would agree on, and are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pillow_heif
+from numpy.typing import NDArray
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    _imaging,
+)
+from PIL import Image as PilImage
+from PIL.ImageFile import ImageFile
+
+from prompt_iml.engine.detection.image import Image
+from prompt_iml.engine.errors import (
+    DecodeError,
+    Empty,
+    NotAnImage,
+    TooLarge,
+    Truncated,
+    Unsupported,
+)
+from prompt_iml.engine.jpeg_quality import estimate_quality
+from prompt_iml.pipeline.images.plain_jpeg import is_plain
+from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
+
+# Decoders' settings are the process's. Pixels: `DecodeLimits` decides; this only bounds what a
+# decoder allocates before it is asked. Threads: one an image. Complaints: the row carries them, so
+# warnings, the log and libtiff, which writes to stderr itself, are silent (for good, because
+# `catch_warnings` is not thread-safe).
+PilImage.MAX_IMAGE_PIXELS = 2**29
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+pillow_heif.options.DECODE_THREADS = 1
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+_DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "image/jpeg": JpegImagePlugin.JpegImageFile,
+    "image/png": PngImagePlugin.PngImageFile,
+    "image/webp": WebPImagePlugin.WebPImageFile,
+    "image/gif": GifImagePlugin.GifImageFile,
+    "image/bmp": BmpImagePlugin.BmpImageFile,
+    "image/tiff": TiffImagePlugin.TiffImageFile,
+    "image/heic": pillow_heif.HeifImageFile,
+    "image/heif": pillow_heif.HeifImageFile,
+    "image/avif": AvifImagePlugin.AvifImageFile,
+}
+
+ALLOWED = frozenset(_DECODERS)
+"""Media types that are scanned."""
+
+JpegDecoder = Callable[[bytes], NDArray[np.uint8] | None]
+"""A JPEG file to (H, W, 3) uint8 in its stored frame; None for what it does not decode."""
+
+# What decoders raise on hostile bytes, beyond what they document.
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    ImageCms.PyCMSError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    PilImage.DecompressionBombError,
+    RuntimeError,
+    SyntaxError,
+    SystemError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+# Decoders tell their errors apart in words only.
+_TOO_LARGE = re.compile(r"too large|limit", re.I)
+_TRUNCATED = re.compile(r"truncated|end of file|insufficient|incomplete", re.I)
+_UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|cannot handle|pixel mode", re.I)
+
+_EXTENT_BOX = re.compile(rb"\0\0\0\x14ispe\0{4}(.{4})(.{4})", re.S)
+
+_UNDO_ORIENTATION = {
+    2: PilImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PilImage.Transpose.ROTATE_180,
+    4: PilImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PilImage.Transpose.TRANSPOSE,
+    6: PilImage.Transpose.ROTATE_90,
+    7: PilImage.Transpose.TRANSVERSE,
+    8: PilImage.Transpose.ROTATE_270,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """What one image may cost.
+
+    Attributes:
+        max_pixels: width times height, checked before any pixel is decoded; at most 2**30. The
+            default lets the pictures of 200-megapixel phones through. Decoding takes about 10
+            bytes a pixel.
+        max_passes: multiples of `max_pixels` that all scans of a JPEG may visit together. A
+            progressive JPEG has about 10 scans; a hostile one thousands, of a few bytes each.
+    """
+
+    max_pixels: int = 210_000_000
+    max_passes: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One image, with what its file says of itself under the results' column names.
+
+    Attributes:
+        image: pixels in the stored frame, and the JPEG luma table.
+        media_type: sniffed from the bytes, one of `ALLOWED`.
+        width, height: of the pixels.
+        exif_orientation: 1..8, not applied; None when there is none.
+        frame_count: pictures in the file; None when they cannot be counted.
+        jpeg_quality: 1..100, estimated from the luma table; None if not JPEG.
+    """
+
+    image: Image
+    media_type: str
+    width: int
+    height: int
+    exif_orientation: int | None
+    frame_count: int | None
+    jpeg_quality: int | None
+
+
+def decode(
+    payload: bytes,
+    limits: DecodeLimits,
+    *,
+    claims_image: bool = True,
+    jpeg: JpegDecoder | None = None,
+) -> Decoded:
+    """Decode the bytes of one image. Thread-safe.
+
+    Args:
+        payload: the whole file.
+        limits: what the image may cost.
+        claims_image: whether the name says image; bytes that are none are then `Unsupported`,
+            otherwise `NotAnImage`, which is skipped.
+        jpeg: gives the pixels of plain JPEGs, and nothing else; Pillow gives those of all others,
+            and of what it refuses, so that no error and no fact depends on it.
+
+    Raises:
+        DecodeError: or one of its kinds, and nothing else; `facts` holds the result columns known
+            by then.
+    """
+    facts: dict[str, Any] = {"media_type": _allowed_type(payload, claims_image)}
+    _check_boxes(payload, facts, limits)
+    try:
+        picture = _DECODERS[facts["media_type"]](io.BytesIO(payload))
+        width, height = _stored_size(picture)
+        facts |= {"width": _int32(width), "height": _int32(height)}
+        facts["exif_orientation"] = _orientation(picture)
+        luma_table = _luma_table(picture)
+        facts["jpeg_quality"] = None if luma_table is None else estimate_quality(luma_table)
+        _check_size(width, height, facts, limits, _count_scans(payload, picture))
+        pixels = _plain_pixels(payload, picture, jpeg)
+        if pixels is None:
+            pixels = _to_rgb(picture, facts)
+        facts["height"], facts["width"] = pixels.shape[:2]
+    except _BROKEN as error:
+        raise _as_decode_error(error, payload, facts) from error
+    facts["frame_count"] = _count_frames(payload, picture)
+    return Decoded(image=Image(pixels, luma_table), **facts)
+
+
+def _allowed_type(payload: bytes, claims_image: bool) -> str:
+    media_type = sniff(payload[:HEAD_BYTES])
+    if media_type in ALLOWED:
+        return media_type
+    if media_type is not None:
+        raise Unsupported(f"{media_type} is not scanned", {"media_type": media_type})
+    if not claims_image:
+        raise NotAnImage("neither the name nor the bytes are those of an image")
+    if not payload:
+        raise Empty("0 bytes")
+    raise Unsupported(f"the first bytes, {payload[:8].hex(' ')}, are of no known image format")
+
+
+def _stored_size(picture: ImageFile) -> tuple[int, int]:
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):  # its `size` is after rotation
+        return picture.tag_v2[256], picture.tag_v2[257]
+    return picture.size
+
+
+def _int32(value: int) -> int | None:
+    """A size as a result column holds it; only a size that is refused anyway does not fit."""
+    return value if 0 <= value < 2**31 else None
+
+
+def _orientation(picture: ImageFile) -> int | None:
+    is_tiff = isinstance(picture, TiffImagePlugin.TiffImageFile)
+    if not is_tiff and "exif" not in picture.info:
+        return None
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation)
+    except _BROKEN:
+        return None  # damaged EXIF is no reason not to scan
+    return value if value in range(1, 9) else None
+
+
+def _luma_table(picture: ImageFile) -> NDArray[np.float32] | None:
+    """(64,) float32 in natural order, of the first component."""
+    if not isinstance(picture, JpegImagePlugin.JpegImageFile) or not picture.layer:
+        return None
+    table = picture.quantization.get(picture.layer[0][3])
+    return None if table is None else np.maximum(np.array(table, np.float32), 1)
+
+
+def _check_boxes(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) -> None:
+    """HEIF and AVIF: their decoders call an image above their own limits corrupt."""
+    if facts["media_type"] in ("image/avif", "image/heic", "image/heif"):
+        for width, height in _EXTENT_BOX.findall(payload[:65536]):
+            _check_size(int.from_bytes(width, "big"), int.from_bytes(height, "big"), facts, limits)
+
+
+def _check_size(
+    width: int, height: int, facts: dict[str, Any], limits: DecodeLimits, scans: int = 1
+) -> None:
+    """Refuse, from the header alone, what would cost too much."""
+    size = f"{width}x{height} pixels"
+    facts = facts | {"width": _int32(width), "height": _int32(height)}
+    if width * height > limits.max_pixels:
+        raise TooLarge(f"{size}, more than {limits.max_pixels} in all", facts)
+    if scans * width * height > limits.max_passes * limits.max_pixels:
+        raise TooLarge(f"{scans} scans over {size}", facts)
+
+
+def _count_scans(payload: bytes, picture: ImageFile) -> int:
+    """At least the scans that a JPEG decodes; 1 without counting for an interleaved baseline."""
+    if not isinstance(picture, JpegImagePlugin.JpegImageFile) or picture.fp is None:
+        return 1
+    header_bytes = 2 * picture.layers + 6
+    start = picture.fp.tell() - header_bytes  # Pillow stops behind the first scan's header
+    interleaved = payload[start : start + 3] == bytes([0, header_bytes, picture.layers])
+    if interleaved and "progressive" not in picture.info:
+        return 1
+    return payload.count(b"\xff\xda")
+
+
+def _plain_pixels(
+    payload: bytes, picture: ImageFile, jpeg: JpegDecoder | None
+) -> NDArray[np.uint8] | None:
+    """What another decoder makes of a plain JPEG, if that is an image of the declared size."""
+    if jpeg is None or not is_plain(payload, picture):
+        return None
+    pixels = jpeg(payload)
+    fits = pixels is not None and pixels.shape == (picture.height, picture.width, 3)
+    return pixels if fits else None
+
+
+def _to_rgb(picture: ImageFile, facts: dict[str, Any]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8, read-only."""
+    if picture.mode in ("I", "F"):
+        raise Unsupported("samples are float, signed or 32-bit", facts)
+    picture.load()
+    image: PilImage.Image = picture
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):  # `load` has turned it
+        turn = _UNDO_ORIENTATION.get(facts["exif_orientation"])
+        image = picture if turn is None else picture.transpose(turn)
+    if image.mode.startswith("I;16"):
+        return _scale_to_8_bits(picture, np.asarray(image))
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
+    if image.has_transparency_data:
+        image = _over_white(image)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _over_white(image: PilImage.Image) -> PilImage.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    layer = image.convert("RGBA")
+    white = PilImage.new("RGB", layer.size, "white")
+    white.paste(layer, mask=layer)
+    return white
+
+
+def _scale_to_8_bits(picture: ImageFile, grey: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """(H, W) of 12 or 16 bits to (H, W, 3) of 8, over the whole range of the samples."""
+    tags = getattr(picture, "tag_v2", {})
+    top = 4095 if tags.get(258) == (12,) else 65535
+    levels = ((np.arange(top + 1) * 255 + top // 2) // top).astype(np.uint8)
+    if tags.get(262) == 0:  # WhiteIsZero
+        levels = levels[::-1]
+    return np.repeat(levels.take(grey, mode="clip")[:, :, None], 3, axis=2)
+
+
+def _count_frames(payload: bytes, picture: ImageFile) -> int | None:
+    """Pictures in the file. Last of all, because counting moves to another frame."""
+    try:
+        if "mp" in picture.info:
+            picture = JpegImagePlugin.jpeg_factory(io.BytesIO(payload))
+        count = getattr(picture, "n_frames", 1)
+        return count if 0 < count < 2**31 else None
+    except _BROKEN:
+        return None  # a later frame is damaged; the first was decoded
+
+
+def _as_decode_error(error: Exception, payload: bytes, facts: dict[str, Any]) -> DecodeError:
+    reason = str(error) or type(error).__name__
+    message = f"{facts['media_type']}: {reason}"
+    if isinstance(error, PilImage.DecompressionBombError | MemoryError):
+        return TooLarge(message, facts)
+    if _TOO_LARGE.search(reason):
+        return TooLarge(message, facts)
+    if _UNSUPPORTED.search(reason):
+        return Unsupported(message, facts)
+    if _TRUNCATED.search(reason) or _breaks_off(payload, facts["media_type"]):
+        return Truncated(message, facts)
+    return DecodeError(message, facts)
+
+
+def _breaks_off(payload: bytes, media_type: str) -> bool:
+    """Whether bytes that do not decode are fewer than their own container says."""
+    if media_type == "image/jpeg":
+        return b"\xff\xd9" not in payload
+    if media_type == "image/png":
+        return b"IEND" not in payload
+    if media_type == "image/gif":
+        return not payload.rstrip(b"\0").endswith(b";")
+    if media_type == "image/bmp":
+        return int.from_bytes(payload[2:6], "little") > len(payload)
+    if media_type == "image/webp":
+        return int.from_bytes(payload[4:8], "little") + 8 > len(payload)
+    if media_type == "image/tiff":
+        offset = payload[8:16] if b"+" in payload[2:4] else payload[4:8]
+        return int.from_bytes(offset, "little" if payload[:1] == b"I" else "big") >= len(payload)
+    return _boxes_end(payload) > len(payload)
+
+
+def _boxes_end(payload: bytes) -> int:
+    """Where the last top-level box of an ISO base media file says it ends."""
+    end = 0
+    while end + 8 <= len(payload):
+        size = int.from_bytes(payload[end : end + 4], "big")
+        if size == 1:
+            size = int.from_bytes(payload[end + 8 : end + 16], "big")
+        if size < 8:
+            break
+        end += size
+    return end

@@ -1,0 +1,178 @@
+"""`prompt-iml build`: an engine of a model for this GPU, stored only if it computes the same.
+
+graph, sizes fixed -> float32 islands -> TensorRT's builder -> every output beside the
+reference's, at batch 1 and the largest, on photographs and on noise -> stored, or exit 3
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
+from typing import Any, Protocol
+
+import numpy as np
+
+from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.runtimes import plans
+from prompt_iml.engine.runtimes.blob_cache import BlobCache
+from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.engine.runtimes.parity import TOLERANCES, Case, Parity, compare, noise
+from prompt_iml.engine.runtimes.plans import Recipe, Tile
+from prompt_iml.engine.runtimes.protocol import Batch, Engine
+from prompt_iml.pipeline.demo.photographs import PHOTOGRAPHS, photograph
+from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.run.folder import Json
+from prompt_iml.pipeline.settings import BuildSettings
+
+
+class Builder(Protocol):
+    """What builds and opens plans.
+
+    Attributes:
+        machine: what plans are bound to.
+    """
+
+    machine: Sequence[str]
+
+    def build(self, model: Model, recipe: Recipe, tile: Tile, float32: frozenset[str]) -> bytes: ...
+
+    def open(self, model: Model, recipe: Recipe, built: Mapping[Tile, bytes]) -> Engine: ...
+
+
+class TensorRtBuilder(Builder):
+    """TensorRT on the GPU of this machine.
+
+    Raises:
+        MissingDependency: no TensorRT or no GPU; says what to install.
+    """
+
+    def __init__(self) -> None:
+        from prompt_iml.engine.runtimes.cuda_device import CudaDevice
+        from prompt_iml.engine.runtimes.tensorrt import import_tensorrt, machine
+
+        self._trt, self._device = import_tensorrt(), CudaDevice()
+        self.machine = machine(self._trt, self._device)
+        self._timing = b""  # of one tile size helps the next
+
+    def build(self, model: Model, recipe: Recipe, tile: Tile, float32: frozenset[str]) -> bytes:
+        """The plan of one tile size."""
+        from prompt_iml.engine.build.builder import build_plan, graph_for
+
+        if recipe.plugin == "own":
+            from prompt_iml.engine.operator.tensorrt_plugin import register
+
+            register()
+        graph = graph_for(model, recipe, tile, float32)
+        plan, self._timing = build_plan(
+            self._trt, graph, recipe.batches, timing_cache=self._timing, say=say
+        )
+        return plan
+
+    def open(self, model: Model, recipe: Recipe, built: Mapping[Tile, bytes]) -> Engine:
+        """The engine that a scan would use."""
+        from prompt_iml.engine.runtimes.overlap import OverlappingEngine
+        from prompt_iml.engine.runtimes.tensorrt import TensorRtProgram
+
+        program = TensorRtProgram(self._trt, built, recipe.short_precision)
+        return OverlappingEngine(model, self._device, program)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a build; `key` only where it was stored."""
+
+    parity: Parity
+    float32: frozenset[str]
+    seconds: float
+    key: str | None
+
+
+def build(settings: BuildSettings, builder: Builder | None = None) -> Json:
+    """Run the command.
+
+    Returns:
+        `model`, `machine`, `stored`, and of a new build what `engine.runtimes.parity.Parity` holds.
+
+    Raises:
+        UsageError: the model or the settings are wrong, or what a build needs is missing.
+        PromptImlError: TensorRT cannot build.
+    """
+    model = load_model(settings.model)
+    builder = TensorRtBuilder() if builder is None else builder
+    recipe = recipe_for(model, settings)
+    about = {"model": model.id, "machine": list(builder.machine)}
+    if not settings.force and (built := plans.load(BlobCache(), model, recipe, builder.machine)):
+        say(f"already built, and compared: {built.about['parity']['worst']}")
+        return {**about, "stored": True, "parity": built.about["parity"]}
+    outcome = build_and_compare(model, recipe, builder)
+    worst = outcome.parity.worst
+    word = "stored" if outcome.key else f"not stored, {outcome.parity.tolerance:g} is tolerated"
+    say(f"{outcome.parity.engine} beside {outcome.parity.reference}: {worst}: {word}")
+    return {
+        **about,
+        "stored": outcome.key is not None,
+        "float32": sorted(outcome.float32),
+        "seconds": round(outcome.seconds, 1),
+        "parity": outcome.parity.to_json(),
+    }
+
+
+def recipe_for(model: Model, settings: BuildSettings) -> Recipe:
+    """Every tile size that the model's view cuts; batches halve from the largest down to 1."""
+    sides = model.config.sides
+    tiles = tuple((height, width) for height in sides for width in sides)
+    halves = {settings.batch >> shift for shift in range(settings.batch.bit_length())}
+    return Recipe(tiles, tuple(sorted(halves)), settings.precision, settings.plugin)
+
+
+def build_and_compare(model: Model, recipe: Recipe, builder: Builder) -> Outcome:
+    """Build every plan, compare, and store what passed."""
+    from prompt_iml.engine.build.builder import more_islands
+
+    started = time.monotonic()
+    smallest, *_ = recipe.tiles
+    shown = photographs([smallest], [4])[0]
+    float32, error = more_islands(model, recipe, shown.batch)
+    islands = f" with {', '.join(sorted(float32))} in float32" if float32 else ""
+    say(f"{recipe.precision}{islands} costs {error:.1e} by itself, emulated")
+    built = {}
+    for size in recipe.tiles:
+        say(f"building {model.id} for {size[0]}x{size[1]}, batches of {recipe.batches}")
+        built[size] = builder.build(model, recipe, size, float32)
+    parity = prove(builder.open(model, recipe, built), model, recipe)
+    key = None
+    if parity.passed:
+        key = plans.store(BlobCache(), model, recipe, builder.machine, built, parity)
+    return Outcome(parity, float32, time.monotonic() - started, key)
+
+
+def prove(engine: Engine, model: Model, recipe: Recipe) -> Parity:
+    """The numeric gate: an engine beside PyTorch, or where that is not, the default engine."""
+    reference = open_engine(model, "torch" if find_spec("torch") else "auto")
+    sizes = sorted({recipe.batches[0], recipe.batches[-1]})
+    cases = [*photographs(recipe.tiles, sizes), *noise(recipe.tiles, sizes)]
+    return compare(engine, reference, cases, TOLERANCES[recipe.precision])
+
+
+def photographs(tiles: Sequence[Tile], sizes: Sequence[int]) -> list[Case]:
+    """Cuts of scikit-image's photographs: no two in a batch are the same."""
+    whole = [np.asarray(photograph(name)) for name in sorted(PHOTOGRAPHS)]
+    random = np.random.default_rng(0)
+    cases = []
+    for (height, width), size in product(tiles, sizes):
+        images = [_cut(whole[n % len(whole)], height, width, random) for n in range(size)]
+        tables = random.integers(1, 60, (size, 64)).astype(np.float32)
+        cases.append(Case("photographs", Batch(np.stack(images), tables)))
+    return cases
+
+
+def _cut(pixels: Any, height: int, width: int, random: np.random.Generator) -> Any:
+    """A part of this size; a smaller photograph is repeated."""
+    rows, columns = -(-height // pixels.shape[0]), -(-width // pixels.shape[1])
+    pixels = np.tile(pixels, (rows, columns, 1))
+    y = int(random.integers(pixels.shape[0] - height + 1))
+    x = int(random.integers(pixels.shape[1] - width + 1))
+    return pixels[y : y + height, x : x + width]

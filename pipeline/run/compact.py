@@ -1,0 +1,215 @@
+"""`prompt-iml compact`: the many small parts of a complete run, merged into few files.
+
+A compaction takes steps, at most `STEPS` a run. Each writes some merged files, then creates the
+next generation of the manifest, which names them in place of the parts that they were merged
+from, and then removes those parts. Creating a generation is the swap: of any number of
+compactions that work on the same generation one wins, and the others go on from what it made.
+
+What may be removed follows from names alone, so that nobody needs to remember it, whatever was
+killed, wherever. A merged file carries the generation for which it was made, and no later
+generation can be the first to name it: once that generation stands, a file of it that it does not
+name never will be named. A part that the scan's manifest names and the standing one does not was
+merged. `sweep` removes both, and is repeated whenever a compaction starts.
+
+What readers see. Through the manifest: every row once, before and after each swap; who still
+holds an older generation has `grace` seconds to read on. After that, a part that is gone is an
+error, never other rows, and reading the manifest again mends it. By globbing results/: the rows of
+one step, about a tenth of the run, twice, from the first file that it writes to the last that it
+removes, as no store removes and creates in one stroke. The twins are equal in every column:
+`SELECT DISTINCT ON (run_id, image_id)` is exact. A glob finds none of the two only where one
+listing takes longer than the merged file, the swap and the grace together; a file that goes away
+after it was listed is an error here too.
+
+Known limit: a scan of the same run that was under way before the run was complete, say by a driver
+that was thought dead, may make merged parts anew. The manifest does not name them; `verify` tells
+of them, and the next compaction removes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from prompt_iml.engine.errors import FetchError, MissingInput, NotFound, UsageError
+from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.run.folder import Json, Run, encode, read_json
+from prompt_iml.pipeline.run.schema import merge_parts, read_summary
+from prompt_iml.pipeline.run.table import run_ids
+from prompt_iml.pipeline.settings import CompactSettings
+from prompt_iml.pipeline.sources.names import is_hidden
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.listing import list_objects
+
+STEPS = 10  # of a run: each writes a whole manifest, and is how much a globbing reader sees twice
+REMOVING_THREADS = 16
+
+
+def compact(settings: CompactSettings) -> Json:
+    """Merge the parts of one run, or of every run that is complete.
+
+    Returns:
+        How many parts there were, and are now, over these runs.
+
+    Raises:
+        MissingInput: there is no such run, or none at all.
+        UsageError: the run that is named is not complete; a part is missing or damaged; the
+            output cannot be read or written.
+    """
+    output = storage.canonical(settings.output)
+    every = run_ids(output)
+    if settings.run_id and settings.run_id not in every:
+        raise MissingInput(f"{output} holds no run {settings.run_id}: one of {', '.join(every)}")
+    before = after = 0
+    for run_id in [settings.run_id] if settings.run_id else every:
+        run = Run(output, run_id)
+        manifest = run.manifest()
+        if manifest is None and settings.run_id:
+            raise UsageError(f"run {run_id} is not complete: finish it first, by its scan command")
+        if manifest is None:
+            say(f"run {run_id} is not complete: left as it is")
+            continue
+        before += len(manifest["parts"])
+        try:
+            after += len(compact_run(run, settings.target_size, settings.grace)["parts"])
+        except FetchError as error:
+            raise UsageError(f"cannot read {error}") from error
+    return {"output": output, "parts_before": before, "parts": after}
+
+
+def compact_run(run: Run, target_bytes: int, grace: float = 0) -> Json:
+    """Merge the parts of a complete run.
+
+    A file that was merged to this target, or a larger one, is left as it is: a second compaction
+    finds nothing to do.
+
+    Args:
+        run: complete.
+        target_bytes: the parts merged into one file have at most so many bytes together.
+        grace: seconds between a swap and the removal of what it replaced.
+
+    Returns:
+        The manifest that stands.
+
+    Raises:
+        UsageError: a part is missing or damaged.
+        FetchError: the output cannot be read.
+    """
+    sweep(run)
+    most = 0
+    while True:
+        manifest = _standing(run)
+        groups = list(_groups(manifest["parts"], target_bytes))
+        if not groups:
+            return manifest
+        most = most or -(-len(groups) // STEPS)
+        if _step(run, manifest, groups[:most], target_bytes):
+            time.sleep(grace)
+        sweep(run)
+
+
+def sweep(run: Run) -> None:
+    """Remove what compactions replaced, or made in vain; see above for why none is needed."""
+    manifest = _standing(run)
+    generation = manifest.get("generation", 0)
+    if not generation:
+        return
+    kept = {part["file"] for part in manifest["parts"]}
+    merged = {part["file"] for part in read_json(run.manifest_uri)["parts"]} - kept
+
+    def is_waste(file: str) -> bool:
+        made_for = _generation_of(run, file)
+        return file in merged or (0 < made_for <= generation and file not in kept)
+
+    listed = (ref.uri for ref in list_objects(f"{run.output}/results", is_hidden))
+    waste = [uri for uri in listed if is_waste(uri.removeprefix(f"{run.output}/"))]
+    with ThreadPoolExecutor(REMOVING_THREADS) as pool:
+        list(pool.map(storage.remove, waste))
+
+
+def _step(run: Run, manifest: Json, groups: list[list[Json]], target_bytes: int) -> bool:
+    """Merge some groups of parts and swap the manifest; whether this made the swap."""
+    generation = manifest.get("generation", 0) + 1
+    try:
+        made = [_merge(run, group, generation, target_bytes) for group in groups]
+    except NotFound as error:
+        if _standing(run).get("generation", 0) >= generation:  # another compaction removed it
+            return False
+        raise UsageError(f"{error}: prompt-iml verify says what to do") from error
+    gone = {part["file"] for group in groups for part in group}
+    parts = [part for part in manifest["parts"] if part["file"] not in gone] + made
+    swapped = manifest | {
+        "generation": generation,
+        "parts": sorted(parts, key=lambda part: str(part["file"])),
+    }
+    if not storage.create_once(run.generation_uri(generation), encode(swapped)):
+        return False
+    say(f"run {run.run_id}: {len(gone):,} parts are {len(made):,} now, {len(parts):,} in all")
+    return True
+
+
+def _merge(run: Run, group: list[Json], generation: int, target_bytes: int) -> Json:
+    """Write the merged file of a group, unless it is there; returns its entry in the manifest."""
+    sources = "".join(part["sha256"] for part in group)
+    digest = hashlib.sha256(sources.encode()).hexdigest()[:16]
+    file = f"{_prefix(run)}{generation:06d}-{digest}.parquet"
+    uri = f"{run.output}/{file}"
+    try:
+        payload = merge_parts(_read(run, part) for part in group)
+    except (ValueError, KeyError, OSError) as error:
+        raise UsageError(f"cannot merge parts of run {run.run_id}: {error}") from error
+    if not storage.create_once(uri, payload):
+        payload = storage.read_bytes(uri)  # by another version of pyarrow it may have other bytes
+    return {
+        "file": file,
+        "rows": read_summary(payload)["rows"],
+        "size_bytes": len(payload),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+        "target_bytes": target_bytes,
+    }
+
+
+def _read(run: Run, part: Json) -> bytes:
+    """A part as the manifest names it: damage must not be merged away."""
+    uri = f"{run.output}/{part['file']}"
+    payload = storage.read_bytes(uri)
+    if hashlib.sha256(payload).hexdigest() != part["sha256"]:
+        told = "has another sha256 than the manifest names: prompt-iml verify says what to do"
+        raise UsageError(f"{storage.display_name(uri)} {told}")
+    return payload
+
+
+def _groups(parts: list[Json], target_bytes: int) -> Iterator[list[Json]]:
+    """Neighbours in the manifest that make a file together."""
+    group: list[Json] = []
+    size = 0
+    for part in parts:
+        if part.get("target_bytes", 0) >= target_bytes or part["size_bytes"] >= target_bytes:
+            continue
+        if group and size + part["size_bytes"] > target_bytes:
+            if len(group) > 1:
+                yield group
+            group, size = [], 0
+        group.append(part)
+        size += part["size_bytes"]
+    if len(group) > 1:
+        yield group
+
+
+def _standing(run: Run) -> Json:
+    manifest = run.manifest()
+    assert manifest is not None, "a complete run stays complete"
+    return manifest
+
+
+def _prefix(run: Run) -> str:
+    """How the names of a run's merged files start."""
+    return f"results/part-{hashlib.sha256(run.run_id.encode()).hexdigest()[:12]}-g"
+
+
+def _generation_of(run: Run, file: str) -> int:
+    """The generation for which a file was merged; 0: not a merged file of this run."""
+    named = re.fullmatch(rf"{_prefix(run)}(\d{{6,}})-[0-9a-f]{{16}}\.parquet", file)
+    return int(named[1]) if named else 0

@@ -1,0 +1,61 @@
+"""The table of a run, for those who read it."""
+
+from __future__ import annotations
+
+import fsspec
+import pyarrow.dataset as ds
+
+from prompt_iml.engine.errors import MissingInput, NotFound, UsageError
+from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.run.schema import SCHEMA
+from prompt_iml.pipeline.sources.names import is_hidden
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.listing import list_objects
+
+
+def run_ids(output: str) -> list[str]:
+    """The ids of the runs under an output.
+
+    Raises:
+        MissingInput: there are none.
+        FetchError: the output cannot be read.
+    """
+    folder = f"{output}/_runs"
+    try:
+        files = [ref.uri.removeprefix(f"{folder}/") for ref in list_objects(folder)]
+    except NotFound:
+        files = []
+    names = [name.removesuffix("/config.json") for name in files if name.endswith("/config.json")]
+    if not names:
+        raise MissingInput(f"{output} holds no run: give the --output of a scan")
+    return names
+
+
+def only_run(output: str) -> str:
+    """The id of the one run under an output; raises as `run_ids`, and `UsageError` for several."""
+    names = run_ids(output)
+    if len(names) > 1:
+        raise UsageError(f"{output} holds several runs: add --run-id, one of {', '.join(names)}")
+    return names[0]
+
+
+def open_results(run: Run) -> ds.Dataset:
+    """The rows of a run that are committed by now.
+
+    Raises:
+        MissingInput: there are none.
+        FetchError: the output cannot be read.
+    """
+    manifest = run.manifest()
+    if manifest:
+        parts = [f"{run.output}/{part['file']}" for part in manifest["parts"]]
+    else:
+        parts = [ref.uri for ref in list_objects(f"{run.output}/results", is_hidden)]
+    filesystem, _ = fsspec.core.url_to_fs(run.output, use_listings_cache=False)
+    paths = [uri.partition("://")[2] for uri in parts]
+    with storage.fetching(run.output):
+        every = ds.dataset(paths, filesystem=filesystem, format="parquet", schema=SCHEMA)
+        results = every.filter(ds.field("run_id") == run.run_id)
+        if not results.head(1, columns=["run_id"]).num_rows:
+            raise MissingInput(f"{run.output} holds no rows of run {run.run_id} yet")
+    return results

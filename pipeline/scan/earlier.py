@@ -1,0 +1,221 @@
+"""`--retry-failed` and `--skip-scanned`: a scan that goes on from what another run has.
+
+Both read the other run's plan, a file of it at a time. A run that is not complete is refused: its
+rows are not all there yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+
+import numpy as np
+import pyarrow.dataset as ds
+
+from prompt_iml.engine.errors import EmptySource, FetchError, MissingInput, UsageError
+from prompt_iml.pipeline.run.folder import Json, Run
+from prompt_iml.pipeline.run.plan import read_plan, waves
+from prompt_iml.pipeline.run.table import open_results, run_ids
+from prompt_iml.pipeline.scan.rows import known_codes
+from prompt_iml.pipeline.sources.packing import limited, objects_unit
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.digests import Digests
+from prompt_iml.pipeline.units import ObjectRef, Unit, unit_from_json
+
+UNITS_AT_ONCE = 1000
+
+Failed = dict[str, dict[str | None, str]]
+"""By URI: the error stage of each member that failed; member None: the object or shard itself."""
+
+
+def complete_run(output: str, run_id: str) -> tuple[Run, Json]:
+    """A run whose rows are all there, and its configuration.
+
+    Raises:
+        MissingInput: there is no such run.
+        UsageError: it is not complete.
+    """
+    run = Run(output, run_id)
+    config = run.config()
+    if config is None:
+        raise MissingInput(f"{output} holds no run {run_id}: one of {', '.join(run_ids(output))}")
+    if run.manifest() is None:
+        raise UsageError(f"run {run_id} is not complete: finish it first, by its scan command")
+    return run, config
+
+
+def check_retry(run: Run, codes: Sequence[str]) -> None:
+    """Prove from the manifest of a complete run that there is something to retry.
+
+    Raises:
+        EmptySource: nothing of it failed, by these codes.
+        UsageError: a code that rows never have.
+    """
+    failing = sorted(code for code, status in known_codes().items() if code and status == "failed")
+    if unknown := set(codes) - set(failing):
+        raise UsageError(
+            f"--retry-codes {unknown.pop()} is no code of a failure: one of {', '.join(failing)}"
+        )
+    manifest = run.manifest() or {"codes": {}}
+    if not set(codes or failing) & set(manifest["codes"]):
+        by = f" by {', '.join(codes)}" if codes else ""
+        raise EmptySource(f"run {run.run_id} has no row that failed{by}: nothing to retry")
+
+
+def retry_units(
+    run: Run,
+    codes: Sequence[str],
+    *,
+    images_per_unit: int,
+    limit: int | None,
+    trust_lists: bool = False,
+) -> Iterator[Unit]:
+    """What a complete run failed on, and nothing else, as units of that run's plan.
+
+    Plain objects are looked up again and fetched as they are now. A member of a tar or a row of a
+    Parquet file is read from its shard, which is streamed again, and all else in it dropped. Where
+    the shard itself did not come (stage `fetch`: it is missing, or breaks off), what failed is all
+    that nobody has seen, so its unit is read whole: the tar, or the range of row groups.
+
+    In memory are the failed rows, about 300 bytes each: 10^7 of them are 3 GB. A run with more
+    failures than that is better scanned again.
+
+    Args:
+        run: the complete run.
+        codes: error codes to retry; empty for all.
+        images_per_unit: plain objects in a unit.
+        limit: retry at most so many images.
+        trust_lists: see `read_list`: what a list must not name is refused again without it.
+
+    Raises:
+        UsageError: the run cannot be read, or its plan lacks what its rows name.
+    """
+    try:
+        failed = _failed_rows(run, codes)
+        units = _units_of(run, failed, images_per_unit, trust_lists)
+        yield from units if limit is None else limited(units, limit)
+    except FetchError as error:
+        raise UsageError(f"cannot read run {run.run_id}: {error}") from error
+    if limit is None and failed:
+        raise UsageError(
+            f"run {run.run_id} has failed rows of {min(failed)} that its plan does not name: "
+            "see prompt-iml verify"
+        )
+
+
+def _failed_rows(run: Run, codes: Sequence[str]) -> Failed:
+    failed: defaultdict[str, dict[str | None, str]] = defaultdict(dict)
+    chosen = ds.field("status") == "failed"
+    if codes:
+        chosen &= ds.field("error_code").isin(list(codes))
+    rows = open_results(run).filter(chosen)
+    with storage.fetching(run.output):
+        for batch in rows.to_batches(columns=["uri", "member", "error_stage"]):
+            for uri, member, stage in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                failed[uri][member] = stage
+    return dict(failed)
+
+
+def _units_of(run: Run, failed: Failed, images_per_unit: int, trust_lists: bool) -> Iterator[Unit]:
+    """The units; takes from `failed` what they name."""
+    objects: list[ObjectRef] = []
+    for unit in _planned(run):
+        if unit.kind != "objects":
+            yield from _of_shard(unit, failed)
+            continue
+        for ref in unit.objects:
+            if failed.pop(storage.display_name(ref.uri), None):
+                # Neither size nor etag: it may have been replaced since it was listed.
+                refused = "" if trust_lists else ref.refused
+                objects.append(ObjectRef(ref.uri, content_id=ref.content_id, refused=refused))
+            if len(objects) == images_per_unit:
+                yield objects_unit(objects)
+                objects = []
+    if objects:
+        yield objects_unit(objects)
+
+
+def _of_shard(unit: Unit, failed: Failed) -> Iterator[Unit]:
+    """The part of a shard's unit that failed, if any did."""
+    uri = storage.display_name(unit.uri)
+    of_uri = failed.get(uri, {})
+    mine = {member: stage for member, stage in of_uri.items() if _lies_in(unit, member)}
+    if not mine:
+        return
+    for member in mine:
+        del of_uri[member]
+    if not of_uri:
+        del failed[uri]
+    members = tuple(member for member in mine if member is not None)
+    if "fetch" in mine.values() and not unit.members:
+        yield unit
+    else:
+        yield replace(unit, members=members, images=len(members), limit=-1)
+
+
+def _lies_in(unit: Unit, member: str | None) -> bool:
+    if unit.kind == "tar" or unit.images < 0:
+        return True
+    if unit.members:
+        return member in unit.members
+    return unit.first_row <= int(member or 0) < unit.first_row + unit.images
+
+
+def _planned(run: Run) -> Iterator[Unit]:
+    for units in waves(read_plan(run), UNITS_AT_ONCE):
+        yield from (unit_from_json(planned.unit) for planned in units)
+
+
+class ScannedIn:
+    """The objects and shards that a complete run has rows of, by URI and etag.
+
+    Whatever the rows say: what failed is for `--retry-failed`. An object without an etag, as lists
+    name them, is never known to be the same; nor is a shard that `--limit` cut, or of which only
+    some members were retried, or a Parquet file of which the run may have had a share (`--slice`)
+    or what failed.
+
+    The plan names all of them, and no row is read. In memory is one file of the plan (at most
+    100,000 objects); the URIs and etags are on disk, see `Digests`. A context manager.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run_id = run.run_id
+        self._digests = Digests()
+        self._partial: set[str] = set()
+        config = run.config() or {}
+        has_shares = bool(config.get("slice") or config.get("retry_failed"))
+        for unit in _planned(run):
+            if unit.kind == "objects":
+                self._digests.add(_versions(unit.objects))
+            elif unit.limit >= 0 or unit.members or (unit.kind == "parquet" and has_shares):
+                self._partial.add(unit.uri)
+            else:
+                self._digests.add(_versions([ObjectRef(unit.uri, etag=unit.etag)]))
+
+    def __enter__(self) -> ScannedIn:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._digests.__exit__(kind, error, traceback)
+
+    def has(self, refs: Sequence[ObjectRef]) -> list[bool]:
+        """Whether the run has rows of each, as it is listed now."""
+        known = self._digests.contains(_versions(refs))
+        return [
+            bool(is_known and ref.etag and ref.uri not in self._partial)
+            for is_known, ref in zip(known, refs, strict=True)
+        ]
+
+
+def _versions(refs: Sequence[ObjectRef]) -> np.ndarray[tuple[int], np.dtype[np.bytes_]]:
+    named = (f"{ref.uri}\0{ref.etag}".encode("utf-8", "surrogateescape") for ref in refs)
+    digests = b"".join(hashlib.blake2b(name, digest_size=16).digest() for name in named)
+    return np.frombuffer(digests, "S16")

@@ -1,0 +1,221 @@
+"""One unit, image by image, in a process that may die: how an image that kills is found.
+
+    actor ------ spec, unit, how many images are done -----> child
+          <- ready, begin ROW, decode, infer, done ROW, end -
+
+A unit over which an actor died is scanned by a child of the next one. When children die at the same
+image again, or take too long, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and the
+next child goes on behind it. Rows travel as Arrow: what comes from a process that read a hostile
+image is not unpickled. A child decodes by Pillow: what kills another decoder is scanned after all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import islice
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pyarrow as pa
+
+from prompt_iml.engine.errors import Crashed, Fatal, OutOfMemory, PromptImlError, TimedOut
+from prompt_iml.pipeline.run.schema import to_batch
+from prompt_iml.pipeline.scan.rows import Row, failure, identity
+from prompt_iml.pipeline.scan.scanner import Scanner, ScanSpec
+from prompt_iml.pipeline.scan.watchdog import Stage
+from prompt_iml.pipeline.units import Sample, Unit, unit_from_json, unit_to_json
+
+BYTES_PER_PIXEL = 20  # decoding takes 10 at its peak
+SPARE_BYTES = 3 << 30  # an engine for tiles of every shape reserves half of it
+DEATHS = 2  # at one image, by a fault of the process or by the clock
+KILLS = 4  # by the system, or between two images: a node that ends kills, too
+START_SECONDS = 600  # to load the engine
+FETCH_SECONDS = 1800  # between two images: the store has its own, shorter patience
+PR_SET_PDEATHSIG = 1
+
+
+def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
+    """One row for every image of the unit, whatever the images do.
+
+    Raises:
+        PromptImlError: a child cannot even load the engine.
+    """
+    done = deaths = 0
+    left: dict[str | None, None] = dict.fromkeys(unit.members)
+    while True:
+        child = Child(spec, unit, done)
+        try:
+            for row in child.rows():
+                done, deaths = done + 1, 0
+                left.pop(row.get("member"), None)
+                yield row
+        finally:
+            child.stop()
+        if child.death is None:
+            return
+        deaths += 1
+        if deaths < _deaths_allowed(child):
+            continue
+        if not child.ready:
+            raise PromptImlError(f"a process of its own cannot scan: {child.death}")
+        if child.at is None:
+            yield from _unread(unit, done, left, child.death)
+            return
+        left.pop(child.at.get("member"), None)
+        yield child.at | failure(child.death)
+        done, deaths = done + 1, 0
+
+
+def _deaths_allowed(child: Child) -> int:
+    """In a row, before it is the image's fault, or the source's."""
+    is_kill = isinstance(child.death, OutOfMemory)
+    if not child.ready and not is_kill:
+        return 1
+    return KILLS if is_kill or child.at is None else DEATHS
+
+
+def _unread(unit: Unit, done: int, left: Iterable[str | None], death: Fatal) -> Iterator[Row]:
+    """The rows of what was not reached, when reading itself kills; of its members, `left`."""
+    samples = [Sample(ref.uri, content_id=ref.content_id) for ref in unit.objects[done:]]
+    samples += [Sample(unit.uri, name) for name in left]
+    # Of a range of a Parquet file as `read_parquet` names what it cannot read.
+    first = str(unit.first_row + done) if unit.kind == "parquet" and unit.first_row + done else None
+    for sample in samples or [Sample(unit.uri, first)]:
+        yield identity(sample) | failure(death)
+
+
+class Child:
+    """A process that scans a unit from image number `done` on.
+
+    Attributes:
+        death: why it ended before the unit's end; None if it did not.
+        at: the row, as far as it is known, of the image it is at; None between images.
+        ready: whether it has loaded the engine.
+    """
+
+    def __init__(self, spec: ScanSpec, unit: Unit, done: int) -> None:
+        self.death: Fatal | None = None
+        self.at: Row | None = None
+        self.ready = False
+        self._seconds = spec.image_timeout
+        self._line, theirs = Pipe()
+        self._process = subprocess.Popen(
+            # -P: nothing is imported from the working folder, which may be the one that is scanned.
+            [sys.executable, "-P", "-m", "prompt_iml.pipeline.scan.isolated", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        theirs.close()
+        job = {"spec": spec.to_json(), "unit": unit_to_json(unit), "done": done}
+        with suppress(OSError):  # it is dead already, as reading from it will tell
+            self._line.send_bytes(json.dumps(job).encode())
+
+    def rows(self) -> Iterator[Row]:
+        """Rows as they are done, until the end or the death."""
+        stage = "start"
+        try:
+            while (word := self._word(stage)) != "end":
+                stage, self.ready = word, True
+                if word == "begin":
+                    self.at = self._row()
+                elif word == "done":
+                    self.at = None
+                    yield self._row()
+        except Fatal as death:
+            death.stage = stage if self.at else "fetch"
+            self.death = death
+
+    def stop(self) -> None:
+        """End it, if it has not ended."""
+        self._process.kill()
+        self._process.wait()
+        self._line.close()
+
+    def _word(self, stage: str) -> str:
+        """What the child says next; raises `Fatal` when it will say nothing any more."""
+        seconds = START_SECONDS if stage == "start" else self._seconds if self.at else FETCH_SECONDS
+        if not self._line.poll(seconds):
+            raise TimedOut(f"not done after {seconds:g} s")
+        return self._receive().decode()
+
+    def _row(self) -> Row:
+        batch = pa.ipc.open_stream(self._receive()).read_next_batch()
+        row: Row = batch.to_pylist()[0]
+        return {name: value for name, value in row.items() if value is not None}
+
+    def _receive(self) -> bytes:
+        try:
+            return self._line.recv_bytes()
+        except (EOFError, OSError):
+            raise cause_of(self._process.wait()) from None
+
+
+def cause_of(exit_status: int) -> Fatal:
+    """Why a process ended, by what `Popen.wait` gives."""
+    if exit_status == -signal.SIGKILL:
+        return OutOfMemory("the system killed the process, as it does when memory runs out")
+    if exit_status < 0:
+        return Crashed(f"the process died of {signal.Signals(-exit_status).name}")
+    return Crashed(f"the process ended with exit status {exit_status}")
+
+
+class _Line:
+    """The child's end: says what it is about to do before it does it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def say(self, word: str, row: Row | None = None) -> None:
+        self._connection.send_bytes(word.encode())
+        if row is not None:
+            batch = to_batch([{"status": "failed"} | row])
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            self._connection.send_bytes(sink.getvalue())
+
+    @contextmanager
+    def working(self, stage: Stage) -> Iterator[None]:
+        """As a `Watch`."""
+        self.say(stage)
+        yield
+
+
+def _limit_memory(max_pixels: int) -> None:
+    """Beyond it an image gets a MemoryError, or dies, and not the machine with it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])  # of data
+    limit = pages * resource.getpagesize() + BYTES_PER_PIXEL * max_pixels + SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def main() -> None:
+    """The child."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # an actor takes it along
+    connection = Connection(int(sys.argv[1]))
+    job = json.loads(connection.recv_bytes())
+    spec, unit = ScanSpec.from_json(job["spec"]), unit_from_json(job["unit"])
+    line = _Line(connection)
+    scanner = Scanner(replace(spec, decoder="pillow"), line)
+    if sys.platform == "linux":
+        _limit_memory(spec.max_pixels)
+    line.say("ready")
+    for sample in islice(scanner.samples(unit), job["done"], None):
+        line.say("begin", identity(sample))
+        for row in scanner.rows([sample]):
+            line.say("done", row)
+    line.say("end")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""The scan from settings to summary: bind, plan, waves, manifest.
+
+Every step can be repeated: what an earlier launch of the same run finished is found, not redone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+
+from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.runtimes.open import check_engine
+from prompt_iml.pipeline.images.nvimagecodec import check_decoder
+from prompt_iml.pipeline.logs import configure
+from prompt_iml.pipeline.monitoring.progress import Progress, say
+from prompt_iml.pipeline.registry.registry import (
+    PromptSource,
+    Registry,
+    look_up_version,
+    with_version,
+)
+from prompt_iml.pipeline.run.folder import Json, Run, default_run_id
+from prompt_iml.pipeline.run.plan import Plan, make_plan, read_plan, waves
+from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
+from prompt_iml.pipeline.scan.actors import pool_size, read_tally, scan_wave, shared_tally
+from prompt_iml.pipeline.scan.earlier import ScannedIn, check_retry, complete_run, retry_units
+from prompt_iml.pipeline.scan.preflight import FREE_SECONDS, NODE_SECONDS, check_node
+from prompt_iml.pipeline.scan.scanner import Part, ScanSpec
+from prompt_iml.pipeline.scan.session import ray_address, ray_session
+from prompt_iml.pipeline.settings import ScanSettings
+from prompt_iml.pipeline.sources import list_units
+from prompt_iml.pipeline.sources.inputs import resolve
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.units import Unit, unit_to_json
+
+# The settings that shape the rows: with the model's digests, what a run is bound to.
+BINDING = {
+    "engine", "format", "image_column", "limit", "images_per_unit",
+    "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
+}  # fmt: skip
+WHERE_SET = {"retry_failed", "retry_codes", "skip_scanned", "slice", "decoder"}
+
+
+@dataclass(slots=True)
+class Totals:
+    """The sum over parts.
+
+    Attributes:
+        parts: file, rows, size_bytes, sha256 of each.
+        rows: in all parts.
+        new_rows: in the parts that this launch wrote.
+        statuses, codes: rows by status and by error code.
+        started: when the first part was done being waited for; for the rate.
+    """
+
+    parts: list[Json] = field(default_factory=list)
+    rows: int = 0
+    new_rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: Part) -> None:
+        """Count one part."""
+        described = asdict(part)
+        self.statuses.update(described.pop("statuses"))
+        self.codes.update(described.pop("codes"))
+        self.new_rows += part.rows if described.pop("new") else 0
+        self.rows += part.rows
+        self.parts.append(described)
+
+
+def scan(settings: ScanSettings) -> Json:
+    """Scan, or finish, or find finished, the run that the settings name.
+
+    Returns:
+        The summary (`summarize`), which is also the run's summary.json.
+
+    Raises:
+        UsageError: the settings name what is not there or not possible.
+    """
+    started = time.monotonic()
+    model = load_model(settings.model)
+    if not settings.actor_gpus:  # else the nodes have what the driver need not: see `check_node`
+        check_engine(settings.engine)
+        check_decoder(settings.decoder)
+    output = storage.canonical(settings.output)
+    settings, earlier = continued(settings, output, model)
+    source = prompt_source(settings, model, output)
+    if source:
+        model = with_version(model, Registry(source.registry, model.sha256), source.version)
+    config = run_config(settings, model, source)
+    run = Run(output, settings.run_id or default_run_id(config))
+    configure(settings.log, run=run.run_id)
+    storage.check_writable(output)
+    if run.config() is None:  # before anything is written that a corrected command would meet
+        check_inputs(settings)
+    run.bind(config)
+    for note in model.notes:
+        say(f"note: {note}")
+    manifest, totals = run.manifest(), Totals()
+    if manifest:
+        say(f"already complete: run {run.run_id}; another --run-id scans again")
+    else:
+        plan = plan_of(run, settings, earlier)
+        totals = scan_plan(settings, scan_spec(settings, run, model, source), plan)
+        manifest = run.commit(make_manifest(run, model, config, plan, totals))
+    summary = summarize(run, model, manifest, totals.new_rows, time.monotonic() - started)
+    run.write_summary(summary)
+    return summary
+
+
+def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSettings, Run | None]:
+    """The settings with inputs, and the run that they go on from, if they name one.
+
+    Raises:
+        UsageError: there are no inputs, or flags that exclude each other; the run that is named is
+            missing or not complete.
+    """
+    name = settings.retry_failed or settings.skip_scanned
+    if settings.retry_failed and (settings.inputs or settings.skip_scanned):
+        raise UsageError("--retry-failed takes its inputs from the run: leave out all others")
+    if settings.retry_codes and not settings.retry_failed:
+        raise UsageError("--retry-codes needs --retry-failed RUN")
+    if not settings.inputs and not settings.retry_failed:
+        raise UsageError("INPUTS are missing: name what to scan, or --retry-failed RUN")
+    if name is None:
+        return settings, None
+    if name == settings.run_id:
+        raise UsageError(f"run {name} cannot go on from itself: choose another --run-id")
+    run, config = complete_run(output, name)
+    if config["model_sha256"] != model.sha256:
+        say(f"note: run {name} was made by {config['model']}, this one is by {model.id}")
+    if settings.retry_failed:
+        check_retry(run, settings.retry_codes)  # before anything is written
+        same = {key: config[key] for key in ("inputs", "format", "image_column")}
+        settings = settings.model_copy(update=same)
+    return settings, run
+
+
+def check_inputs(settings: ScanSettings) -> None:
+    """Find every input, not yet what is in it; raises `UsageError`."""
+    sliced((), settings.slice)
+    for name in settings.inputs:
+        resolve(name)
+
+
+def prompt_source(settings: ScanSettings, model: Model, output: str) -> PromptSource | None:
+    """Which prompts the settings name; None: those that the model comes with.
+
+    `current` is looked up once: a run that an earlier launch bound to a version keeps it, whatever
+    was promoted since, so that a job which is started again under its `--run-id` goes on.
+
+    Raises:
+        UsageError: `--registry` is missing, cannot be read, or has no such version.
+    """
+    if settings.registry is None:
+        if settings.prompts != "current" or settings.refresh_prompts:
+            raise UsageError("--prompts and --refresh-prompts need --registry URI")
+        return None
+    if settings.refresh_prompts and settings.prompts != "current":
+        raise UsageError("--refresh-prompts follows current: leave out --prompts")
+    registry = Registry(storage.canonical(settings.registry), model.sha256)
+    if settings.prompts == "current" and settings.run_id and not settings.refresh_prompts:
+        bound = Run(output, settings.run_id).config() or {}
+        if "prompts" in bound:
+            return PromptSource(registry.uri, bound["prompts"])
+    version = look_up_version(registry, settings.prompts)
+    if version is None:
+        say(
+            f"note: nothing is promoted in {registry.uri} yet: {model.id} runs with its own prompts"
+        )
+    return PromptSource(registry.uri, version, settings.refresh_prompts)
+
+
+def run_config(settings: ScanSettings, model: Model, source: PromptSource | None = None) -> Json:
+    """What the run is bound to: everything that shapes its rows.
+
+    With `--refresh-prompts` that is the registry, not a version of it: rows tell the version.
+    """
+    bound: Json = {"prompt_set": model.prompts.id, "policy": asdict(model.policy)}
+    if source and source.refresh:
+        bound = {"prompt_set": "current", "registry": source.registry}
+    elif source:
+        bound["prompts"] = source.version
+    return {
+        **settings.model_dump(include=BINDING),
+        "inputs": [storage.canonical(name) for name in settings.inputs],
+        "model": model.id,
+        "model_sha256": model.sha256,
+        "schema_version": SCHEMA_VERSION,
+        **settings.model_dump(include=WHERE_SET, exclude_defaults=True),
+        **bound,
+    }
+
+
+def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Plan:
+    """The run's plan; listed now if no earlier launch did."""
+    if storage.exists(run.plan_uri):
+        say(f"resuming run {run.run_id}")
+        return read_plan(run)
+    if earlier and settings.retry_failed:
+        many, limit = settings.images_per_unit, settings.limit
+        units = retry_units(
+            earlier,
+            settings.retry_codes,
+            images_per_unit=many,
+            limit=limit,
+            trust_lists=settings.trust_lists,
+        )
+        return make_plan(run, sliced(units, settings.slice))
+    with ScannedIn(earlier) if earlier else nullcontext() as scanned:
+        units = list_units(
+            settings.inputs,
+            images_per_unit=settings.images_per_unit,
+            format=settings.format,
+            image_column=settings.image_column,
+            limit=settings.limit,
+            scanned=scanned,
+            trust_lists=settings.trust_lists,
+        )
+        return make_plan(run, sliced(units, settings.slice))
+
+
+def sliced(units: Iterable[Unit], share: str | None) -> Iterator[Unit]:
+    """The units of the share i/n, told by a hash of what each names; None: all.
+
+    Raises:
+        UsageError: i is more than n.
+    """
+    if share is None:  # no digest of every unit of a billion images
+        return iter(units)
+    place, _, shares = share.partition("/")
+    if int(place) > int(shares):
+        raise UsageError(f"--slice {share}: the first number is at most the second")
+    return (unit for unit in units if _share(unit, int(shares)) == int(place))
+
+
+def _share(unit: Unit, shares: int) -> int:
+    """From 1; the same wherever and whenever the unit is listed."""
+    digest = hashlib.sha256(unit_to_json(unit).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % shares + 1
+
+
+def scan_spec(
+    settings: ScanSettings, run: Run, model: Model, source: PromptSource | None = None
+) -> ScanSpec:
+    """What the actors of a run need to know."""
+    return ScanSpec(
+        run=run,
+        model=model.reference,
+        model_sha256=model.sha256,
+        engine=settings.engine,
+        threads=1,  # an actor has one CPU
+        max_pixels=settings.max_pixels,
+        max_object_bytes=settings.max_object_bytes,
+        heatmap=settings.heatmap,
+        image_timeout=settings.image_timeout,
+        prompts=source,
+        log=settings.log,
+        decoder=settings.decoder,
+    )
+
+
+def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
+    """Bring every unit of the plan to its part, in waves."""
+    run, totals = spec.run, Totals()
+    with ray_session(settings.address, settings.max_actors):
+        least, most, gpus = settings.min_actors, settings.max_actors, settings.actor_gpus
+        grows = ray_address(settings.address) != "local"
+        pool = pool_size(least, most, plan.units, gpus, grows)
+        check_node(spec, gpus, NODE_SECONDS if grows else FREE_SECONDS)
+        say(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
+        with (
+            shared_tally() as tally,
+            Progress(lambda: read_tally(tally), plan.size_bytes),
+        ):
+            for units in waves(plan, settings.wave_units):
+                for part in scan_wave(units, spec, pool, tally):
+                    totals.add(part)
+    return totals
+
+
+def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Totals) -> Json:
+    """Every part and every count, reconciled with the plan.
+
+    Raises:
+        AssertionError: a unit has no part or two, or a status is not counted; a defect here.
+    """
+    files = {part["file"] for part in totals.parts}
+    assert len(files) == len(totals.parts) == plan.units, (len(files), plan.units)
+    assert totals.rows == sum(totals.statuses.values()), totals
+    return {
+        "run_id": run.run_id,
+        "config": config,
+        "listed": totals.rows,
+        "statuses": {name: totals.statuses[name] for name in ("ok", "failed", "skipped")},
+        "codes": dict(totals.codes),
+        "false_positive_rate": model.policy.false_positive_rate if "policy" in config else None,
+        "parts": sorted(totals.parts, key=lambda part: str(part["file"])),
+    }
+
+
+def summarize(run: Run, model: Model, manifest: Json, new_rows: int, seconds: float) -> Json:
+    """What a launch did, for the last line on stdout and for summary.json.
+
+    `listed = ok + failed + skipped`; `scanned_now` and `seconds` are of this launch.
+    """
+    statuses = manifest["statuses"]
+    tried = statuses["ok"] + statuses["failed"]
+    return {
+        "run_id": run.run_id,
+        "output": run.output,
+        "listed": manifest["listed"],
+        **statuses,
+        "codes": manifest["codes"],
+        "failure_rate": round(statuses["failed"] / tried, 6) if tried else 0.0,
+        "scanned_now": new_rows,
+        "seconds": round(seconds, 2),
+        "model": model.id,
+        "notes": list(model.notes),
+    }

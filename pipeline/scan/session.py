@@ -1,0 +1,139 @@
+"""Ray for the length of one command: a private Ray on this machine, or a cluster that is joined.
+
+A driver of Ray puts its working folder and its script's folder on the import path of all workers,
+before the installed packages. The folder that a user scans must not get there: a `numpy.py` beside
+the photographs would run. So the driver connects from an empty folder, and the workers of a local
+Ray, which work where it was started, stay in that folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.runtimes.blob_cache import VARIABLE, default_folder
+
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of the environment: what a submitted job travels with
+
+
+@contextmanager
+def ray_session(address: str, actors: int | None) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine and end it afterwards.
+
+    The environment is restored at the end. A caller that is connected already keeps its session.
+
+    Args:
+        address: `local`, `auto` (RAY_ADDRESS, else local) or a cluster's address.
+        actors: scan actors asked for; a local cluster gets a CPU for each.
+
+    Raises:
+        UsageError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = ray_address(address)
+    with _private_ray(actors) if address == "local" else _joined_ray(address):
+        yield
+
+
+def ray_address(address: str) -> str:
+    """The address that `auto` stands for: RAY_ADDRESS, else local."""
+    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+
+
+@contextmanager
+def _private_ray(actors: int | None) -> Iterator[None]:
+    """A Ray that listens on the loopback address alone, with a random token.
+
+    The token exists in the environment of its processes, which other users cannot read.
+    """
+    variables = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        VARIABLE: str(default_folder().absolute()),
+    }
+    # Ray would listen on all addresses of the machine. It has a switch for systems whose firewall
+    # asks the user about every port: then each of its processes listens on loopback.
+    switches = {"ENABLE_RAY_CLUSTER": False}
+    try:
+        with _empty_folder() as folder, _changed(os.environ, variables):
+            _read_token_again()
+            with _changed(vars(ray_constants), switches):
+                _connect(
+                    folder,
+                    "local",
+                    num_cpus=actors,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+            yield
+    finally:
+        _read_token_again()
+
+
+@contextmanager
+def _joined_ray(address: str) -> Iterator[None]:
+    with _empty_folder() as folder, _changed(os.environ, {}):
+        try:
+            _connect(folder, address, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise UsageError(
+                f"no Ray cluster at {address} ({error}): try --address local"
+            ) from error
+        yield
+
+
+@contextmanager
+def _empty_folder() -> Iterator[Path]:
+    """A folder that only this user can enter; at the end Ray is shut down and it is removed."""
+    with TemporaryDirectory(prefix="prompt-iml-", ignore_cleanup_errors=True) as folder:
+        try:
+            yield Path(folder)
+        finally:
+            ray.shutdown()
+
+
+def _connect(folder: Path, address: str, **options: Any) -> None:
+    """Call `ray.init` in the folder, as a script of that folder would."""
+    # Under `uv run` Ray would send the working folder to the workers; in a job, the job decides.
+    switches = {} if IN_A_JOB in os.environ else {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": False}
+    arguments, sys.argv = sys.argv, [str(folder / "driver")]
+    try:
+        with chdir(folder), _changed(vars(ray_constants), switches):
+            ray.init(address, **options)
+    finally:
+        sys.argv = arguments
+
+
+def _read_token_again() -> None:
+    """Make this process use the token of its environment: Ray reads it once, and keeps it."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _changed(names: MutableMapping[str, Any], values: Mapping[str, Any]) -> Iterator[None]:
+    """Set values while the block runs, then restore all of the names, whoever changed them."""
+    before = dict(names)
+    names.update(values)
+    try:
+        yield
+    finally:
+        for name in names.keys() - before.keys():
+            del names[name]
+        names.update(before)

@@ -1,0 +1,180 @@
+"""The objects below a folder or prefix, streamed: 10^9 keys list in flat memory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.units import ObjectRef
+
+LISTING_THREADS = 16
+KEYS_PER_PAGE = 1000  # the most that S3 gives
+RANGES_PER_PAGE = 64
+
+Skip = Callable[[str], bool]
+
+
+def list_objects(
+    folder: str, skip: Skip = lambda name: False, starts: str = ""
+) -> Iterator[ObjectRef]:
+    """Every file below a folder, or object below a prefix.
+
+    The order depends on the names alone. It is that of the bytes of the whole names, except on S3
+    beyond one page (1000 keys): there 16 ranges of the keys are listed at once and take turns, a
+    page each.
+
+    Args:
+        folder: canonical URI.
+        skip: told the name of a file or folder (without what is above it); True passes over it
+            and all below it.
+        starts: list only what starts so, below the folder.
+
+    Raises:
+        FetchError: the folder, or a folder below it, cannot be listed.
+    """
+    if storage.is_s3(folder):
+        return _list_s3(folder, skip, starts)
+    return _list_local(folder, skip, starts)
+
+
+def _list_local(folder: str, skip: Skip, starts: str) -> Iterator[ObjectRef]:
+    root = storage.local_path(folder)
+    beginning = str(root / starts)
+    for path in _walk(str(root), frozenset(), skip):
+        ref = _local_ref(path) if path.startswith(beginning) else None
+        if ref:
+            yield ref
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]], skip: Skip) -> Iterator[str]:
+    """Paths of all that is no folder; links are followed."""
+    with storage.fetching(f"file://{folder}"):
+        status = Path(folder).stat()
+        with os.scandir(folder) as scan:
+            entries = sorted((_s3_order(entry), entry.path) for entry in scan)
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # by a link to a folder that we are in
+        return
+    for name, path in entries:
+        if skip(os.fsdecode(name.rstrip(b"/"))):
+            continue
+        if name.endswith(b"/"):
+            yield from _walk(path, above | {here}, skip)
+        else:
+            yield path
+
+
+def _s3_order(entry: os.DirEntry[str]) -> bytes:
+    """The name, with a slash behind that of a folder: as in keys."""
+    is_folder = entry.is_dir(follow_symlinks=False) or (
+        entry.is_symlink() and Path(entry.path).is_dir()
+    )
+    return os.fsencode(entry.name) + (b"/" if is_folder else b"")
+
+
+def _local_ref(path: str) -> ObjectRef | None:
+    uri = f"file://{path}"
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return ObjectRef(uri)  # a link to nothing: reading it tells
+    return storage.local_ref(uri, status) if stat.S_ISREG(status.st_mode) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Keys of a bucket with a prefix, after `start` and before `end` where they are set.
+
+    `token` says where within the range the next page begins.
+    """
+
+    bucket: str
+    prefix: str
+    start: str = ""
+    end: str = ""
+    token: str = ""
+
+
+def _list_s3(folder: str, skip: Skip, starts: str) -> Iterator[ObjectRef]:
+    bucket, key = storage.split_s3(folder)
+    above = f"{key}/" if key else ""
+    for page in _pages(_Range(bucket, above + starts)):
+        for entry in page:
+            name: str = entry["Key"]
+            # A key with a slash at its end is how consoles show an empty folder.
+            if not name.endswith("/") and not any(map(skip, name[len(above) :].split("/"))):
+                yield ObjectRef(f"s3://{bucket}/{name}", entry["Size"], entry["ETag"].strip('"'))
+
+
+def _pages(whole: _Range) -> Iterator[list[dict[str, Any]]]:
+    page, rest = _page(whole)
+    if rest is None:
+        yield page
+        return
+    ranges = _split(whole)
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        turns: deque[Future[tuple[list[dict[str, Any]], _Range | None]]] = deque(
+            pool.submit(_page, part) for part in islice(ranges, LISTING_THREADS)
+        )
+        while turns:
+            page, rest = turns.popleft().result()
+            following = rest or next(ranges, None)
+            if following:
+                turns.append(pool.submit(_page, following))
+            yield page
+
+
+def _page(part: _Range) -> tuple[list[dict[str, Any]], _Range | None]:
+    """The next keys of a range, and what is left of it."""
+    answer = _list(part)
+    page = answer.get("Contents", [])
+    inside = [entry for entry in page if not part.end or entry["Key"] < part.end]
+    if not answer["IsTruncated"] or len(inside) < len(page):
+        return inside, None
+    return inside, replace(part, token=answer["NextContinuationToken"])
+
+
+def _split(whole: _Range) -> Iterator[_Range]:
+    """The range cut where folders begin; not cut where a page shows none."""
+    start = ""
+    level: _Range | None = _branching(whole)
+    while level:
+        answer = _list(level, Delimiter="/")
+        folders = [entry["Prefix"] for entry in answer.get("CommonPrefixes", [])]
+        stride = -(-len(folders) // RANGES_PER_PAGE) or 1
+        for cut in folders[stride::stride]:
+            yield _Range(whole.bucket, whole.prefix, start, cut)
+            start = cut
+        more = folders and answer["IsTruncated"]
+        level = replace(level, token=answer["NextContinuationToken"]) if more else None
+    yield _Range(whole.bucket, whole.prefix, start)
+
+
+def _branching(part: _Range) -> _Range:
+    """The prefix, or the first below it that holds more than one folder alone."""
+    answer = _list(part, Delimiter="/")
+    folders = answer.get("CommonPrefixes", [])
+    if len(folders) == 1 and not answer.get("Contents") and not answer["IsTruncated"]:
+        return _branching(_Range(part.bucket, folders[0]["Prefix"]))
+    return part
+
+
+def _list(part: _Range, **options: str) -> Any:
+    if part.token:
+        options["ContinuationToken"] = part.token
+    with storage.fetching(f"s3://{part.bucket}/{part.prefix}"):
+        return storage.s3_client().list_objects_v2(
+            Bucket=part.bucket,
+            Prefix=part.prefix,
+            StartAfter=part.start,
+            MaxKeys=KEYS_PER_PAGE,
+            **options,
+        )

@@ -1,0 +1,201 @@
+"""`prompt-iml serve`, asked over HTTP by people who mean well and who do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from itertools import takewhile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from prompt_iml.cluster.fleet.serve import Endpoint, application, endpoint_spec
+from prompt_iml.cluster.settings import EndpointSettings
+from prompt_iml.engine.errors import UsageError
+from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.demo.photographs import forge_set
+from prompt_iml.pipeline.registry.registry import PromptSource
+from prompt_iml.pipeline.run.folder import Json
+from prompt_iml.pipeline.run.schema import RowWriter
+from prompt_iml.pipeline.scan.scanner import Scanner
+from prompt_iml.pipeline.units import Sample
+from tests.conftest import free_port
+
+pytestmark = pytest.mark.timeout(600)
+ROOT = Path(__file__).parents[3]
+TOKEN = "of-a-test"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+MAX_BYTES = 1 << 20
+OF_A_CLOCK = {"scanned_at", "decode_ms", "infer_ms"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that listens."""
+
+    port: int
+
+    def ask(
+        self,
+        body: bytes,
+        headers: dict[str, str] = BEARER,
+        *,
+        method: str = "POST",
+        path: str = "/",
+    ) -> tuple[int, Json]:
+        """The status, and what it says."""
+        line = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        line.request(method, path, body, headers)
+        answer = line.getresponse()
+        told = answer.read()
+        line.close()
+        is_json = answer.headers.get_content_type() == "application/json"
+        return answer.status, json.loads(told) if is_json else {}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """With the packaged model, and poison planted in its decoder."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "prompt_iml.pipeline.cli",
+        "serve",
+        f"--port={port}",
+        "--address=local",
+    ]
+    plant = f"{ROOT}/tests/chaos/plant:{ROOT}"
+    with subprocess.Popen(
+        [*command, f"--max-bytes={MAX_BYTES}"],
+        env=os.environ | {"PYTHONPATH": plant, "PROMPT_IML_SERVE_TOKEN": TOKEN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        told = list(takewhile(lambda line: "serving at" not in line, process.stderr))
+        assert process.poll() is None, told
+        yield Server(port)
+        process.terminate()
+        out, err = process.communicate(timeout=120)
+    summary = json.loads(out.splitlines()[-1])
+    assert (process.returncode, summary["url"]) == (0, f"http://127.0.0.1:{port}/"), err
+
+
+@pytest.fixture(scope="module")
+def forged() -> bytes:
+    return next(image.data for image in forge_set() if image.mask is not None)
+
+
+def test_a_forgery_is_told_as_a_scan_tells_it(server: Server, forged: bytes) -> None:
+    status, told = server.ask(forged)
+    scanner = Scanner(endpoint_spec(EndpointSettings()))
+    (row,) = scanner.rows([Sample("/there/forged.jpg", data=forged)])
+    writer = RowWriter("unit", "run")
+    writer.add(row | scanner.provenance)
+    (expected,) = pq.read_table(pa.BufferReader(writer.close())).to_pylist()
+    assert (status, told["status"], bool(told["regions"])) == (200, "ok", True)
+    assert told.pop("mask_rle").encode() == expected.pop("mask_rle")
+    numbers = told.keys() - OF_A_CLOCK
+    assert {name: told[name] for name in numbers} == {name: expected[name] for name in numbers}
+    left_out = {"image_id", "uri", "member", "content_id", "run_id", "heatmap_png"}
+    assert expected.keys() - told.keys() == left_out
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(b"", "empty"), (b"no image", "unsupported"), (b"\xff\xd8\xff\xe0", "truncated")],
+)
+def test_what_is_no_image_has_a_code(body: bytes, code: str, server: Server) -> None:
+    status, told = server.ask(body)
+    assert (status, told["status"], told["error_code"]) == (422, "failed", code)
+    assert told["size_bytes"] == len(body)
+
+
+def test_an_announced_size_is_enough_to_refuse(server: Server) -> None:
+    line = HTTPConnection("127.0.0.1", server.port, timeout=60)
+    line.putrequest("POST", "/")
+    for name, value in {**BEARER, "Content-Length": str(10**12)}.items():
+        line.putheader(name, value)
+    line.endheaders()  # and not a byte of it
+    answer = line.getresponse()
+    assert (answer.status, json.load(answer)["error_code"]) == (413, "too_large")
+    line.close()
+
+
+def test_a_size_that_nobody_announced_is_counted(server: Server) -> None:
+    line = HTTPConnection("127.0.0.1", server.port, timeout=60)
+    line.request("POST", "/", iter([bytes(MAX_BYTES), b"x"]), BEARER)
+    assert line.getresponse().status == 413
+    line.close()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer of-another"}])
+def test_nobody_gets_in_without_the_token(headers: dict[str, str], server: Server) -> None:
+    status, told = server.ask(b"", headers)
+    assert (status, set(told)) == (401, {"error_message"})
+
+
+def test_there_is_one_place_and_one_method(server: Server) -> None:
+    assert server.ask(b"", method="GET")[0] == 405
+    assert server.ask(b"", path="/other")[0] == 404
+    assert server.ask(b"", {}, method="GET", path="/-/healthz")[0] == 200
+
+
+def test_many_at_once_are_answered_each_its_own(server: Server, forged: bytes) -> None:
+    bodies = [forged, b"no image", forged, b""]
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        answers = list(clients.map(server.ask, bodies))
+    assert [status for status, _ in answers] == [200, 422, 200, 422]
+    assert answers[0][1]["score"] == answers[2][1]["score"]
+
+
+def test_an_image_that_kills_costs_a_replica_and_another_comes(
+    server: Server, forged: bytes
+) -> None:
+    assert server.ask(forged + b"POISON:segfault")[0] == 500
+    deadline = time.monotonic() + 120
+    while (status := server.ask(forged)[0]) != 200 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert status == 200
+
+
+def test_no_token_no_start() -> None:
+    with pytest.raises(UsageError, match="PROMPT_IML_SERVE_TOKEN"):
+        Endpoint(endpoint_spec(EndpointSettings()), MAX_BYTES, require_token=True)
+
+
+def test_prompts_are_looked_up_when_it_is_deployed(tmp_path: Path) -> None:
+    spec = endpoint_spec(EndpointSettings(registry=str(tmp_path)))
+    assert spec.prompts == PromptSource(f"file://{tmp_path}", None)  # nothing is promoted
+    with pytest.raises(UsageError, match="no prompt set 12345678"):
+        endpoint_spec(EndpointSettings(registry=str(tmp_path), prompts="12345678"))
+
+
+def test_a_typo_in_a_serve_config_is_refused() -> None:
+    with pytest.raises(ValidationError, match="modle"):
+        application({"modle": "x"})
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "prompt_iml.cluster.fleet.serve", None)
+    assert main(["serve"]) == 2
+    assert capsys.readouterr().err.startswith("prompt-iml serve: pip install 'prompt-iml[serve]'")
+
+
+def test_bad_settings_are_refused_before_ray_is_started(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--model=nobody"]) == 2
+    assert "no model 'nobody'" in capsys.readouterr().err

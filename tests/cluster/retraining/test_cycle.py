@@ -1,0 +1,117 @@
+"""One re-training cycle as a fleet runs it: `make train-smoke`. Nothing in it is put in place of
+anything: two training processes on Ray Train, one of them killed, the packaged model, the gate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from prompt_iml.cluster.training.curves import CURVES, read_curves
+from prompt_iml.pipeline.cli import main
+from tests.helpers.photos import write_photos
+from tests.helpers.processes import processes_below, wait_for_reports
+
+
+def _forged(photo: Path, folder: Path) -> tuple[Path, bytes]:
+    """A photograph with a part of itself once more, and the mask as PNG."""
+    pixels = np.asarray(Image.open(photo).convert("RGB")).copy()
+    pixels[40:140, 40:140] = pixels[200:300, 200:300]
+    mask = np.zeros(pixels.shape[:2], np.uint8)
+    mask[40:140, 40:140] = 255
+    path, sink = folder / f"forged-{photo.name}", io.BytesIO()
+    Image.fromarray(pixels).save(path, quality=90)
+    Image.fromarray(mask).save(sink, "PNG")
+    return path, sink.getvalue()
+
+
+def _write_labels(photos: list[Path], folder: Path) -> Path:
+    forged = [_forged(photo, folder) for photo in photos]
+    table = {
+        "uri": [str(photo) for photo in photos] + [str(path) for path, _ in forged],
+        "label": ["authentic"] * len(photos) + ["manipulated"] * len(forged),
+        "mask": pa.array([None] * len(photos) + [mask for _, mask in forged], pa.binary()),
+    }
+    pq.write_table(pa.table(table), folder / "labels.parquet")
+    return folder / "labels.parquet"
+
+
+def _write_set(photo: Path, folder: Path) -> Path:
+    forged, mask = _forged(photo, folder)
+    (folder / "mask.png").write_bytes(mask)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        rows = [("image", "mask"), (forged.name, "mask.png"), (str(photo), "")]
+        csv.writer(file).writerows(rows)
+    return folder / "manifest.csv"
+
+
+def _kill_a_training_process(cycle: subprocess.Popen[bytes], output: Path) -> None:
+    """After the first report; those after it come from a later process."""
+    while not list(output.glob("cycle-*")) and cycle.poll() is None:
+        time.sleep(0.2)
+    (folder,) = (path for path in output.glob("cycle-*") if path.is_dir())
+    wait_for_reports(f"file://{folder}/{CURVES}", 1, cycle)
+    os.kill(processes_below(cycle.pid, "ray::RayTrainWorker")[0], signal.SIGKILL)
+
+
+def _models(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(["models", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.timeout(300)
+def test_train_kill_resume_evaluate_gate_promote_roll_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos")
+    pictures = sorted(photos.rglob("*.jpg"))
+    registry, output = f"file://{tmp_path}/registry", tmp_path / "output"
+    flags = {
+        "photos": str(photos),
+        "labels": str(_write_labels(pictures, tmp_path)),
+        "registry": registry,
+        "output": str(output),
+        "sets": str(_write_set(pictures[0], tmp_path)),
+        "samples": "16",
+        "workers": "2",
+        "margin": "1",  # what so few samples do to the numbers is not what is tested here
+        "fpr-margin": "1",
+        "gain": "-1",
+        "address": "local",
+    }
+    command = [f"--{name}={value}" for name, value in flags.items()]
+    with subprocess.Popen(
+        [sys.executable, "-m", "prompt_iml.pipeline.cli", "retrain", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as cycle:
+        _kill_a_training_process(cycle, output)
+        out, err = cycle.communicate()
+    assert cycle.returncode == 0, err.decode()[-2000:]
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["verdict"] == "passed"
+    (curves,) = output.glob(f"cycle-*/{CURVES}")
+    # Begun anew it would have no report of the 8 examples before the kill.
+    assert [int(report["samples"]) for report in read_curves(f"file://{curves}")] == [8, 16]
+    assert summary["version"] in _models(capsys, "list", "--registry", registry)
+    _models(capsys, "rollback", "--registry", registry)
+    listed = json.loads(_models(capsys, "list", "--registry", registry).splitlines()[-1])
+    assert listed["bases"][0]["current"] is None
+    # The same again, as a schedule does: nothing is trained twice, what was rolled back stays so.
+    assert main(["retrain", *command]) == 2
+    assert "was rolled back" in capsys.readouterr().err
+    assert main(["retrain", *command, "--gain=1"]) == 3
+    assert "nothing gained" in capsys.readouterr().err

@@ -1,0 +1,193 @@
+"""The pieces of training: losses, schedule, teacher, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from safetensors.torch import load_file, save_file
+from skimage.transform import resize
+
+from prompt_iml.cluster.settings import TrainSettings
+from prompt_iml.cluster.training.distill import standardised, teacher_features, unexplained
+from prompt_iml.cluster.training.loop import Objective, Run, start_network
+from prompt_iml.cluster.training.losses import score_loss, training_loss
+from prompt_iml.cluster.training.masked import Filler, drawn
+from prompt_iml.cluster.training.pretrain import varied
+from prompt_iml.cluster.training.schedule import learning_rate, weight_decay_groups
+from prompt_iml.engine.network.config import PRESETS, JpegViewConfig, SwinConfig
+from prompt_iml.engine.network.model import MEAN, STD, PromptIML
+
+TEACHER = Path(__file__).parents[4] / "shared/data/backbones/mobilenet_v2_imagenet_f16.safetensors"
+
+MICRO = PRESETS["prompt-iml-micro"]
+TINY = replace(MICRO, swin=SwinConfig(8, (1, 1, 1, 1), (1, 1, 2, 2), (8,) * 4, mlp_ratio=1))
+
+
+def _target() -> torch.Tensor:
+    target = torch.zeros(2, 32, 32, dtype=torch.bool)
+    target[0, 8:16, 8:24] = True
+    return target
+
+
+def _logits(target: torch.Tensor, size: float) -> torch.Tensor:
+    return torch.where(target[:, ::4, ::4], size, -size).requires_grad_()
+
+
+def test_a_right_answer_costs_nothing_and_a_wrong_one_much() -> None:
+    target, score = _target(), torch.tensor([20.0, -20.0])
+    assert training_loss([_logits(target, 20.0)], score, target) < 1e-3
+    assert training_loss([_logits(target, -20.0)], -score, target) > 10
+
+
+def test_every_decoder_layer_learns() -> None:
+    target = _target()
+    masks = [_logits(target, 1.0) for _ in range(3)]
+    training_loss(masks, torch.zeros(2), target).backward()
+    assert all(mask.grad is not None and mask.grad.abs().sum() > 0 for mask in masks)
+
+
+def test_an_authentic_image_that_is_left_alone_costs_nothing() -> None:
+    target = torch.zeros(1, 32, 32, dtype=torch.bool)
+    loss = training_loss([torch.full((1, 8, 8), -20.0)], torch.tensor([-20.0]), target)
+    assert loss < 1e-6
+
+
+def test_authentic_scores_shall_be_alike_and_the_forged_need_not() -> None:
+    authentic = torch.zeros(3, dtype=torch.bool)
+
+    def beyond_entropy(score: torch.Tensor, forged: torch.Tensor) -> float:
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(score, forged.float())
+        return (score_loss(score, forged) - entropy).item()
+
+    assert beyond_entropy(torch.tensor([-1.0, -1, -1]), authentic) == pytest.approx(0)
+    assert beyond_entropy(torch.tensor([-1.0, -3, 0]), authentic) > 0.1
+    assert beyond_entropy(torch.tensor([-1.0, 3, 0]), ~authentic) == 0
+    assert beyond_entropy(torch.tensor([2.0]), authentic[:1]) == 0  # a variance of one is nan
+
+
+def test_the_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(step / 100, peak=2.0) for step in range(101)]
+    assert max(rates) == pytest.approx(2.0, rel=0.01)
+    assert rates.index(max(rates)) == 5
+    assert rates[-1] == pytest.approx(0.02)
+
+
+def test_all_that_trains_is_optimised_once_and_only_matrices_decay() -> None:
+    network = PromptIML(MICRO)
+    decay, spared = (group["params"] for group in weight_decay_groups(network, 0.1))
+    assert len({*map(id, decay), *map(id, spared)}) == len(decay) + len(spared)
+    assert len(decay) + len(spared) == sum(p.requires_grad for p in network.parameters())
+    assert all(p.ndim >= 2 for p in decay)
+    assert {id(p) for p in network.prompts} <= set(map(id, spared))
+
+
+def _step(run: Run) -> float:
+    torch.manual_seed(0)
+    image, mask = torch.randint(0, 255, (1, 64, 64, 3)), torch.ones(1, 64, 64, dtype=torch.bool)
+    loss = Objective(run.network)(image, torch.full((1, 64), 4.0), mask)
+    run.step(loss, 1e-3)
+    return loss.item()
+
+
+def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
+    run, again = (Run(PromptIML(TINY)) for _ in range(2))
+    _step(run)
+    run.samples = 8
+    run.judged(0.5)
+    run.judged(0.4)
+    run.judged(float("nan"))
+    run.save(tmp_path)
+    again.load(tmp_path)
+    assert (again.samples, again.best, again.since_best) == (8, 0.5, 2)
+    assert [_step(run) for _ in range(2)] == [_step(again) for _ in range(2)]
+
+
+def test_without_prompts_none_is_waited_for() -> None:
+    """Processes that train together wait for a gradient of all that is to train."""
+    network = PromptIML(replace(TINY, prompts=0))
+    _step(Run(network))
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+def test_tuning_prompts_moves_nothing_else() -> None:
+    network = PromptIML(TINY)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    _step(Run(network, "prompts"))
+    moved = {n for n, t in network.state_dict().items() if not t.equal(before[n])}
+    assert moved
+    assert all(name.startswith("prompts.") for name in moved)
+
+
+def test_what_a_start_lacks_begins_as_what_changes_nothing(tmp_path: Path) -> None:
+    small = PromptIML(replace(MICRO, stem_blocks=0, jpeg_view=JpegViewConfig(), matches=False))
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    grown = start_network(
+        TrainSettings(photos="-", output="-", start=str(tmp_path / "small.safetensors"))
+    )
+    image, qtable = torch.rand(1, 256, 256, 3) * 255, torch.ones(1, 64)
+    assert grown.config == MICRO
+    with torch.no_grad():
+        assert torch.equal(grown(image, qtable)[0], small(image, qtable)[0])
+
+
+@pytest.mark.parametrize("grow", [False, True])
+def test_a_model_keeps_its_shape_unless_it_is_to_grow(
+    grow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, MICRO.name, replace(MICRO, stem_blocks=3))
+    settings = TrainSettings(photos="-", output="-", start=MICRO.name, grow=grow)
+    assert (start_network(settings).config.stem_blocks == 3) == grow
+
+
+def test_crops_are_toned_and_mixed() -> None:
+    """Two flat ones: what is not mixed is flat, and a mixture shows the edge of the other."""
+    crops = np.full((40, 16, 16, 3), 128, np.uint8)
+    crops[20:, :, :8] = 0
+    seen = varied(crops, np.random.default_rng(0))
+    assert (seen.dtype, seen.shape) == (np.uint8, crops.shape)
+    assert len(np.unique(seen[:20, 0, -1, 0])) > 10
+    edges = np.ptp(seen[:20].astype(int), axis=2).max((1, 2)) > 2
+    assert 4 < edges.sum() < 16
+    np.testing.assert_array_equal(seen, varied(crops, np.random.default_rng(0)))
+
+
+def test_explaining_all_of_the_teacher_costs_nothing() -> None:
+    teacher = [torch.randn(2, 4, 4, 3) * 5 + 2]
+    assert unexplained([standardised(teacher[0])], teacher) == [0]
+    assert unexplained([torch.zeros(2, 4, 4, 3)], teacher) == [pytest.approx(1, abs=1e-3)]
+
+
+def test_only_what_is_hidden_is_asked_for() -> None:
+    """A filler that draws grey errs nowhere on a grey photograph, and by all of it on a white."""
+    filler = Filler(MICRO.swin)
+    for head in filler.heads:
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+    grey = torch.tensor(MEAN).expand(2, 256, 256, 3) * 255
+    white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    assert [e.item() for e in filler.losses(grey)] == [pytest.approx(0, abs=1e-5)] * 4
+    errors = filler.losses(torch.full((2, 256, 256, 3), 255.0))
+    assert [e.item() for e in errors] == [pytest.approx(float(white.mean()), rel=1e-4)] * 4
+
+
+def test_a_token_s_area_is_drawn_in_place() -> None:
+    image = torch.arange(64.0).repeat(3, 64, 1)[None]
+    assert torch.equal(drawn(image, 8)[0, 0, :, :4], torch.arange(64.0).reshape(8, 4, 2).mean(-1))
+
+
+@pytest.mark.skipif(not TEACHER.exists(), reason="needs ../shared/data/backbones")
+def test_the_teacher_knows_a_cat() -> None:
+    weights = {name: tensor.float() for name, tensor in load_file(TEACHER).items()}
+    cat = resize(skimage.data.chelsea()[:, 75:375], (224, 224), preserve_range=True)
+    *_, last = features = teacher_features(weights, torch.from_numpy(cat).float()[None])
+    assert [tuple(x.shape[1:]) for x in features] == [
+        (56, 56, 24), (28, 28, 32), (14, 14, 96), (7, 7, 320)
+    ]  # fmt: skip
+    head = torch.relu(last @ weights["head.weight"][..., 0, 0].T + weights["head.bias"])
+    logits = head.clamp(max=6).mean((1, 2)) @ weights["classifier.weight"][..., 0, 0].T
+    assert 282 <= int((logits + weights["classifier.bias"]).argmax()) <= 286  # domestic cats

@@ -1,0 +1,141 @@
+"""`prompt-iml train` on a real Ray Train: its driver killed, and what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from safetensors.torch import load
+
+from prompt_iml.cluster.settings import TrainSettings
+from prompt_iml.cluster.training.curves import CURVES, EVENTS, PICTURE, Curves, read_curves
+from prompt_iml.cluster.training.loop import start_network
+from prompt_iml.cluster.training.train import _prove_frozen, train
+from prompt_iml.engine.errors import MissingInput, PromptImlError, UsageError
+from prompt_iml.pipeline.cli import INTERRUPTED
+from prompt_iml.pipeline.storage import storage
+from tests.conftest import Bucket
+from tests.helpers.photos import write_photos
+from tests.helpers.processes import wait_for_reports
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos") / "photos")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket, lost: bool) -> None:
+    """With all that it keeps in an object store; lost: killed before it wrote its curves, else
+    interrupted."""
+    output = f"{s3.uri}/run"
+    flags: dict[str, Any] = {"photos": str(photos), "output": output, "workers": 1}
+    flags |= {"samples": 24, "batch": 4, "judge_every": 8, "judged": 4}
+    flags["address"] = ray.get_runtime_context().gcs_address
+    command = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    with subprocess.Popen(
+        [sys.executable, "-m", "prompt_iml.pipeline.cli", "train", *command]
+    ) as driver:
+        wait_for_reports(f"{output}/{CURVES}", 1, driver)
+        driver.send_signal(signal.SIGKILL if lost else signal.SIGINT)
+        assert driver.wait(60) == (-signal.SIGKILL if lost else INTERRUPTED)
+    before = read_curves(f"{output}/{CURVES}")
+    if lost:
+        storage.write(f"{output}/{CURVES}", b"")
+    done = train(TrainSettings(**flags))
+    after = read_curves(f"{output}/{CURVES}")
+    assert lost or after[: len(before)] == before
+    samples = [int(report["samples"]) for report in after]
+    assert samples == [8, 16, 24][len(before) if lost else 0 :]
+    assert done.samples == 24
+    trained = load(storage.read_bytes(done.weights))
+    fresh = start_network(TrainSettings(photos=str(photos), output=output))
+    moved = {n for n, t in fresh.state_dict().items() if not t.equal(trained[n])}
+    assert not any(name.startswith("semantic.") for name in moved)
+    assert {"prompts", "fusion", "high_frequency"} <= {name.split(".")[0] for name in moved}
+    assert storage.read_bytes(f"{output}/{PICTURE}").startswith(b"\x89PNG")
+    assert len(storage.read_bytes(f"{output}/{EVENTS}")) > 100
+
+
+def test_a_run_that_gets_no_better_stops_early(cluster: None, photos: Path, tmp_path: Path) -> None:
+    """Judged after every step, in so few a worse one comes soon."""
+    flags: dict[str, Any] = {"photos": str(photos), "output": str(tmp_path), "samples": 64}
+    flags |= {"batch": 4, "judge_every": 4, "judged": 4, "patience": 2}
+    flags["address"] = ray.get_runtime_context().gcs_address
+    done = train(TrainSettings(**flags))
+    f1 = [float(report["f1"]) for report in read_curves(f"file://{tmp_path}/{CURVES}")]
+    assert len(f1) - 1 - f1.index(max(f1)) == 2
+    assert done.samples == 4 * len(f1) < 64
+    assert load(storage.read_bytes(done.weights))
+
+
+def test_a_finished_run_is_not_run_again(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / CURVES).write_text("samples,loss\n32,0.5\n")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    trained = train(TrainSettings(photos=str(photos), output=str(tmp_path)))
+    assert (trained.samples, trained.judgement) == (32, {"loss": 0.5})
+
+
+def test_another_configuration_is_refused(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / CURVES).write_text("samples,loss\n32,0.5\n")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    train(TrainSettings(photos=str(photos), output=str(tmp_path)))
+    train(TrainSettings(photos=str(photos), output=str(tmp_path), workers=2))
+    with pytest.raises(UsageError, match="other seed"):
+        train(TrainSettings(photos=str(photos), output=str(tmp_path), seed=1))
+
+
+def test_curves_of_many_samples_are_read_back(tmp_path: Path) -> None:
+    curves, row = Curves(f"file://{tmp_path}"), dict.fromkeys(("loss", "f1", "pixel_auc"), 0.5)
+    row |= {"score_auc": 0.5, "flagged": 0.1}
+    for samples in (1_000_000, 12_345_678):
+        curves.after_report(None, [{"samples": samples, **row}], None)
+    told = [report["samples"] for report in read_curves(f"file://{tmp_path}/{CURVES}")]
+    assert told == ["1000000", "12345678"]
+
+
+def test_what_may_not_move_is_compared(photos: Path) -> None:
+    settings = TrainSettings(photos=str(photos), output="-", what="prompts")
+    tensors = start_network(settings).state_dict()
+    tensors["prompts.0"] = tensors["prompts.0"] + 1
+    _prove_frozen(settings, tensors)
+    name = "pixel_decoder.level_embed"
+    tensors[name] = tensors[name] + 1
+    with pytest.raises(PromptImlError, match="moved what is frozen"):
+        _prove_frozen(settings, tensors)
+
+
+def test_photographs_without_outlines_are_told(photos: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(photos, tmp_path / "bare")
+    for outline in bare.rglob("*.txt"):
+        outline.unlink()
+    with pytest.raises(MissingInput, match="with outlines of objects to train on"):
+        train(TrainSettings(photos=str(bare), output=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"photos": "nowhere"}, "no photographs"),
+        ({"labels": "nowhere.parquet"}, "no such labels"),
+        ({"prompt_set": "gone.safetensors"}, "no prompt set to start from"),
+        ({"workers": 3, "max_workers": 2}, "--max-workers"),
+        ({"samples": 4}, "--samples"),
+        ({"start": "no-such-model"}, "no-such-model"),
+        ({"start": "gone.safetensors"}, "no weights to start from"),
+        ({"semantic": "gone.safetensors"}, "no weights to start from"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    photos: Path, tmp_path: Path, fields: dict[str, object], said: str
+) -> None:
+    known: dict[str, object] = {"photos": str(photos), "output": str(tmp_path)}
+    with pytest.raises((UsageError, MissingInput), match=said):
+        train(TrainSettings.model_validate(known | fields))

@@ -1,0 +1,187 @@
+"""The fixed validation sets: held back, twinned, and without a leak."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from numpy.typing import NDArray
+from PIL import Image
+
+from prompt_iml.cluster.training.validation import (
+    KINDS,
+    LONG,
+    SHORT,
+    TREATMENTS,
+    Published,
+    draw_course,
+    harmless,
+    pairs,
+    write_set,
+    write_sets,
+)
+from prompt_iml.pipeline.evaluation import read_manifest
+from prompt_iml.pipeline.evaluation.comparison import auc, read_truth
+from prompt_iml.pipeline.forgery.generator import Forger
+from prompt_iml.pipeline.forgery.history import read_tables
+from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
+
+PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
+SQUARE = np.array([(0.3, 0.3), (0.7, 0.3), (0.6, 0.7), (0.3, 0.6)])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Photo]:
+    """scikit-image's, saved as cameras might have; one has an outline, one is too wide."""
+    folder = tmp_path_factory.mktemp("photos")
+    photos = []
+    for index, name in enumerate(("astronaut", "coffee", "rocket", "retina")):
+        pixels = getattr(skimage.data, name)()[:, :1400]
+        Image.fromarray(pixels).save(folder / f"{name}.jpg", quality=80 + 5 * index)
+        photos.append(Photo(folder / f"{name}.jpg", name, (SQUARE,) if index < 2 else ()))
+    return photos
+
+
+@pytest.fixture(scope="module")
+def forger(photos: list[Photo]) -> Forger:
+    return Forger(photos)
+
+
+@pytest.fixture(scope="module", params=["posted", "png"])
+def twins(request: pytest.FixtureRequest, forger: Forger, photos: list[Photo]) -> list[Published]:
+    """20 forged images with their twins."""
+    return list(pairs(forger, photos, request.param, 20, seed=7))
+
+
+def pixels_of(image: Published) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(image.data)) as file:
+        return np.asarray(file)
+
+
+def outside(image: Published) -> NDArray[np.float64]:
+    """What may be known without a look at the pixels: format, size, tables, never the bytes."""
+    size = pixels_of(image).shape
+    tables = read_tables(image.data) if image.extension == "jpg" else ((1,) * 64,) * 2
+    return np.array([*np.log2(np.ravel(tables)), *size, image.extension == "png"], np.float64)
+
+
+def test_every_forged_image_has_a_twin(twins: list[Published]) -> None:
+    for forged, authentic in zip(twins[::2], twins[1::2], strict=True):
+        assert (forged.photo, forged.extension) == (authentic.photo, authentic.extension)
+        assert authentic.mask is None
+        assert forged.mask is not None
+        np.testing.assert_array_equal(outside(forged), outside(authentic))
+        assert forged.mask.shape == pixels_of(forged).shape[:2]
+        assert 0.003 <= forged.mask.mean() < 0.5
+
+
+def test_format_table_and_size_do_not_give_the_label_away(twins: list[Published]) -> None:
+    features = np.array([outside(image) for image in twins])
+    forged = np.array([image.mask is not None for image in twins])
+    assert fitted_auc(features, forged) == pytest.approx(0.5)
+    features[forged, 0] += 2  # it would find one: a table four times as coarse at one place
+    assert fitted_auc(features, forged) > 0.9
+
+
+def fitted_auc(features: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """AUC of a ridge classifier fitted on one half of the pairs, on the other."""
+    spread = np.maximum(features.std(0), 1e-9)
+    design = np.column_stack([(features - features.mean(0)) / spread, np.ones(len(features))])
+    half = np.random.default_rng(0).permutation(len(features) // 2).repeat(2) % 2 == 0
+    fit, test = design[half], design[~half]
+    gram = fit.T @ fit + np.eye(design.shape[1])
+    found = np.round(test @ np.linalg.solve(gram, fit.T @ truth[half].astype(float)), 6)
+    return auc(found, truth[~half])
+
+
+def test_only_the_forgery_tells_twins_apart(forger: Forger, photos: list[Photo]) -> None:
+    """In PNG files, where no later save spreads the difference."""
+    twins = list(pairs(forger, photos, "png", 8, seed=3))
+    for forged, authentic in zip(twins[::2], twins[1::2], strict=True):
+        assert forged.mask is not None
+        changed = (pixels_of(forged) != pixels_of(authentic)).any(2)
+        grown = np.pad(forged.mask, 12)
+        near = np.zeros_like(forged.mask)
+        for dy in range(0, 25, 4):
+            for dx in range(0, 25, 4):
+                height, width = near.shape
+                near |= grown[dy : dy + height, dx : dx + width]
+        assert changed[forged.mask].mean() > 0.5
+        assert not changed[~near].any()
+
+
+def test_sets_hold_the_kinds_and_sizes_they_say(twins: list[Published]) -> None:
+    name = twins[0].treatment
+    kinds = Counter(image.kind for image in twins)
+    assert kinds["authentic"] == 20
+    assert set(kinds) == {"authentic", *KINDS[name]}
+    assert {image.extension for image in twins} == {"png" if name == "png" else "jpg"}
+    for image in twins:
+        height, width = pixels_of(image).shape[:2]
+        assert max(height, width) <= LONG
+        assert 304 <= min(height, width) <= SHORT
+
+
+def test_the_harmless_are_authentic_and_of_every_treatment(
+    forger: Forger, photos: list[Photo]
+) -> None:
+    images = list(harmless(photos, forger.tables, 20, seed=0))
+    assert {image.kind for image in images} == {"authentic"}
+    assert all(image.mask is None for image in images)
+    assert {(image.photo, image.treatment) for image in images} == {
+        (photo.path.name, treatment) for photo in photos for treatment in TREATMENTS
+    }
+    assert all((i.extension == "png") == (i.treatment == "screenshot") for i in images)
+
+
+def test_a_seed_is_a_set(forger: Forger, photos: list[Photo]) -> None:
+    first, again, other = (
+        [image.data for image in pairs(forger, photos, "posted", 2, seed)] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_written_set_is_a_manifest_for_evaluate_and_for_a_scan(
+    forger: Forger, photos: list[Photo], tmp_path: Path
+) -> None:
+    images = list(pairs(forger, photos, "posted", 3, seed=1))
+    manifest = write_set(tmp_path / "posted", images, seed=1)
+    samples, truth = read_manifest(manifest), read_truth(manifest)
+    assert Counter(s.kind for s in samples) == Counter(image.kind for image in images)
+    assert {s.image.read_bytes() for s in samples} == {image.data for image in images}
+    assert [t.mask is None for t in truth] == [s.kind == "authentic" for s in samples]
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/data/photos")
+def test_no_photograph_of_training_is_in_a_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prompt_iml.cluster.training.validation.PAIRS", {"posted": 2, "png": 2})
+    monkeypatch.setattr("prompt_iml.cluster.training.validation.RESAVED", 5)
+    photos = list_photos(PHOTOS)
+    held_back = {photo.path.name for photo in split(photos)[1]}
+    manifests = write_sets(photos, tmp_path)
+    assert [manifest.parent.name for manifest in manifests] == ["posted", "png", "resaved"]
+    for manifest in manifests:
+        with manifest.open(newline="") as file:
+            assert {row["photo"] for row in csv.DictReader(file)} <= held_back
+
+
+def test_what_is_saved_once_was_not_saved_before(forger: Forger) -> None:
+    for seed in range(20):
+        course = draw_course("once", np.random.default_rng(seed), forger.tables)
+        assert course.first is None
+        assert course.last is not None
+
+
+def test_in_an_album_half_are_saved_as_they_were_before(forger: Forger) -> None:
+    rngs = [np.random.default_rng(seed) for seed in range(60)]
+    courses = [draw_course("album", rng, forger.tables) for rng in rngs]
+    assert all(course.first and course.last for course in courses)
+    assert 15 < sum(course.first == course.last for course in courses) < 45

@@ -1,0 +1,298 @@
+"""From the exported graph to a plan, and the gate that a plan must pass before anything uses it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from prompt_iml.engine.build import builder as tensorrt_build
+from prompt_iml.engine.build.builder import emulated_error, more_islands
+from prompt_iml.engine.build.precision import choose_islands
+from prompt_iml.engine.errors import InferError, MissingDependency
+from prompt_iml.engine.model.folder import GRAPH, Model, load_model, open_folder
+from prompt_iml.engine.runtimes import plans
+from prompt_iml.engine.runtimes.blob_cache import VARIABLE, BlobCache
+from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.engine.runtimes.overlap import OverlappingEngine
+from prompt_iml.engine.runtimes.parity import TOLERANCES, Parity, compare, noise
+from prompt_iml.engine.runtimes.plans import Recipe, Tile
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
+from prompt_iml.engine.runtimes.torch_cpu import TorchEngine
+from prompt_iml.engine.runtimes.torch_cuda import TorchProgram
+from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.machine import build as command
+from prompt_iml.pipeline.machine.build import photographs, prove, recipe_for
+from prompt_iml.pipeline.settings import BuildSettings
+from tests.helpers import rtx_build
+from tests.helpers.null_device import HostProgram, NullDevice
+
+RECIPE = Recipe(((256, 256),), (1, 2))
+MACHINE = ("11.4", "a GPU", "9.0")
+Edit = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("prompt-iml-micro")
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return photographs([(256, 256)], [2])[0].batch
+
+
+def test_half_precision_costs_something_and_little(model: Model, batch: Batch) -> None:
+    chosen, error = more_islands(model, RECIPE, batch)
+    assert chosen == frozenset()
+    assert 1e-5 < error < TOLERANCES["float16"] / 2
+
+
+def test_without_the_islands_it_costs_much(
+    model: Model, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = TorchEngine(model).run(batch)
+    half, brain = (replace(RECIPE, precision=name) for name in ("float16", "bfloat16"))
+    chosen, cost = more_islands(model, brain, batch)
+    assert chosen == {"Gemm"}
+    assert cost < TOLERANCES["bfloat16"] / 2
+    monkeypatch.setattr(tensorrt_build, "default_islands", lambda graph: set())
+    assert emulated_error(model, half, batch, expected) > TOLERANCES["float16"]
+    assert emulated_error(model, brain, batch, expected) > 1.5 * cost
+
+
+def test_islands_are_added_while_they_help() -> None:
+    costs = {"Conv": 5.0, "Add": 3.0, "Mul": 0.0}
+
+    def error(float32: frozenset[str]) -> float:
+        return sum(cost for name, cost in costs.items() if name not in float32)
+
+    assert choose_islands(costs, error, 4.0) == ({"Conv"}, 3.0)
+    assert choose_islands(costs, error, 0.0) == ({"Conv", "Add"}, 0.0)
+    assert choose_islands(costs, lambda _: 1.0, 0.5) == (frozenset(), 1.0)
+
+
+def scale_a_weight(graph: onnx.ModelProto) -> None:
+    """One of the last convolutions' by 1.05."""
+    node = [node for node in graph.graph.node if node.op_type == "Conv"][-1]
+    factor = helper.make_node("Constant", [], ["factor"], value_float=1.05)
+    scaled = helper.make_node("Mul", [node.input[1], "factor"], ["scaled"])
+    at = list(graph.graph.node).index(node)
+    node.input[1] = "scaled"
+    graph.graph.node.insert(at, scaled)
+    graph.graph.node.insert(at, factor)
+
+
+def scale_the_mask(graph: onnx.ModelProto) -> None:
+    """By 1.05; the score still reads the right one."""
+    rename(graph, "mask_logits")
+    factor = helper.make_node("Constant", [], ["factor"], value_float=1.05)
+    graph.graph.node.extend([factor, helper.make_node("Mul", ["was", "factor"], ["mask_logits"])])
+
+
+def swap_the_axes(graph: onnx.ModelProto) -> None:
+    """Of the mask."""
+    rename(graph, "mask_logits")
+    graph.graph.node.append(helper.make_node("Transpose", ["was"], ["mask_logits"], perm=[0, 2, 1]))
+
+
+def forget_the_batch(graph: onnx.ModelProto) -> None:
+    """Every image gets the first one's score."""
+    rename(graph, "score_logit")
+    nodes = [
+        helper.make_node("Constant", [], ["zero"], value_int=0),
+        helper.make_node("Gather", ["was", "zero"], ["first"]),
+        helper.make_node("Shape", ["was"], ["size"]),
+        helper.make_node("Expand", ["first", "size"], ["score_logit"]),
+    ]
+    graph.graph.node.extend(nodes)
+
+
+def rename(graph: onnx.ModelProto, output: str) -> None:
+    for node in graph.graph.node:
+        node.output[:] = ["was" if name == output else name for name in node.output]
+        node.input[:] = ["was" if name == output else name for name in node.input]
+
+
+def engine_of(model: Model, folder: Path, edit: Edit) -> Engine:
+    """The model's engine, wrong on purpose."""
+    shutil.copytree(model.folder, folder, dirs_exist_ok=True)
+    graph = onnx.load(model.graph, load_external_data=False)
+    edit(graph)
+    onnx.save(graph, folder / GRAPH)
+    return open_engine(open_folder(folder), "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def good(model: Model) -> Parity:
+    return prove(open_engine(model, "onnxruntime"), model, RECIPE)
+
+
+def test_an_engine_that_computes_the_same_passes(good: Parity) -> None:
+    assert good.passed
+    assert {(d.images, d.batch) for d in good.differences} == {
+        (images, batch) for images in ("photographs", "noise") for batch in (1, 2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("edit", "output", "batches"),
+    [
+        (scale_a_weight, "score_logit", {1, 2}),  # which reads the mask
+        (scale_the_mask, "mask_logits", {1, 2}),
+        (swap_the_axes, "mask_logits", {1, 2}),
+        (forget_the_batch, "score_logit", {2}),
+    ],
+)
+def test_an_engine_that_is_wrong_does_not(
+    model: Model, tmp_path: Path, edit: Edit, output: str, batches: set[int]
+) -> None:
+    parity = prove(engine_of(model, tmp_path, edit), model, RECIPE)
+    wrong = [each for each in parity.differences if each.error > parity.tolerance]
+    assert not parity.passed
+    assert parity.worst.output == output
+    assert {each.batch for each in wrong} == batches
+
+
+def test_an_engine_that_fails_or_gives_no_numbers_is_wrong(model: Model) -> None:
+    class Failing(TorchEngine):
+        def run(self, batch: Batch) -> Detection:
+            if len(batch.image) > 1:
+                raise InferError("no")
+            return Detection(np.full((1, 64, 64), np.nan, "f4"), np.zeros(1, "f4"))
+
+    assert not compare(TorchEngine(model), Failing(model), noise([(256, 256)], (1,)), 1e9).passed
+    parity = compare(Failing(model), TorchEngine(model), noise([(256, 256)], (1, 2)), 1e9)
+    assert [each.error for each in parity.differences if each.batch == 2] == [np.inf, np.inf]
+    assert not parity.passed
+
+
+class Bench:
+    """A builder whose plans are words, opened as an engine of the CPU on the null device."""
+
+    machine = MACHINE
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.built = engine, list[Tile]()
+
+    def build(self, model: Model, recipe: Recipe, tile: Tile, float32: frozenset[str]) -> bytes:
+        self.built.append(tile)
+        return f"{tile}".encode()
+
+    def open(self, model: Model, recipe: Recipe, built: Mapping[Tile, bytes]) -> Engine:
+        assert built == {tile: f"{tile}".encode() for tile in recipe.tiles}
+        program = HostProgram(self._engine, recipe.batches[-1])
+        return OverlappingEngine(model, NullDevice(), program)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobCache:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(command, "recipe_for", lambda model, settings: RECIPE)
+    monkeypatch.setattr(tensorrt_build, "more_islands", lambda *_: (frozenset(), 0.0))
+    return BlobCache()
+
+
+def test_what_passed_is_stored_once_and_found_again(model: Model, cache: BlobCache) -> None:
+    bench = Bench(open_engine(model, "onnxruntime"))
+    summary = command.build(BuildSettings(batch=2), bench)
+    assert summary["stored"]
+    found = plans.current(cache, model, MACHINE)
+    assert found
+    assert found.plans == {(256, 256): b"(256, 256)"}
+    assert found.about["parity"]["worst"] == summary["parity"]["worst"]
+    command.build(BuildSettings(batch=2), bench)
+    assert len(bench.built) == 1
+    assert plans.current(cache, model, ("11.5", *MACHINE[1:])) is None
+
+
+def test_what_failed_is_not_stored_and_exits_with_3(
+    model: Model,
+    cache: BlobCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench = Bench(engine_of(model, tmp_path / "wrong", forget_the_batch))
+    monkeypatch.setattr(command, "TensorRtBuilder", lambda: bench)
+    assert main(["build", "--batch", "2"]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["stored"] is False
+    assert "score_logit of 2x256x256" in err.splitlines()[-1]
+    assert plans.current(cache, model, MACHINE) is None
+
+
+def test_a_damaged_plan_is_not_handed_out(model: Model, cache: BlobCache, good: Parity) -> None:
+    key = plans.store(cache, model, RECIPE, MACHINE, {(256, 256): b"plan"}, good)
+    (file,) = Path(cache._folder).glob(f"{key}*")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert plans.load(cache, model, RECIPE, MACHINE) is None
+
+
+def test_plans_that_did_not_pass_cannot_be_stored(
+    model: Model, cache: BlobCache, good: Parity
+) -> None:
+    with pytest.raises(ValueError, match="not stored"):
+        plans.store(cache, model, RECIPE, MACHINE, {}, replace(good, tolerance=0.0))
+
+
+def test_every_tile_and_every_half_of_the_batch_is_built(model: Model) -> None:
+    recipe = recipe_for(model, BuildSettings(batch=12))
+    assert recipe.batches == (1, 3, 6, 12)
+    assert recipe.tiles == ((256, 256), (256, 512), (512, 256), (512, 512))
+
+
+def test_without_a_gpu_one_line_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert main(["build"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "install" in line
+
+
+@rtx_build.needs_rtx
+def test_tensorrt_builds_the_packaged_model(model: Model) -> None:
+    found = rtx_build.build(str(model.folder), "float16", 256, 1)
+    assert found["plan"] > 1_000_000
+    assert found["timing_cache"] > 0
+    assert any("Building engine" in line for line in found["said"])
+
+
+def test_pytorchs_program_is_the_network_in_bfloat16(model: Model, batch: Batch) -> None:
+    program = TorchProgram(model, torch.device("cpu"), torch.bfloat16)
+    expected = TorchEngine(model).run(batch)
+    buffers = {
+        "image": torch.from_numpy(batch.image),
+        "qtable": torch.from_numpy(batch.qtable),
+        "mask_logits": torch.empty(2, 64, 64),
+        "score_logit": torch.empty(2),
+        **{f"prompts_{n}": torch.from_numpy(t) for n, t in enumerate(model.prompts.tensors)},
+    }
+    program.enqueue((2, 256, 256), buffers, None)
+    error = np.abs(buffers["mask_logits"].numpy() - expected.mask_logits).max()
+    assert 0 < error < TOLERANCES["bfloat16"] * np.abs(expected.mask_logits).max()
+
+
+def test_doctor_names_what_runs_here_and_the_command_for_what_does_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "prompt_iml.engine.runtimes.open.find_spec", lambda name: None if name == "torch" else 1
+    )
+    assert main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["engines"] == ["openvino", "onnxruntime"]
+    assert "not installed: pip install torch" in err
+
+
+def test_tensorrt_asked_for_and_missing_is_one_line() -> None:
+    with pytest.raises(MissingDependency, match="pip install tensorrt"):
+        open_engine(load_model("prompt-iml-micro"), "tensorrt")

@@ -1,0 +1,317 @@
+"""The whole network: what trains, what depends on what, and where the mask comes out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prompt_iml.engine.network.config import (
+    PRESETS,
+    DecoderConfig,
+    Fusion,
+    JpegViewConfig,
+    NetworkConfig,
+    SwinConfig,
+)
+from prompt_iml.engine.network.decoder import DecoderLayer, attention_mask
+from prompt_iml.engine.network.fusion import DeformableAttention, cell_centres
+from prompt_iml.engine.network.model import PromptIML
+from prompt_iml.engine.network.stems import BayarKernel, HighFrequencyStem, PatchEmbedding
+
+CPU = torch.device("cpu")
+TINY = NetworkConfig(
+    name="tiny",
+    swin=SwinConfig(
+        channels=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), windows=(4,) * 4, mlp_ratio=2
+    ),
+    prompts=2,
+    decoder=DecoderConfig(
+        hidden=16, heads=2, encoder_layers=1, encoder_ffn=32, decoder_layers=3, decoder_ffn=32
+    ),
+    jpeg_view=JpegViewConfig(),
+)
+
+
+def _tiny(seed: int = 0) -> PromptIML:
+    torch.manual_seed(seed)
+    return PromptIML(TINY)
+
+
+def _batch(size: int, height: int = 64, width: int = 96) -> tuple[Tensor, Tensor]:
+    """Random images and tables."""
+    random = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (size, height, width, 3), generator=random, dtype=torch.uint8)
+    return image, torch.randint(1, 60, (size, 64), generator=random).double()
+
+
+@pytest.mark.parametrize(
+    ("preset", "prompts", "limit"),
+    [("prompt-iml-s", 45_120, 130e6), ("prompt-iml-micro", 4_160, 4.1e6)],
+)
+def test_parameter_counts(preset: str, prompts: int, limit: float) -> None:
+    with torch.device("meta"):
+        config = PRESETS[preset]
+        network = PromptIML(config)
+    assert sum(p.numel() for p in network.prompts) == prompts
+    assert sum(p.numel() for p in network.parameters()) < limit
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), TINY], ids=lambda config: config.name)
+def test_config_survives_json(config: NetworkConfig) -> None:
+    assert NetworkConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_field_of_another_version_is_refused() -> None:
+    with pytest.raises(TypeError, match="lora"):
+        NetworkConfig.from_dict(TINY.to_dict() | {"lora": 4})
+
+
+def test_shapes() -> None:
+    image, table = _batch(2)
+    mask_logits, score_logit = _tiny()(image, table.float())
+    assert mask_logits.shape == (2, 16, 24)
+    assert score_logit.shape == (2,)
+
+
+COARSE = replace(TINY, swin=replace(TINY.swin, patch=8, windows=(4, 4, 4, 2)))
+
+
+def test_patches_of_8_still_give_masks_at_stride_4() -> None:
+    network, (image, table) = PromptIML(COARSE), _batch(1, 128, 64)
+    assert network(image, table.float())[0].shape == (1, 32, 16)
+    maps = network.fused_maps(image, table.float(), list(network.prompts))
+    assert [x.shape[1:3] for x in maps] == [(16, 8), (8, 4), (4, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("patch", [4, 8])
+def test_the_jpeg_view_joins_where_blocks_are_tokens(patch: int) -> None:
+    """A change of the table alone changes the first fused map only with patches of 8."""
+    torch.manual_seed(0)
+    network = PromptIML(replace(COARSE, swin=replace(COARSE.swin, patch=patch))).eval()
+    image, table = _batch(1, 128, 64)
+    prompts = list(network.prompts)
+    plain, other = (network.fused_maps(image, t.float(), prompts) for t in (table, table + 9))
+    changed = [not torch.equal(a, b) for a, b in zip(plain, other, strict=True)]
+    assert changed == [patch == 8, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "idle"),
+    [
+        ("semantic", {"high_frequency", "jpeg_view", "fusion"}),
+        ("high_frequency", {"prompts", "fusion"}),
+        ("add", {"fusion"}),
+        ("align", {"fusion"}),
+        ("fuse", {"fusion"}),
+        ("full", set()),
+    ],
+)
+def test_an_ablation_trains_what_it_uses(fusion: Fusion, idle: set[str]) -> None:
+    """No more, or a distributed run waits for gradients that never come; and no less."""
+    network, (image, table) = PromptIML(replace(TINY, fusion=fusion)), _batch(2)
+    masks, score = network.predictions(image, table.float())
+    (sum(mask.square().sum() for mask in masks) + score.sum()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+    still = {n.split(".")[0] for n, p in network.named_parameters() if not p.requires_grad}
+    assert still == idle | {"semantic"}
+
+
+def test_bytes_and_floats_are_the_same_image() -> None:
+    network, (image, table) = _tiny(), _batch(1)
+    found, expected = network(image.float(), table.float()), network(image, table.float())
+    assert torch.equal(found[0], expected[0])
+
+
+def test_an_image_does_not_depend_on_its_batch_mates() -> None:
+    network, (image, table) = _tiny().double().eval(), _batch(3)
+    together = network(image, table)
+    for i in range(3):
+        alone = network(image[i : i + 1], table[i : i + 1])
+        torch.testing.assert_close(together[0][i], alone[0][0])
+        torch.testing.assert_close(together[1][i], alone[1][0])
+
+
+def test_only_the_prompts_of_the_semantic_branch_train() -> None:
+    network, (image, table) = _tiny(), _batch(2)
+    for parameter in network.parameters():  # heads that start at zero would pass no gradient
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.01)
+    masks, score = network.predictions(image, table.float())
+    torch.autograd.backward(torch.stack(masks).square().sum() + score.square().sum())
+    idle = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
+    assert idle == {name for name, _ in network.named_parameters() if name.startswith("semantic.")}
+    for prompts in network.prompts:
+        assert prompts.grad is not None
+        assert prompts.grad.abs().amax((1, 2)).gt(0).all()
+
+
+def test_position_embedding_of_the_semantic_stem_trains() -> None:
+    swin = SwinConfig(channels=8, depths=(1, 1), heads=(1, 1), windows=(4, 4), position_grid=8)
+    network = PromptIML(NetworkConfig(name="position", swin=swin))
+    training = [name for name, p in network.semantic.named_parameters() if p.requires_grad]
+    assert training == ["patch_embed.position"]
+    assert network.semantic.patch_embed(torch.zeros(1, 3, 64, 32)).shape == (1, 16, 8, 8)
+
+
+def test_prompts_given_replace_the_networks_own() -> None:
+    network, (image, table) = _tiny(), _batch(1)
+    own, given = network(image, table.float()), list(network.prompts)
+    assert torch.equal(network(image, table.float(), given)[0], own[0])
+    for stage in range(4):
+        other = [torch.randn_like(p) if i == stage else p for i, p in enumerate(given)]
+        assert not torch.allclose(network(image, table.float(), other)[0], own[0])
+
+
+def test_every_input_changes_the_output() -> None:
+    network, (image, table) = _tiny(), _batch(1)
+    mask, score = network(image, table.float())
+    for other in (network(255 - image, table.float()), network(image, 2 * table.float())):
+        assert not torch.allclose(other[0], mask)
+        assert not torch.allclose(other[1], score)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("right", "down"), [(8, 0), (0, 8)])
+def test_a_region_that_moves_takes_its_mask_along(right: int, down: int, seed: int) -> None:
+    """In a network that learned nothing: where the logits change when noise is pasted in."""
+    network = _tiny(seed)
+    noise = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+
+    def centre(x: int, y: int) -> tuple[float, float]:
+        image = torch.full((2, 192, 256, 3), 128, dtype=torch.uint8)
+        image[1, y : y + 32, x : x + 32] = noise
+        with torch.inference_mode():
+            plain, pasted = network(image, torch.ones(2, 64))[0]
+        change_HW = pasted - plain
+        change_HW = (change_HW - change_HW.median()).abs()
+        strength, place = change_HW.flatten().topk(40)
+        column, row = place % 64 + 0.5, place // 64 + 0.5
+        weight = strength / strength.sum()
+        return 4 * float((weight * column).sum()), 4 * float((weight * row).sum())
+
+    x, y = centre(96, 64)
+    assert (x, y) == pytest.approx((112, 80), abs=8)
+    assert centre(96 + right, 64 + down) == pytest.approx((x + right, y + down), abs=2)
+
+
+def test_bayar_kernels_stay_constrained_through_training() -> None:
+    torch.manual_seed(0)
+    stem = HighFrequencyStem(4).double()
+    optimiser = torch.optim.Adam(stem.parameters(), lr=0.1)
+    for _ in range(5):
+        before = stem.get_parameter("bayar.2.taps").clone()
+        optimiser.zero_grad()
+        residual = stem(torch.randn(1, 3, 32, 32).double())
+        torch.autograd.backward((residual * torch.randn_like(residual)).sum())
+        optimiser.step()
+        assert not torch.equal(before, stem.get_parameter("bayar.2.taps"))
+        for size, kernel in zip(stem.sizes, stem.bayar, strict=True):
+            weights = kernel()
+            assert weights.sum((2, 3)).abs().max() < 1e-12
+            assert weights[:, :, size // 2, size // 2].eq(-1).all()
+
+
+@pytest.mark.parametrize("total", [0.0, 1e-7, -1e-7])
+def test_bayar_kernel_survives_taps_that_sum_to_nothing(total: float) -> None:
+    kernel = BayarKernel(3)
+    kernel.taps.data.copy_(torch.tensor([1.0, -1, 0.5, -0.5, 0, 0, 0, total]))
+    assert kernel().abs().max() < 1001
+
+
+def test_high_frequency_stem_is_bayar_convolutions_then_patches() -> None:
+    torch.manual_seed(0)
+    stem, image = HighFrequencyStem(4).double(), torch.randn(2, 3, 24, 40).double()
+    residuals = [
+        functional.conv2d(image, kernel(), padding=size // 2)
+        for size, kernel in zip(stem.sizes, stem.bayar, strict=True)
+    ]
+    patches = functional.conv2d(torch.cat(residuals, 1), stem.proj.weight, stem.proj.bias, stride=4)
+    torch.testing.assert_close(stem(image), stem.norm(patches.permute(0, 2, 3, 1)))
+
+
+def test_high_frequency_stem_sees_nothing_in_a_flat_image() -> None:
+    stem = HighFrequencyStem(4).double()
+    constant = torch.full((1, 3, 32, 32), 3.0).double()
+    residual = functional.conv2d(constant, stem.kernel(), stride=4, padding=3)
+    assert residual[:, :, 1:-1, 1:-1].abs().max() < 1e-12
+    assert residual[:, :, 0].abs().max() > 1e-3  # the border itself is an edge
+
+
+def test_high_frequency_stem_is_float32_under_autocast() -> None:
+    stem, image = HighFrequencyStem(4), torch.randn(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stem(image), stem(image).float())
+        found = stem(image)
+    torch.testing.assert_close(found, stem(image), atol=1e-6, rtol=0)
+
+
+def test_new_blocks_of_the_stem_change_nothing() -> None:
+    torch.manual_seed(0)
+    stem, image = HighFrequencyStem(4, 8, width=16), torch.randn(1, 3, 32, 32)
+    grown = HighFrequencyStem(4, 8, width=16, blocks=2)
+    grown.load_state_dict(grown.state_dict() | stem.state_dict())
+    assert torch.equal(grown(image), stem(image))
+
+
+def test_stems_see_the_same_patches() -> None:
+    image = torch.zeros(1, 3, 40, 56)
+    image[:, :, 22, 30] = 1
+    flat = torch.zeros_like(image)
+    for stem in (PatchEmbedding(4), HighFrequencyStem(4)):
+        change_HW = (stem(image) - stem(flat)).abs().sum((0, 3))
+        assert divmod(int(change_HW.argmax()), 14) == (22 // 4, 30 // 4)
+
+
+def test_cell_centres() -> None:
+    expected = [[0.25, 0.125], [0.75, 0.125], [0.25, 0.375], [0.75, 0.375]]
+    assert cell_centres(4, 2, CPU)[:4].tolist() == expected
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (1, 0), (0, 1), (2, -1)])
+def test_deformable_attention_reads_where_its_offsets_say(right: int, down: int) -> None:
+    torch.manual_seed(0)
+    attention = DeformableAttention(channels=4, heads=2, levels=1, points=3)
+    for projection in (attention.value_proj, attention.output_proj):
+        torch.nn.init.eye_(projection.weight)
+    attention.sampling_offsets.bias.data = torch.tensor([right, down] * 6).float()
+    map_HWC = torch.randn(5, 7, 4)
+    found = attention(
+        torch.randn(1, 35, 4), cell_centres(5, 7, CPU), map_HWC.reshape(1, 35, 4), [(5, 7)]
+    )
+    expected = torch.roll(map_HWC, (-down, -right), (0, 1))[1:-2, 0:-2]
+    torch.testing.assert_close(found.reshape(5, 7, 4)[1:-2, 0:-2], expected, atol=1e-5, rtol=0)
+
+
+def test_deformable_attention_starts_by_looking_around() -> None:
+    offsets = DeformableAttention(channels=8, heads=4, levels=2, points=3).sampling_offsets
+    offsets_MLP2 = offsets.bias.detach().reshape(4, 2, 3, 2)
+    assert not offsets.weight.any()
+    torch.testing.assert_close(offsets_MLP2.norm(dim=-1), torch.tensor([1.0, 2, 3]).expand(4, 2, 3))
+    torch.testing.assert_close(offsets_MLP2[1, 0, 0], torch.tensor([0.0, 1.0]))
+
+
+def test_a_row_that_would_be_fully_masked_is_unmasked() -> None:
+    mask_BHW = torch.full((2, 8, 8), -5.0)
+    mask_BHW[1, 2:4, 6:8] = 5
+    attend_BS = attention_mask(mask_BHW, (4, 4))
+    assert attend_BS[0].all()
+    assert attend_BS[1].nonzero().tolist() == [[1 * 4 + 3]]
+
+
+def test_masked_places_are_not_read() -> None:
+    torch.manual_seed(0)
+    layer = DecoderLayer(DecoderConfig(hidden=16, heads=2, decoder_ffn=32))
+    query, memory, position = torch.randn(1, 1, 16), torch.randn(1, 9, 16), torch.randn(9, 16)
+    attend = torch.zeros(1, 1, 9, dtype=torch.bool)
+    attend[..., 4] = True
+    changed = memory.clone()
+    changed[:, :4] += 1
+    assert torch.equal(
+        layer(query, query, memory, position, attend),
+        layer(query, query, changed, position, attend),
+    )

@@ -1,0 +1,83 @@
+"""What was compiled is kept: whole, from us alone, and with the same results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.engine.runtimes.blob_cache import BlobCache
+from prompt_iml.engine.runtimes.openvino import OpenVinoEngine
+from prompt_iml.engine.runtimes.protocol import Batch
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PROMPT_IML_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_was_kept_comes_back(folder: Path) -> None:
+    BlobCache().write("a", b"blob")
+    assert BlobCache().read("a") == b"blob"
+    assert BlobCache().read("b") is None
+    assert [path.name for path in folder.iterdir()] == ["a.blob"]
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-1] + b"?", lambda b: b""])
+def test_a_damaged_blob_is_none(folder: Path, damage: object) -> None:
+    BlobCache().write("a", b"blob")
+    path = folder / "a.blob"
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    assert BlobCache().read("a") is None
+
+
+def test_a_folder_that_others_can_write_to_is_not_read(folder: Path) -> None:
+    BlobCache().write("a", b"blob")
+    folder.chmod(0o770)
+    assert BlobCache().read("a") is None
+
+
+def test_only_blobs_that_nobody_used_for_long_are_removed(folder: Path) -> None:
+    BlobCache().write("old", b"blob")
+    (folder / "letter.txt").write_bytes(b"somebody's")
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+    BlobCache().write("new", b"blob")
+    assert {path.name for path in folder.iterdir()} == {"letter.txt", "new.blob"}
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PROMPT_IML_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container with a user of no name
+    BlobCache().write("a", b"blob")
+    assert BlobCache().read("a") is None
+
+
+def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    cache = BlobCache(tmp_path / "file")
+    cache.write("a", b"blob")
+    assert cache.read("a") is None
+
+
+def test_a_kept_engine_finds_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model("prompt-iml-micro")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
+    batch = Batch(pixels, np.ones((1, 64), np.float32))
+    compiled = OpenVinoEngine(model, threads=1).run(batch)
+    with monkeypatch.context() as patch:
+        patch.delattr(openvino.Core, "compile_model")
+        kept = OpenVinoEngine(model, threads=1).run(batch)
+    np.testing.assert_array_equal(kept.mask_logits, compiled.mask_logits)
+    np.testing.assert_array_equal(kept.score_logit, compiled.score_logit)
+    (blob,) = folder.iterdir()
+    blob.write_bytes(blob.read_bytes()[:-1])
+    again = OpenVinoEngine(model, threads=1).run(batch)
+    np.testing.assert_array_equal(again.mask_logits, compiled.mask_logits)

@@ -1,0 +1,126 @@
+"""An engine's batches on a device that reorders all that nothing holds in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from prompt_iml.engine.detection.detector import Detector, Finding
+from prompt_iml.engine.detection.image import Image
+from prompt_iml.engine.detection.views import View
+from prompt_iml.engine.errors import DeviceFull, InferError
+from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.model.policy import UNTRAINED
+from prompt_iml.engine.model.prompts import PromptSet
+from prompt_iml.engine.runtimes.overlap import SLOTS, OverlappingEngine
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Sequential
+from tests.helpers.null_device import HostProgram, NullDevice
+
+VIEW = View("native")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("prompt-iml-micro")
+
+
+@dataclass
+class Sum(Sequential):
+    """Says which image it saw, of each cell and of the whole."""
+
+    name: str = "sum"
+
+    def load_prompts(self, prompts: PromptSet) -> None:
+        raise NotImplementedError
+
+    def run(self, batch: Batch) -> Detection:
+        n, height, width, _ = batch.image.shape
+        cells = batch.image[..., 0].reshape(n, height // 4, 4, width // 4, 4).astype(np.float32)
+        masks = cells.mean((2, 4))
+        return Detection(masks, masks.mean((1, 2)) + batch.qtable[:, 0])
+
+
+def batches(count: int, size: int = 2) -> list[Batch]:
+    rng = np.random.default_rng(0)
+    return [
+        Batch(
+            rng.integers(0, 256, (size, 256, 256 * (1 + n % 2), 3), np.uint8),
+            rng.random((size, 64), np.float32),
+        )
+        for n in range(count)
+    ]
+
+
+def same(found: Detection, expected: Detection) -> bool:
+    return np.array_equal(found.mask_logits, expected.mask_logits) and np.array_equal(
+        found.score_logit, expected.score_logit
+    )
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_under_way_do_not_mix(model: Model, seed: int, graphs: bool) -> None:
+    device = NullDevice(seed)
+    engine = OverlappingEngine(model, device, HostProgram(Sum(), 2), graphs)
+    work, tickets = batches(24), []
+    for number, batch in enumerate(work):
+        tickets.append(engine.submit(batch))
+        if len(tickets) == SLOTS:
+            assert same(engine.collect(tickets.pop(0)), Sum().run(work[number - 1]))
+    assert device.launches == (20 if graphs else 0)  # twice two shapes ran without, each twice
+
+
+def test_uploads_go_on_while_the_network_computes(model: Model) -> None:
+    device = NullDevice(1)
+    engine = OverlappingEngine(model, device, HostProgram(Sum(), 2))
+    tickets = [engine.submit(batch) for batch in batches(2)]
+    for ticket in tickets:
+        engine.collect(ticket)
+    assert device.overlapped
+
+
+def test_a_missing_wait_would_be_seen(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NullDevice, "wait", lambda *_: None)
+    engine = OverlappingEngine(model, NullDevice(2), HostProgram(Sum(), 2))
+    work = batches(12)
+    assert not all(same(engine.run(batch), Sum().run(batch)) for batch in work)
+
+
+def test_a_slot_is_not_given_twice(model: Model) -> None:
+    engine = OverlappingEngine(model, NullDevice(), HostProgram(Sum(), 2))
+    batch = batches(1)[0]
+    for _ in range(SLOTS):
+        engine.submit(batch)
+    with pytest.raises(InferError, match="under way"):
+        engine.submit(batch)
+
+
+def images(count: int) -> list[tuple[int, Image]]:
+    rng = np.random.default_rng(1)
+    sizes = [(256, 256), (512, 512), (700, 500)]
+    return [(n, Image(rng.integers(0, 256, (*sizes[n % 3], 3), np.uint8))) for n in range(count)]
+
+
+def findings(detector: Detector, count: int = 20) -> dict[int, float]:
+    found = dict(detector.detect(images(count)))
+    assert all(isinstance(finding, Finding) for finding in found.values())
+    return {n: finding.score_raw for n, finding in found.items() if isinstance(finding, Finding)}
+
+
+@pytest.mark.parametrize("fits", [8, 5, 1])
+def test_a_scan_finds_the_same_whatever_fits_on_the_device(model: Model, fits: int) -> None:
+    program = HostProgram(Sum(), 8, fits)
+    engine = OverlappingEngine(model, NullDevice(), program)
+    detector = Detector(engine, VIEW, UNTRAINED, engine.batch)
+    assert findings(detector) == findings(Detector(Sum(), VIEW, UNTRAINED))
+    assert {8: 8, 5: 4, 1: 1}[fits] == max(n for n, *_ in program.shapes)
+
+
+def test_what_does_not_fit_alone_fails_alone(model: Model) -> None:
+    tile = 512 * 512 * 3
+    engine = OverlappingEngine(model, NullDevice(room=tile - 1), HostProgram(Sum(), 4))
+    found = dict(Detector(engine, VIEW, UNTRAINED, 4).detect(images(6)))
+    failed = [n for n, finding in found.items() if isinstance(finding, DeviceFull)]
+    assert failed == [1, 2, 4, 5]

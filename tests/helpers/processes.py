@@ -1,0 +1,64 @@
+"""Processes that a driver started, to be watched and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import subprocess
+import time
+from pathlib import Path
+
+from prompt_iml.cluster.training.curves import read_curves
+
+PATIENCE = 240  # seconds
+
+
+def wait_for_reports(curves: str, number: int, driver: subprocess.Popen[bytes]) -> None:
+    """Until a run that `driver` started has made so many reports."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and driver.poll() is None:
+        if len(read_curves(curves)) >= number:
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"no report number {number}: {driver.poll()}")
+
+
+def processes_below(driver: int, title: str) -> list[int]:
+    """Process ids below a driver, of those whose command line has `title`."""
+    names = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    titled = [int(n) for n in names if title in _read(f"/proc/{n}/cmdline")]
+    return [pid for pid in titled if driver in _ancestors(pid)]
+
+
+def _ancestors(pid: int) -> list[int]:
+    parents: list[int] = []
+    while pid > 1 and (stat := _read(f"/proc/{pid}/stat")):
+        pid = int(stat.rpartition(")")[2].split()[1])
+        parents.append(pid)
+    return parents
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""  # it has ended
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses at which a process takes TCP connections."""
+    with contextlib.suppress(OSError):  # it has ended
+        links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        tables = _read("/proc/net/tcp") + _read("/proc/net/tcp6")
+        rows = [line.split() for line in tables.splitlines()]
+        # Columns: 1 the local address, 3 the state (0A: listens), 9 the socket's inode.
+        return {_address(r[1]) for r in rows if r[3] == "0A" and f"socket:[{r[9]}]" in links}
+    return set()
+
+
+def _address(text: str) -> str:
+    """Of `0100007F:1F90`: 32-bit words in this machine's order of bytes, and the port."""
+    words, _, _ = text.partition(":")
+    packed = b"".join(bytes.fromhex(words[i : i + 8])[::-1] for i in range(0, len(words), 8))
+    found = ipaddress.ip_address(packed)
+    return str(getattr(found, "ipv4_mapped", None) or found)

@@ -1,0 +1,52 @@
+"""Build a plan with TensorRT-RTX on a CPU.
+
+    python -m tests.helpers.rtx_build MODEL PRECISION TILE BATCH...
+
+In a process of its own, because its parser ends the process over what it does not know. Prints, as
+JSON, what the builder said and how large plan and timing cache are.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+AVAILABLE = find_spec("tensorrt_rtx") is not None
+needs_rtx = pytest.mark.skipif(not AVAILABLE, reason="tensorrt-rtx is not installed")
+
+
+def build(model: str, precision: str, tile: int, *batches: int) -> dict[str, Any]:
+    """In another process."""
+    command = [sys.executable, "-m", "tests.helpers.rtx_build", model, precision, str(tile)]
+    done = subprocess.run(
+        [*command, *map(str, batches)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(name: str, precision: Any, tile: str, *batches: str) -> None:
+    """Command line."""
+    import tensorrt_rtx as trt
+
+    from prompt_iml.engine.build.builder import build_plan, graph_for
+    from prompt_iml.engine.model.folder import load_model
+    from prompt_iml.engine.runtimes.plans import Recipe
+
+    model, said = load_model(name), list[str]()
+    size = (int(tile), int(tile))
+    recipe = Recipe((size,), tuple(map(int, batches)), precision, "none")
+    graph = graph_for(model, recipe, size)
+    plan, cache = build_plan(trt, graph, recipe.batches, say=said.append)
+    found = {"said": said, "plan": len(plan), "timing_cache": len(cache)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

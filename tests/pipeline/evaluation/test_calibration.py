@@ -1,0 +1,190 @@
+"""Scores as probabilities, and thresholds at the rates they were chosen for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+from sklearn.linear_model import LogisticRegression
+
+from prompt_iml.engine.errors import UsageError
+from prompt_iml.pipeline.evaluation.calibration import (
+    Targets,
+    choose_mask_rule,
+    claim_all,
+    false_positive_threshold,
+    fit_platt,
+    group_rates,
+    make_policy,
+    mask_rates,
+    miss_threshold,
+    rate_bound,
+)
+from prompt_iml.pipeline.evaluation.judged import MASK_THRESHOLDS, Judged
+
+
+def judged(forged: bool, score_raw: float, f1: float = 0.0, flagged: float = 0.0) -> Judged:
+    """An image whose F1 and flagged share are the same at every threshold."""
+    many = np.ones(len(MASK_THRESHOLDS))
+    f1 = f1 if forged else math.nan
+    return Judged(
+        kind="splice" if forged else "authentic",
+        forged=forged,
+        score_raw=score_raw,
+        score=claim_all(Targets()).score(score_raw),
+        label="manipulated",
+        flagged=flagged,
+        peak=1.0,
+        f1=f1,
+        iou=f1,
+        best_f1=f1,
+        pixel_auc=f1,
+        f1_at=f1 * many,
+        flagged_at=flagged * many,
+    )
+
+
+def population(images: int = 1000, seed: int = 0) -> list[Judged]:
+    """As many forged as authentic; log-odds are 2 x logit - 1 by construction."""
+    rng = np.random.default_rng(seed)
+    logits = np.concatenate([rng.normal(1.0, 0.7, images), rng.normal(0.0, 0.7, images)])
+    return [judged(index < images, float(logit)) for index, logit in enumerate(logits)]
+
+
+def test_platt_finds_the_logistic_curve_of_scikit_learn() -> None:
+    images = population()
+    logits = np.array([each.score_raw for each in images])
+    forged = np.array([each.forged for each in images])
+    scale, offset = fit_platt(logits, forged)
+    reference = LogisticRegression(C=1e9).fit(logits[:, None], forged)
+    assert scale == pytest.approx(reference.coef_[0, 0], rel=0.02)
+    assert offset == pytest.approx(reference.intercept_[0], rel=0.02)
+
+
+def test_platt_does_not_depend_on_how_many_are_authentic() -> None:
+    images = population()
+    authentic = [each for each in images if not each.forged]
+    fits = [
+        fit_platt(np.array([e.score_raw for e in some]), np.array([e.forged for e in some]))
+        for some in (images, images + 2 * authentic)
+    ]
+    assert fits[0] == pytest.approx(fits[1], rel=0.02)
+
+
+def test_a_separable_set_is_no_reason_for_certainty() -> None:
+    logits = np.array([-2.0, -1.0, 1.0, 2.0])
+    scale, offset = fit_platt(logits, logits > 0)
+    assert 0.5 < scale < 3
+    assert offset == pytest.approx(0, abs=1e-3)
+
+
+def test_a_score_that_knows_nothing_keeps_its_order() -> None:
+    logits = np.array([-2.0, -1.0, 1.0, 2.0])
+    assert 0 < fit_platt(logits, logits < 0)[0] < 0.01
+    assert fit_platt(np.zeros(4), logits < 0)[0] > 0
+
+
+@pytest.mark.parametrize(("rate", "allowed"), [(0.01, 1), (0.019, 1), (0.05, 5), (0.001, 0)])
+def test_no_more_authentic_images_reach_the_threshold_than_stated(
+    rate: float, allowed: int
+) -> None:
+    scores = np.random.default_rng(1).random(100).astype(np.float32).astype(np.float64)
+    assert (scores >= false_positive_threshold(scores, rate)).sum() == allowed
+
+
+def test_ties_at_the_threshold_stay_authentic() -> None:
+    scores = np.array([0.5] * 10 + [0.1] * 90)
+    threshold = false_positive_threshold(scores, 0.05)
+    assert not (np.float32(scores) >= np.float32(threshold)).any()
+    assert threshold == pytest.approx(0.5)
+
+
+def test_no_threshold_lies_above_one() -> None:
+    with pytest.raises(UsageError, match="authentic images score"):
+        false_positive_threshold(np.ones(10), 0.01)
+
+
+def test_no_more_forged_images_are_called_authentic_than_stated() -> None:
+    scores = np.arange(100) / 100
+    assert (scores < miss_threshold(scores, 0.05)).sum() == 5
+    assert (scores < miss_threshold(scores, 0.0)).sum() == 0
+
+
+def test_the_bound_is_clopper_and_pearsons() -> None:
+    bound = rate_bound(3, 200)
+    assert binom.cdf(3, 200, bound) == pytest.approx(0.025)
+    assert rate_bound(0, 100) == pytest.approx(0.036, abs=0.001)
+    assert rate_bound(5, 5) == 1
+
+
+def test_a_policy_does_what_it_states() -> None:
+    targets = Targets(0.01, 0.05, 0.1, min_side=128, min_jpeg_quality=50)
+    images = population()
+    calibration = make_policy(images, targets, "v1")
+    policy = calibration.policy
+    assert (policy.id, policy.min_side, policy.min_jpeg_quality) == ("v1", 128, 50)
+    assert calibration.false_positive_rate == policy.false_positive_rate == 0.01
+    assert 0.01 < calibration.false_positive_bound < 0.03
+    assert 0.04 < calibration.miss_rate <= 0.05
+    assert calibration.ece < 0.03
+    labels = [policy.label(policy.score(each.score_raw))[0] for each in images if not each.forged]
+    assert labels.count("manipulated") == 10
+    assert calibration.to_dict()["policy"]["id"] == "v1"
+
+
+def test_thresholds_do_not_cross_where_forgeries_are_easy() -> None:
+    images = [judged(True, 5.0 + i / 10) for i in range(50)]
+    images += [judged(False, -5.0 - i / 10) for i in range(50)]
+    policy = make_policy(images, Targets(), "easy").policy
+    assert policy.authentic_below == policy.manipulated_at
+
+
+def test_what_is_beyond_the_limits_is_left_out() -> None:
+    images = population(100)
+    loud = dataclasses.replace(judged(False, 99.0), label="uncertain")
+    calibration = make_policy([*images, loud], Targets(), "v1")
+    assert (calibration.beyond, calibration.authentic) == (1, 100)
+    assert calibration.policy == make_policy(images, Targets(), "v1").policy
+
+
+def test_rates_are_told_where_they_arise() -> None:
+    policy = make_policy(population(), Targets(), "v1").policy
+    images = [judged(False, 9.0), judged(False, -9.0), judged(False, -9.0), judged(False, -9.0)]
+    beyond = dataclasses.replace(judged(False, 9.0), label="uncertain")
+    group = group_rates(policy, [*images, beyond], "resaved", "resize-0.5")
+    assert (group.set, group.perturbation, group.forged) == ("resaved", "resize-0.5", 0)
+    assert (group.authentic, group.false_positive_rate) == (4, 0.25)
+    assert group.to_dict()["true_positive_rate"] is None
+
+
+def test_both_classes_are_needed() -> None:
+    with pytest.raises(UsageError, match="forged and authentic"):
+        make_policy([judged(True, 1.0)], Targets(), "v1")
+
+
+def test_the_mask_threshold_is_the_best_that_flags_few() -> None:
+    rising = np.linspace(0, 1, len(MASK_THRESHOLDS))
+    falls = dataclasses.replace(judged(True, 1.0), f1_at=1 - rising)
+    quiet_late = dataclasses.replace(
+        judged(False, 0.0), flagged_at=np.where(MASK_THRESHOLDS < 0.7, 0.02, 0.001)
+    )
+    assert choose_mask_rule([falls, quiet_late], 0.1) == (0.7, 0.0)
+    assert choose_mask_rule([falls, quiet_late], 1.0) == (0.05, 0.0)
+    loud = dataclasses.replace(quiet_late, flagged_at=np.ones(len(MASK_THRESHOLDS)))
+    assert choose_mask_rule([falls, loud], 0.1) == (0.05, 0.0)
+    assert choose_mask_rule([judged(True, 1.0, f1=0.3), quiet_late], 1.0) == (0.5, 0.0)
+
+
+def test_images_that_peak_apart_share_a_rule() -> None:
+    def right_at(threshold: float, peak: float) -> Judged:
+        f1 = np.isclose(MASK_THRESHOLDS, threshold).astype(float)
+        return dataclasses.replace(judged(True, 1.0), f1_at=f1, peak=peak)
+
+    images = [right_at(0.54, 0.9), right_at(0.30, 0.4), judged(False, 0.0)]
+    threshold, share = choose_mask_rule(images, 1.0)
+    assert (threshold, share) == (0.3, 0.6)
+    assert mask_rates(images, threshold, share) == (1.0, 0.0)
+    assert mask_rates(images, 0.3, 0.0)[0] == 0.5

@@ -1,0 +1,82 @@
+"""`prompt-iml evaluate` and `prompt-iml calibrate`, from flags to files."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from prompt_iml.engine.model.policy import Policy
+from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.demo.photographs import forge_set, write_shards
+from prompt_iml.pipeline.evaluation import SetResult
+
+needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Four forged and four authentic images in shards."""
+    folder = tmp_path_factory.mktemp("judging") / "photos"
+    return str(write_shards(forge_set(1, ("splice", "copy-move") * 2), folder, shards=1))
+
+
+def test_evaluate_writes_a_table_and_json(
+    truth: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "evaluation.json"
+    arguments = [truth, "--perturbation", "none,jpeg-70", "--output", str(output), "--limit", "4"]
+    assert main(["evaluate", *arguments]) == 0
+    said = capsys.readouterr()
+    stored = json.loads(output.read_text())
+    assert json.loads(said.out.splitlines()[-1]) == stored
+    results = [SetResult.from_dict(fields) for fields in stored["results"]]
+    assert [(r.set, r.perturbation) for r in results] == [("photos", "none"), ("photos", "jpeg-70")]
+    assert all(r.forged + r.authentic == 4 for r in results)
+    lines = [line for line in said.err.splitlines() if line.startswith(("set", "photos"))]
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) == 3
+
+
+@needs_matplotlib
+def test_calibrate_writes_a_policy_that_evaluate_reads(truth: str, tmp_path: Path) -> None:
+    policy, plots = tmp_path / "policy.json", [tmp_path / "r.png", tmp_path / "e.png"]
+    flags = ["--perturbation", "none", "--id", "trial", "--plot", str(plots[0])]
+    report = tmp_path / "report.json"
+    flags += ["--output", str(policy), "--report", str(report)]
+    assert main(["calibrate", truth, *flags]) == 0
+    made = Policy.from_json(policy.read_text())
+    assert (made.id, made.min_side, made.false_positive_rate) == ("trial", 128, 0.0)
+    told = json.loads(report.read_text())
+    assert (told["forged"], told["groups"][0]["authentic"]) == (4, 4)
+    flags = ["--policy", str(policy), "--output", str(tmp_path / "e.json"), "--plot", str(plots[1])]
+    assert main(["evaluate", truth, *flags]) == 0
+    (result,) = json.loads((tmp_path / "e.json").read_text())["results"]
+    assert result["false_positive_rate"] == 0
+    assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--perturbation", "sepia"], "sepia"),
+        (["--policy", "nowhere.json"], "nowhere.json"),
+        (["--model", "nobody"], "nobody"),
+        (["--plot", "a.png"], "pip install"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(
+    truth: str,
+    flags: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prompt_iml.pipeline.evaluation.plots.find_spec", lambda _: None)
+    assert main(["evaluate", truth, *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,189 @@
+"""Examples to train on: believable, reproducible, and without a leak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from prompt_iml.cluster.training.examples import turned
+from prompt_iml.engine.network.beyond.jpeg_view import JpegView
+from prompt_iml.engine.network.config import JpegViewConfig
+from prompt_iml.pipeline.evaluation.comparison import auc
+from prompt_iml.pipeline.forgery.generator import KINDS, Example, Forger, Scene, contact_sheet
+from prompt_iml.pipeline.forgery.history import (
+    FRAME,
+    SIDE,
+    SMALLEST,
+    History,
+    Past,
+    Pixels,
+    Save,
+    encode,
+    read_tables,
+    resave,
+)
+from prompt_iml.pipeline.forgery.photos import Photo, list_photos, read_polygons, split
+from prompt_iml.pipeline.forgery.shapes import fits
+
+PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
+GREY = np.full((16, 16, 3), 128, np.uint8)
+FORGERIES = [kind for kind in KINDS if kind != "authentic"]
+
+
+@pytest.fixture(scope="module")
+def forger(tmp_path_factory: pytest.TempPathFactory) -> Forger:
+    """Over scikit-image's photographs, saved as cameras might have; one has an outline."""
+    folder = tmp_path_factory.mktemp("photos")
+    outline = tuple(read_polygons(_write(folder / "cat.txt", "15 .2 .2 .6 .15 .7 .6 .3 .7\n")))
+    photos = []
+    for index, name in enumerate(("astronaut", "coffee", "chelsea", "rocket")):
+        path = folder / f"{name}.jpg"
+        Image.fromarray(getattr(skimage.data, name)()).save(path, quality=80 + 5 * index)
+        photos.append(Photo(path, name, outline if name in ("astronaut", "chelsea") else ()))
+    return Forger(photos)
+
+
+@pytest.fixture(scope="module")
+def examples(forger: Forger) -> list[Example]:
+    return [forger.example(5, index) for index in range(240)]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_an_example_is_what_its_seed_says(forger: Forger) -> None:
+    first, again, other = forger.example(1, 2), forger.example(1, 2), forger.example(1, 3)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert np.array_equal(first.mask, again.mask)
+    assert not np.array_equal(first.pixels, other.pixels)
+
+
+def test_half_are_authentic_and_every_kind_comes(examples: list[Example]) -> None:
+    kinds = [example.kind for example in examples]
+    assert 0.4 < kinds.count("authentic") / len(kinds) < 0.6
+    assert set(kinds) == set(KINDS)
+
+
+def test_masks_are_empty_exactly_where_nothing_was_forged(examples: list[Example]) -> None:
+    for example in examples:
+        assert example.pixels.shape == (SIDE, SIDE, 3)
+        share = example.mask.mean()
+        assert share == 0 if example.kind == "authentic" else 0.003 < share < 0.5
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_a_forgery_changes_its_mask_and_nothing_else(forger: Forger, kind: str) -> None:
+    pixels = forger.scenes[0].pixels[:FRAME, :FRAME]
+    forged, alpha = forger.forge(kind, Scene(pixels, ()), np.random.default_rng(3))
+    changed = (forged != pixels).any(2)
+    assert not changed[alpha == 0].any()
+    assert changed[alpha >= 0.5].mean() > 0.5
+
+
+def test_a_donor_of_a_collection_has_the_hosts_past(forger: Forger) -> None:
+    save = Save(60, "4:2:0")
+    for seed in range(8):
+        donor, unsaved = (
+            forger._relative(Past(0.0, past), FRAME, np.random.default_rng(seed))
+            for past in (save, None)
+        )
+        assert donor
+        assert unsaved
+        (outline,) = donor.polygons
+        assert fits(outline - outline.min(0), FRAME)
+        margins = donor.pixels.shape[1::-1] - np.ptp(outline, axis=0)
+        assert (np.abs(margins - 32) < 4).all()  # scaled with its outline
+        assert np.array_equal(donor.pixels, resave(unsaved.pixels, save))
+    large = Past(1.0, None)
+    assert forger._relative(large, 64, np.random.default_rng(0)) is None
+
+
+def test_format_table_and_size_do_not_give_the_label_away(forger: Forger) -> None:
+    """All of a history that a file shows; the label is drawn after it."""
+    drawn = [forger.draw(np.random.default_rng((7, index))) for index in range(4000)]
+    forged = np.array([kind != "authentic" for _, _, kind in drawn])
+    seen = np.array([_shown(history) for _, history, _ in drawn])
+    assert 0.45 < _fitted_auc(seen, forged) < 0.55  # 4 sigma of 2000
+    assert _fitted_auc(seen, np.array([history.has_table for _, history, _ in drawn])) > 0.95
+
+
+def _shown(history: History) -> list[float]:
+    """Table, format and size."""
+    table = read_tables(encode(GREY, history.last))[0] if history.last else (0,) * 64
+    shown = table if history.has_table else (1,) * 64
+    return [*np.log2(np.add(shown, 1)), history.last is None, *history.shape]
+
+
+def _fitted_auc(features: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """AUC of a ridge classifier fitted on one half, on the other."""
+    design = np.column_stack([features - features.mean(0), np.ones(len(features))])
+    fit, test = design[::2], design[1::2]
+    gram = fit.T @ fit + np.eye(design.shape[1])
+    return auc(test @ np.linalg.solve(gram, fit.T @ truth[::2]), truth[1::2])
+
+
+def test_a_table_is_that_of_the_pixels_and_half_have_none(examples: list[Example]) -> None:
+    view = JpegView(JpegViewConfig(), 8)
+    tabled = [example for example in examples if example.qtable.max() > 1]
+    assert 0.4 < len(tabled) / len(examples) < 0.65
+    coarse = [example for example in tabled if example.qtable.min() >= 6]
+    assert coarse
+    for example in coarse:
+        image = torch.from_numpy(example.pixels.copy()).permute(2, 0, 1)[None].float()
+        found = view.coefficients(image, torch.from_numpy(example.qtable)[None])
+        assert (found - found.round()).abs().mean() < 0.1
+
+
+def test_the_contact_sheet_shows_examples_and_where_they_are_forged(forger: Forger) -> None:
+    sheet = np.asarray(contact_sheet(forger, rows=2, columns=2))
+    assert sheet.shape == (2 * SIDE, 4 * SIDE, 3)
+    plain, marked = sheet[:SIDE, :SIDE], sheet[:SIDE, SIDE : 2 * SIDE]
+    example = forger.example(0, 0)
+    assert np.array_equal(plain, example.pixels)
+    changed = (plain != marked).any(2)[20:]  # below the caption
+    assert changed.any() == example.mask[20:].any()
+
+
+def test_turning_turns_mask_pixels_and_table_together() -> None:
+    ramp = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
+    pixels = np.repeat((ramp % 251).astype(np.uint8)[..., None], 3, 2)
+    table = np.arange(64, dtype=np.float32)
+    example = Example(pixels, table, pixels[..., 0] > 100, "splice")
+    for seed in range(8):
+        part = turned(example, np.random.default_rng(seed))
+        assert np.array_equal(part.mask, part.pixels[..., 0] > 100)
+        was_transposed = not np.array_equal(part.qtable, table)
+        assert was_transposed == (np.random.default_rng(seed).random(3)[2] < 0.5)
+
+
+def test_some_are_small_and_mirrored(examples: list[Example]) -> None:
+    small = [
+        one for one in examples if _mirrored(one.pixels) or _mirrored(one.pixels.swapaxes(0, 1))
+    ]
+    assert 0.06 < len(small) / len(examples) < 0.26
+    assert any(one.mask.any() for one in small)
+
+
+def _mirrored(pixels: Pixels) -> bool:
+    """Across, at some edge of the grid from `SMALLEST` on."""
+    for width in range(SMALLEST, SIDE, 8):
+        beyond = SIDE - width
+        if np.array_equal(pixels[:, width:], pixels[:, width - beyond : width][:, ::-1]):
+            return True
+    return False
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/data/photos")
+def test_no_camera_and_no_photograph_is_on_both_sides() -> None:
+    train, held_back = split(list_photos(PHOTOS))
+    assert not {photo.source for photo in train} & {photo.source for photo in held_back}
+    assert 0.1 < len(held_back) / (len(train) + len(held_back)) < 0.2
+    assert any(photo.polygons for photo in held_back)

@@ -1,0 +1,416 @@
+"""Bytes to pixels: every format and mode, EXIF, limits, damage, and no other exception."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pillow_heif
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from prompt_iml.engine.errors import (
+    DecodeError,
+    Empty,
+    ImageError,
+    NotAnImage,
+    TooLarge,
+    Truncated,
+    Unsupported,
+)
+from prompt_iml.engine.jpeg_quality import estimate_quality
+from prompt_iml.pipeline.images.decode import ALLOWED, Decoded, DecodeLimits, decode
+from prompt_iml.pipeline.images.sniff import sniff
+
+LIMITS = DecodeLimits(max_pixels=1_000_000)
+ORIENTATION = 0x0112
+CLEAN: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
+
+
+def scene(width: int = 48, height: int = 32) -> Image.Image:
+    """Four quarters of different colour: no two of its rotations or mirrors are equal."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = 200, 40, 40
+    pixels[: height // 2, width // 2 :] = 40, 200, 40
+    pixels[height // 2 :, : width // 2] = 40, 40, 200
+    return Image.fromarray(pixels)
+
+
+def save(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@cache
+def samples() -> dict[str, bytes]:
+    image = scene()
+    heif = io.BytesIO()
+    pillow_heif.from_pillow(image).save(heif, quality=-1)
+    return {
+        "image/jpeg": save(image, "JPEG", **CLEAN["JPEG"]),
+        "image/png": save(image, "PNG"),
+        "image/webp": save(image, "WEBP", **CLEAN["WEBP"]),
+        "image/gif": save(image, "GIF"),
+        "image/bmp": save(image, "BMP"),
+        "image/tiff": save(image, "TIFF"),
+        "image/heic": heif.getvalue(),
+        "image/avif": save(image, "AVIF", **CLEAN["AVIF"]),
+    }
+
+
+def opened(image: Image.Image, kind: str, **options: Any) -> Decoded:
+    return decode(save(image, kind, **options), LIMITS)
+
+
+def pixels(image: Image.Image, kind: str, **options: Any) -> NDArray[np.int64]:
+    return opened(image, kind, **options).image.pixels.astype(int)
+
+
+def close(found: NDArray[Any], expected: Any, tolerance: int = 0) -> bool:
+    difference = np.abs(found.astype(int) - np.asarray(expected, int))
+    return bool(difference.max() <= tolerance)
+
+
+@pytest.mark.parametrize("media_type", samples())
+def test_every_format_decodes(media_type: str) -> None:
+    found = decode(samples()[media_type], LIMITS)
+    assert found.media_type == media_type
+    assert (found.width, found.height, found.frame_count) == (48, 32, 1)
+    assert found.image.pixels.dtype == np.uint8
+    assert close(found.image.pixels, scene(), tolerance=8)
+
+
+def test_every_allowed_format_has_a_sample() -> None:
+    assert set(samples()) == ALLOWED - {"image/heif"}
+
+
+MODES = [(mode, "PNG") for mode in ("1", "L", "P", "RGBA")]
+MODES += [(mode, "TIFF") for mode in ("1", "L", "P", "RGBA", "CMYK")]
+
+
+@pytest.mark.parametrize(("mode", "kind"), MODES)
+def test_modes_become_rgb(mode: str, kind: str) -> None:
+    image = scene().convert(mode)
+    assert close(pixels(image, kind), image.convert("RGB"))
+
+
+def test_ycck_jpeg_is_not_inverted() -> None:
+    white = Image.new("CMYK", (16, 16), (0, 0, 0, 0))
+    assert pixels(white, "JPEG").min() > 250
+
+
+def test_ycbcr_tiff_becomes_rgb() -> None:
+    image = scene().convert("YCbCr")
+    assert close(pixels(image, "TIFF", compression="jpeg", quality=100), scene(), 12)
+
+
+def test_lab_tiff_becomes_srgb() -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    image = ImageCms.buildTransform(srgb, lab, "RGB", "LAB").apply(scene())
+    assert close(pixels(image, "TIFF"), scene(), tolerance=8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_transparent_pixels_lie_over_white(kind: str) -> None:
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    image.putpixel((0, 0), (10, 20, 30, 255))
+    image.putpixel((1, 0), (0, 0, 0, 128))
+    found = pixels(image, kind, **CLEAN.get(kind, {}))
+    assert found[0, :3].tolist() == [[10, 20, 30], [127, 127, 127], [255, 255, 255]]
+
+
+def test_a_transparent_palette_entry_lies_over_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([9, 9, 9, 50, 60, 70])
+    image.putpixel((1, 0), 1)
+    for kind in ("PNG", "GIF"):
+        assert pixels(image, kind, transparency=0).tolist() == [[[255] * 3, [50, 60, 70]]]
+
+
+def test_a_transparent_grey_lies_over_white() -> None:
+    image = Image.fromarray(np.array([[7, 8]], np.uint8))
+    assert pixels(image, "PNG", transparency=7)[0, :, 0].tolist() == [255, 8]
+
+
+def test_grey_with_alpha_lies_over_white() -> None:
+    image = Image.new("LA", (1, 1), (0, 128))
+    assert pixels(image, "PNG").tolist() == [[[127] * 3]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
+    grey = np.array([[0, 128, 257, 32768, 65535]], np.uint16)
+    found = pixels(Image.fromarray(grey), kind)
+    assert found[0].tolist() == [[0] * 3, [0] * 3, [1] * 3, [128] * 3, [255] * 3]
+
+
+def test_16_bit_white_is_zero() -> None:
+    image = Image.fromarray(np.array([[0, 65535]], np.uint16))
+    assert pixels(image, "TIFF", tiffinfo={262: 0})[0, :, 0].tolist() == [255, 0]
+
+
+def test_12_bit_grey_fills_the_range() -> None:
+    strip = bytes([0xFF, 0xF0, 0x00])  # two samples of 12 bits: 4095 and 0
+    assert decode(tiff(strip, width=2, bits=12), LIMITS).image.pixels[0, :, 0].tolist() == [255, 0]
+
+
+def tiff(strip: bytes, width: int, bits: int) -> bytes:
+    """A little-endian TIFF of one row of grey."""
+    tags = {256: width, 257: 1, 258: bits, 262: 1, 273: 86, 279: len(strip)}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + strip
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_samples_without_a_range_are_refused(mode: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        opened(Image.new(mode, (3, 2)), "TIFF")
+    assert caught.value.facts["width"] == 3
+
+
+def tagged(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_told_and_not_applied(kind: str, orientation: int) -> None:
+    found = opened(scene(), kind, exif=tagged(orientation), **CLEAN.get(kind, {}))
+    assert found.exif_orientation == orientation
+    assert (found.width, found.height) == (48, 32)
+    assert close(found.image.pixels, scene(), 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_compressed_tiff_keeps_its_stored_frame(orientation: int) -> None:
+    found = opened(scene(), "TIFF", exif=tagged(orientation), compression="tiff_lzw")
+    assert (found.width, found.exif_orientation) == (48, orientation)
+    assert close(found.image.pixels, scene())
+
+
+def test_an_orientation_that_means_nothing_is_null() -> None:
+    assert opened(scene(), "JPEG", exif=tagged(9)).exif_orientation is None
+    assert opened(scene(), "JPEG", exif=b"Exif\0\0garbage").exif_orientation is None
+    assert opened(scene(), "JPEG").exif_orientation is None
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_the_first_of_several_frames_is_decoded(kind: str) -> None:
+    white = Image.new("RGB", (48, 32), "white")
+    options = CLEAN.get(kind, {}) | {"save_all": True, "append_images": [white, scene()]}
+    found = opened(scene(), kind, **options)
+    assert found.frame_count == 3
+    assert close(found.image.pixels, scene(), 8)
+
+
+def test_mpo_is_a_jpeg_with_several_frames() -> None:
+    found = opened(scene(), "MPO", save_all=True, append_images=[scene()], quality=90)
+    assert (found.media_type, found.frame_count, found.jpeg_quality) == ("image/jpeg", 2, 90)
+
+
+def test_a_damaged_later_frame_leaves_the_first() -> None:
+    payload = save(scene(), "GIF", save_all=True, append_images=[scene().rotate(180)])
+    second = payload.rindex(b"\x2c\0\0\0\0")
+    assert decode(payload[: second + 5], LIMITS).frame_count is None
+
+
+def test_the_luma_table_is_in_natural_order() -> None:
+    rising = list(range(1, 65))  # row-major: 1 2 3 ... along the first row
+    payload = save(scene(), "JPEG", qtables=[rising, [9] * 64])
+    stored = payload[payload.index(b"\xff\xdb") + 5 :][:64]
+    assert list(stored[:4]) == [1, 2, 9, 17]  # the file itself goes in zigzag
+    table = decode(payload, LIMITS).image.luma_table
+    assert table is not None
+    assert table.dtype == np.float32
+    assert table.tolist() == rising
+
+
+def test_only_jpeg_has_a_luma_table() -> None:
+    found = opened(scene(), "TIFF", compression="jpeg")
+    assert found.image.luma_table is None
+    assert found.jpeg_quality is None
+
+
+def test_jpeg_quality_is_exact_for_standard_tables() -> None:
+    found = [opened(scene(8, 8), "JPEG", quality=q).jpeg_quality for q in range(1, 101)]
+    assert found == list(range(1, 101))
+
+
+def test_quality_of_another_table_is_the_nearest() -> None:
+    assert estimate_quality(np.full(64, 1.05, np.float32)) == 100
+    assert estimate_quality(np.full(64, 60000, np.float32)) == 1
+
+
+def test_pixels_are_limited_from_the_header() -> None:
+    with pytest.raises(TooLarge, match="48x32") as caught:
+        decode(samples()["image/png"], DecodeLimits(max_pixels=48 * 32 - 1))
+    assert caught.value.facts["height"] == 32
+    assert decode(samples()["image/png"], DecodeLimits(max_pixels=48 * 32)).width == 48
+
+
+def test_a_size_beyond_the_schema_is_too_large() -> None:
+    payload = bytearray(samples()["image/bmp"])
+    payload[18:22] = b"\xff\xff\xff\xff"
+    with pytest.raises(TooLarge) as caught:
+        decode(bytes(payload), LIMITS)
+    assert caught.value.facts["width"] is None
+
+
+def test_avif_size_is_limited_before_its_decoder() -> None:
+    payload = samples()["image/avif"].replace(
+        struct.pack(">2I", 48, 32), struct.pack(">2I", 9999, 9999)
+    )
+    with pytest.raises(TooLarge, match="9999x9999"):
+        decode(payload, LIMITS)
+
+
+def test_scans_of_a_jpeg_are_limited() -> None:
+    payload = save(scene(), "JPEG", progressive=True)
+    assert decode(payload, DecodeLimits(max_pixels=48 * 32)).width == 48
+    last = payload.rindex(b"\xff\xda")
+    bomb = payload[:-2] + payload[last:-2] * 20 + b"\xff\xd9"
+    with pytest.raises(TooLarge, match="30 scans"):
+        decode(bomb, DecodeLimits(max_pixels=48 * 32))
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def test_a_text_bomb_is_too_large() -> None:
+    png = samples()["image/png"]
+    bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(20_000_000)))
+    with pytest.raises(TooLarge):
+        decode(png[:33] + bomb + png[33:], LIMITS)
+
+
+def test_no_bytes_are_empty() -> None:
+    with pytest.raises(Empty):
+        decode(b"", LIMITS)
+
+
+def test_unknown_bytes_are_unsupported_or_no_image() -> None:
+    with pytest.raises(Unsupported, match="23 20 48 69"):
+        decode(b"# Hi", LIMITS)
+    for payload in (b"# Hi", b""):
+        with pytest.raises(NotAnImage):
+            decode(payload, LIMITS, claims_image=False)
+
+
+def test_a_format_off_the_list_is_named() -> None:
+    with pytest.raises(Unsupported, match="image/jp2") as caught:
+        opened(scene(), "JPEG2000")
+    assert caught.value.facts == {"media_type": "image/jp2"}
+    assert caught.value.stage == "decode"
+
+
+def test_content_decides_whatever_the_name_claims() -> None:
+    assert decode(samples()["image/png"], LIMITS, claims_image=False).media_type == "image/png"
+
+
+@pytest.mark.parametrize("media_type", samples())
+def test_an_image_that_breaks_off_is_truncated(media_type: str) -> None:
+    payload = samples()[media_type]
+    for part in (0.4, 0.7):
+        with pytest.raises(Truncated) as caught:
+            decode(payload[: int(part * len(payload))], LIMITS)
+        assert caught.value.facts["media_type"] == media_type
+
+
+def test_facts_survive_a_failure() -> None:
+    payload = save(scene(), "JPEG", quality=80, exif=tagged(3))
+    with pytest.raises(Truncated) as caught:
+        decode(payload[:-50], LIMITS)
+    assert caught.value.facts == {
+        "media_type": "image/jpeg",
+        "width": 48,
+        "height": 32,
+        "exif_orientation": 3,
+        "jpeg_quality": 80,
+    }
+
+
+def test_damage_within_is_corrupt() -> None:
+    payload = samples()["image/png"]
+    start = payload.index(b"IDAT") + 4
+    with pytest.raises(DecodeError) as caught:
+        decode(payload[:start] + b"\xff" * 8 + payload[start + 8 :], LIMITS)
+    assert caught.value.code == "corrupt"
+
+
+def test_nothing_is_written_to_stderr() -> None:
+    """Pillow warns of an animation without frames; libtiff prints what it finds wrong."""
+    png, tiff = samples()["image/png"], save(scene(), "TIFF", compression="tiff_lzw")
+    script = "import sys; from prompt_iml.pipeline.images.decode import *\n"
+    script += "from prompt_iml.engine.errors import ImageError\n"
+    for payload in (
+        png[:33] + chunk(b"acTL", bytes(8)) + png[33:],
+        tiff[:8] + bytes(40) + tiff[48:],
+    ):
+        script += f"try: decode({payload!r}, DecodeLimits())\nexcept ImageError: pass\n"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", script], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("head", "media_type"),
+    [
+        (b"II*\0", "image/tiff"),
+        (b"MM\0*", "image/tiff"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "image/avif"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "image/heif"),
+        (b"\xff\x0a", "image/jxl"),
+        (b"8BPS\0\1", "image/vnd.adobe.photoshop"),
+        (b'<?xml version="1.0"?><svg/>', "image/svg+xml"),
+        (b"P6\n1 1\n", "image/x-portable-anymap"),
+        (b"BM, a kind of car, is text", None),
+        (b"RIFF\0\0\0\0WAVE", None),
+        (b"P", None),
+        (b"\n", None),
+        (b"", None),
+    ],
+)
+def test_sniff(head: bytes, media_type: str | None) -> None:
+    assert sniff(head) == media_type
+
+
+def mutations() -> st.SearchStrategy[bytes]:
+    """A sample with some bytes changed and, at times, its end cut off."""
+    change = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))
+
+    def mutate(payload: bytes, changes: list[tuple[float, int]], keep: float) -> bytes:
+        damaged = bytearray(payload)
+        for place, value in changes:
+            damaged[int(place * len(damaged))] = value
+        return bytes(damaged[: int(keep * len(damaged))])
+
+    sample = st.sampled_from(sorted(samples().values()))
+    keep = st.one_of(st.just(1.0), st.floats(0, 1))
+    return st.builds(mutate, sample, st.lists(change, max_size=8), keep)
+
+
+@settings(derandomize=True, max_examples=400, deadline=None)
+@given(mutations())
+@example(b"\xff\xd8\xff\xda\0\x02\x01")
+def test_no_bytes_raise_anything_but_image_errors(payload: bytes) -> None:
+    try:
+        found = decode(payload, LIMITS)
+    except ImageError:
+        return
+    assert found.image.pixels.shape == (found.height, found.width, 3)

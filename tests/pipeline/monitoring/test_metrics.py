@@ -1,0 +1,132 @@
+"""What a scan tells of itself: counted right, exported, and all that dashboards ask for."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prompt_iml.pipeline.monitoring import metrics
+from prompt_iml.pipeline.monitoring.meter import Meter
+from tests.bench.null_model import write_null_model
+from tests.helpers.heads import environment, ray_head, short_folder
+
+pytestmark = pytest.mark.timeout(600)
+MONITORING = Path(__file__).parents[3] / "cluster" / "kubernetes" / "monitoring"
+NAME = re.compile(r"\bray_(prompt_iml_\w+)")
+OURS = {value for name, value in vars(metrics).items() if name.isupper()}
+
+
+def test_time_until_each_is_counted() -> None:
+    meter = Meter()
+    assert list(meter.timed("fetch", (time.sleep(0.01) for _ in range(3)))) == [None] * 3
+    assert 0.03 <= meter.seconds["fetch"] < 1
+
+
+@dataclass(frozen=True)
+class Told:
+    """What Prometheus would see at the end of a scan, and what the scan wrote on stderr: the
+    driver, and the workers in Ray's files (the driver passes on what comes before it ends)."""
+
+    metrics: str
+    driver: str
+    workers: str
+
+
+@pytest.fixture(scope="module")
+def scraped(told: Told) -> str:
+    return told.metrics
+
+
+@pytest.fixture(scope="module")
+def told(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """Of a scan of photographs and a broken one."""
+    folder = tmp_path_factory.mktemp("metrics")
+    (folder / "in").mkdir()
+    for name, data in {**photographs, "broken.jpg": photographs["rocket.jpg"][:2000]}.items():
+        (folder / "in" / name).write_bytes(data)
+    model, env = write_null_model(folder / "model"), environment()
+    with short_folder() as sessions, ray_head(env, "--num-cpus=2", folder=sessions) as ports:
+        command = [
+            sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(folder / "in"),
+            "--run-id=told", f"--output={folder / 'out'}", f"--model={model}", "--max-actors=1",
+            "--max-failure-rate=1", "--log=json", f"--address=127.0.0.1:{ports['port']}",
+        ]  # fmt: skip
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        url = f"http://127.0.0.1:{ports['metrics-export-port']}/metrics"
+        files = sessions.glob("session_latest/logs/worker-*.err")
+        return Told(wait_for_metrics(url), done.stderr, "".join(f.read_text() for f in files))
+
+
+def wait_for_metrics(url: str) -> str:
+    """Ray's agent exports every few seconds what it was told."""
+    text = ""
+    for _ in range(60):
+        with urllib.request.urlopen(url) as response:
+            text = response.read().decode()
+        if "prompt_iml_images" in text:
+            break
+        time.sleep(1)
+    return text
+
+
+def value(text: str, name: str, **tags: str) -> float:
+    """The sum of the samples with these tags."""
+    lines = [line for line in text.splitlines() if line.startswith(f"ray_{name}{{")]
+    chosen = [line for line in lines if all(f'{k}="{v}"' in line for k, v in tags.items())]
+    return sum(float(line.rpartition(" ")[2]) for line in chosen)
+
+
+def test_every_image_is_counted_by_status(scraped: str, photographs: dict[str, bytes]) -> None:
+    images = next(name for name in NAME.findall(scraped) if name.startswith(metrics.IMAGES))
+    assert value(scraped, images, run="told", status="ok") == len(photographs)
+    assert value(scraped, images, run="told", code="truncated") == 1
+
+
+def test_every_stage_takes_time(scraped: str) -> None:
+    for stage in ("fetch", "decode", "wait", "infer", "commit"):
+        assert re.search(rf'ray_{metrics.SECONDS}\w*{{[^}}]*stage="{stage}"', scraped), stage
+
+
+def test_actors_tell_of_their_units(told: Told, photographs: dict[str, bytes]) -> None:
+    (done,) = [line for line in json_lines(told.workers) if line["message"] == "done"]
+    assert (done["run"], done["rows"]) == ("told", len(photographs) + 1)
+    assert {line["run"] for line in json_lines(told.driver + told.workers)} == {"told"}
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """The objects; Ray puts who wrote a line before it."""
+    return [json.loads(line[line.index("{") :]) for line in text.splitlines() if "{" in line]
+
+
+def asked_for() -> set[str]:
+    """The names in dashboards and alerts."""
+    texts = [path.read_text() for path in MONITORING.iterdir()]
+    return {name for text in texts for name in NAME.findall(text)}
+
+
+def test_dashboards_and_alerts_ask_for_what_is_there(scraped: str) -> None:
+    assert asked_for() <= set(NAME.findall(scraped))
+    assert len(asked_for()) == len(OURS)
+
+
+def test_the_dashboard_can_be_loaded() -> None:
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    assert all(panel["targets"] for panel in dashboard["panels"])
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_alerts_say_what_to_do() -> None:
+    rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
+    for rule in rules["spec"]["groups"][0]["rules"]:
+        assert rule["annotations"]["description"]

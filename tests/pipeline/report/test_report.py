@@ -1,0 +1,353 @@
+"""The report: what it shows, what it must never do, and that it reads little."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from prompt_iml.engine.errors import MissingInput, UsageError
+from prompt_iml.pipeline.report.page import text
+from prompt_iml.pipeline.report.pictures import (
+    FOUND,
+    contact_sheet,
+    mask_layer,
+    outline,
+    overlay,
+    thumbnail,
+)
+from prompt_iml.pipeline.report.report import best_rows, find, take_survey, write_report
+from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.run.schema import SCHEMA, RowWriter, encode_mask, image_id
+from prompt_iml.pipeline.run.table import open_results
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.units import Sample
+
+Row = dict[str, Any]
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+HOSTILE = "<script>alert(1)</script>\u202egpj.exe"
+
+
+def scored(uri: str, data: bytes, score: float, member: str | None = None) -> Row:
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+    mask = np.zeros((height, width), bool)
+    mask[10:60, 20:90] = True
+    region = {"x": 20, "y": 10, "width": 70, "height": 50, "area": 3500}
+    return {
+        "image_id": image_id(uri, member),
+        "uri": uri,
+        "member": member,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size_bytes": len(data),
+        "media_type": "image/jpeg",
+        "width": width,
+        "height": height,
+        "status": "ok",
+        "score": score,
+        "label": "manipulated" if score > 0.5 else "authentic",
+        "threshold": 0.5,
+        "manipulated_fraction": float(mask.mean()),
+        "regions": [region | {"mean_score": 0.7, "max_score": 0.9}],
+        "mask_rle": encode_mask(mask),
+        "mask_height": height,
+        "mask_width": width,
+    }
+
+
+def failed(uri: str, code: str = "corrupt", message: str = "breaks off") -> Row:
+    why = {"error_stage": "decode", "error_code": code, "error_message": message}
+    return {"image_id": image_id(uri, None), "uri": uri, "status": "failed"} | why
+
+
+def commit(output: str, rows: list[Row], model: str = "micro@1", run_id: str = "r1") -> Run:
+    run = Run(output, run_id)
+    config = {"inputs": [f"{output}/in"], "model": model, "policy": POLICY} | READING
+    run.bind(config)
+    writer = RowWriter("u1", run_id)
+    for second, row in enumerate(rows):
+        made = {"run_id": run_id, "model": model, "scanned_at": START + timedelta(seconds=second)}
+        writer.add(row | made)
+    storage.create_once(run.part_uri(f"{run_id}-u1"), writer.close())
+    run.commit({"parts": [{"file": f"results/part-{run_id}-u1.parquet"}]})
+    return run
+
+
+POLICY = {"manipulated_at": 0.5, "authentic_below": 0.5}
+READING = {
+    "max_pixels": 10**7,
+    "max_object_bytes": 10**7,
+    "images_per_unit": 8,
+    "image_column": None,
+}
+
+
+class Page(HTMLParser):
+    """What a browser would see."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def images(self) -> list[str]:
+        return [tag["src"] or "" for name, tag in self.tags if name == "img"]
+
+
+def page_of(output: str, **options: Any) -> str:
+    return storage.read_bytes(write_report(output, **options)).decode()
+
+
+@pytest.fixture
+def mixed(store: Any, photographs: Mapping[str, bytes], tar_of: Callable[..., bytes]) -> str:
+    """An output over a plain object, a tar shard and a Parquet file with images."""
+    jpeg, png = photographs["rocket.jpg"], photographs["chelsea.png"]
+    plain = store.put("in/plain.jpg", jpeg)
+    shard = store.put("in/shard.tar", tar_of({"a/1.jpg": jpeg, "a/2.png": png}))
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"no", png]}), sink)
+    parquet = store.put("in/rows.parquet", sink.getvalue())
+    rows = [
+        scored(plain, jpeg, 0.3),
+        scored(shard, png, 0.9, "a/2.png"),
+        scored(parquet, png, 0.6, "1"),
+        failed(f"{store.uri}/in/{HOSTILE}", message=HOSTILE),
+    ]
+    commit(f"{store.uri}/out", rows)
+    return f"{store.uri}/out"
+
+
+def test_every_kind_of_source_is_pictured_highest_score_first(mixed: str) -> None:
+    page = page_of(mixed)
+    names = re.findall(r'<p class="name"><bdi>(.*?)</bdi>', page)
+    assert names == ["a/2.png", "1", "plain.jpg"]
+    assert len([uri for uri in Page(page).images() if uri.startswith("data:image/jpeg")]) == 3
+
+
+@pytest.fixture
+def output(tmp_path: Any) -> str:
+    return f"file://{tmp_path}/out"
+
+
+@pytest.fixture
+def photograph(tmp_path: Any, photographs: Mapping[str, bytes]) -> tuple[str, bytes]:
+    (tmp_path / "a.jpg").write_bytes(photographs["rocket.jpg"])
+    return f"file://{tmp_path}/a.jpg", photographs["rocket.jpg"]
+
+
+def test_the_report_lies_beside_the_results_or_where_it_is_told(output: str) -> None:
+    commit(output, [failed("file:///x")])
+    assert write_report(output) == f"{output}/report.html"
+    assert write_report(output, path=f"{output}/else.html") == f"{output}/else.html"
+    assert storage.read_bytes(f"{output}/else.html") == storage.read_bytes(f"{output}/report.html")
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(
+    output: str, photograph: tuple[str, bytes]
+) -> None:
+    commit(output, [scored(*photograph, 0.9), failed(f"file:///{HOSTILE}", message=HOSTILE)])
+    page = page_of(output)
+    parsed = Page(page)
+    assert not {"script", "link", "iframe", "object", "a"} & {name for name, _ in parsed.tags}
+    assert all(uri.startswith("data:image/") for uri in parsed.images())
+    assert not [name for _, tag in parsed.tags for name in tag if name.startswith("on")]
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+    assert "<script>alert(1)</script>\\u202egpj.exe" in parsed.texts
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\n", "\x00", "\u2066", "<b>", '"', "'", "&"])
+def test_text_is_harmless_and_encodes(name: str) -> None:
+    shown = text(name)
+    assert not set(shown) & set("<>\"'\n\x00\u2066")
+    shown.encode()
+
+
+def test_an_image_that_changed_or_vanished_is_not_shown(
+    output: str, photograph: tuple[str, bytes], tmp_path: Any
+) -> None:
+    uri, data = photograph
+    gone = [scored(f"{uri}.gone", data, 0.8), scored(f"{uri}.tar", data, 0.7, "x.jpg")]
+    commit(output, [scored(uri, data, 0.9), *gone])
+    (tmp_path / "a.jpg").write_bytes(data + b"changed")
+    page = Page(page_of(output))
+    assert page.texts.count("the source is gone or has changed since the scan") == 3
+    assert {uri[:15] for uri in page.images()} == {"data:image/png;"}
+
+
+def test_no_more_pictures_than_the_limit(output: str, photograph: tuple[str, bytes]) -> None:
+    rows = [scored(*photograph, score) for score in (0.1, 0.7, 0.9)]
+    commit(output, [*rows, failed("file:///x"), failed("file:///y")])
+    page = page_of(output, limit=1)
+    assert page.count('<article class="card') == 1
+    assert "0.900" in page
+    assert "2 with lower scores are not shown" in page
+    assert "1 more are in the table" in page
+    assert page_of(output, limit=0).count('<article class="card') == 0
+
+
+def test_counts_by_status_label_and_code(output: str, photograph: tuple[str, bytes]) -> None:
+    refused = [failed("file:///x"), failed("file:///y"), failed("file:///z", code="empty")]
+    commit(output, [scored(*photograph, 0.9), scored(*photograph, 0.2), *refused])
+    page = page_of(output)
+    tiles = dict(re.findall(r'class="tile (\w+)"><b>(\d+)', page))
+    assert tiles == {
+        "images": "5",
+        "manipulated": "1",
+        "uncertain": "0",
+        "authentic": "1",
+        "failed": "3",
+        "skipped": "0",
+    }
+    assert "<th>corrupt</th><td>2</td>" in page
+    assert "2026-01-02 03:04:05 to 03:04:09 UTC" in page
+
+
+def test_an_untrained_model_is_told(output: str) -> None:
+    commit(output, [failed("file:///x")], model="prompt-iml-micro@untrained")
+    assert "prompt-iml-micro@untrained is not trained" in page_of(output)
+
+
+def test_the_rate_is_of_the_last_launch_that_scanned(output: str) -> None:
+    run = commit(output, [failed("file:///x")])
+    assert "images/s" not in page_of(output)
+    run.write_summary({"scanned_now": 30, "seconds": 4.0})
+    assert "7.5 images/s" in page_of(output)
+    run.write_summary({"scanned_now": 0, "seconds": 4.0})
+    assert "images/s" not in page_of(output)
+
+
+def test_a_scan_that_runs_is_reported_as_far_as_it_is(output: str, tmp_path: Any) -> None:
+    commit(output, [failed("file:///x")])
+    assert "not complete" not in page_of(output)
+    (tmp_path / "out/_runs/r1/manifest.json").unlink()
+    (tmp_path / "out/results/.part-of-one-that-is-being-written").touch()
+    assert "The scan is not complete" in page_of(output)
+
+
+def test_several_runs_must_be_told_apart(output: str) -> None:
+    commit(output, [failed("file:///x")], run_id="r1")
+    commit(output, [failed("file:///y"), failed("file:///z")], run_id="r2")
+    with pytest.raises(UsageError, match=r"--run-id, one of r1, r2"):
+        write_report(output)
+    assert "file:///z" in page_of(output, run_id="r2")
+    assert "file:///z" not in page_of(output, run_id="r1")
+
+
+def test_nothing_to_report_is_said_in_one_line(output: str, tmp_path: Any) -> None:
+    for fresh in (f"{tmp_path}", output, f"{tmp_path}/nowhere"):
+        with pytest.raises(MissingInput, match=r"no run|no results"):
+            write_report(fresh)
+    commit(output, [failed("file:///x")])
+    with pytest.raises(MissingInput, match="r9"):
+        write_report(output, run_id="r9")
+
+
+def table(count: int) -> pa.Table:
+    rng = np.random.default_rng(0)
+    scores = (rng.integers(0, 50, count) / 50).astype(np.float32)
+    columns: dict[str, Any] = {field.name: pa.nulls(count, field.type) for field in SCHEMA}
+    columns |= {
+        "image_id": [f"{number:032x}" for number in rng.permutation(count)],
+        "uri": ["file:///x"] * count,
+        "status": ["ok"] * count,
+        "score": scores,
+        "label": np.where(scores > 0.5, "manipulated", "uncertain"),
+        "scanned_at": pa.array([START] * count, pa.timestamp("us", "UTC")),
+    }
+    return pa.table(columns, SCHEMA)
+
+
+@pytest.mark.parametrize("limit", [1, 37, 5000])
+def test_the_best_rows_are_those_of_a_full_sort(limit: int, tmp_path: Any) -> None:
+    rows = table(3000)
+    for part in range(3):
+        pq.write_table(rows.slice(part * 1000, 1000), tmp_path / f"{part}.parquet", 128)
+    results = ds.dataset(tmp_path)
+    survey = take_survey(results, limit)
+    best = best_rows(results, survey.best, limit)
+    wanted = rows.sort_by([("score", "descending"), ("image_id", "ascending")]).slice(0, limit)
+    assert [row["image_id"] for row in best] == wanted["image_id"].to_pylist()
+    assert survey.labels.total() == survey.histogram.sum() == 3000
+
+
+def test_a_shard_is_read_no_further_than_the_last_image_wanted() -> None:
+    read: list[str] = []
+
+    def samples() -> Iterator[Sample]:
+        for member in "abcd":
+            read.append(member)
+            yield Sample("file:///s.tar", member, data=member.encode())
+
+    keys = {(image_id("file:///s.tar", m), hashlib.sha256(m.encode()).hexdigest()) for m in "ac"}
+    assert [data for _, data in find(samples(), keys)] == [b"a", b"c"]
+    assert read == ["a", "b", "c"]
+
+
+def test_only_rows_of_the_run_are_opened(output: str) -> None:
+    commit(output, [failed("file:///x")], run_id="r1")
+    run = commit(output, [failed("file:///y")], run_id="r2")
+    assert open_results(run).to_table(columns=["uri"])["uri"].to_pylist() == ["file:///y"]
+
+
+@pytest.fixture
+def disc() -> np.ndarray:
+    y, x = np.mgrid[:120, :160]
+    inside: np.ndarray = np.hypot(x - 80, y - 60) < 30
+    return inside
+
+
+def test_an_overlay_tints_inside_and_leaves_the_rest(disc: np.ndarray) -> None:
+    pixels = np.full((120, 160, 3), 100, np.uint8)
+    drawn = overlay(pixels, disc)
+    assert tuple(drawn[60, 109]) == FOUND
+    assert tuple(drawn[60, 110]) == (255, 255, 255)
+    assert (drawn[60, 80] == np.rint(100 + 0.42 * (np.array(FOUND) - 100))).all()
+    assert (drawn[:25] == 100).all()
+    assert (pixels == 100).all()
+
+
+def test_an_outline_ignores_the_frame() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[:, :10] = True
+    edge = np.zeros((20, 20), bool)
+    edge[:, 8:10] = True
+    assert np.array_equal(outline(mask, 2), edge)
+
+
+def test_a_layer_covers_its_thumbnail(disc: np.ndarray) -> None:
+    pixels = np.zeros((120, 160, 3), np.uint8)
+    with Image.open(io.BytesIO(thumbnail(pixels, 80))) as jpeg:
+        assert jpeg.size == (80, 60)
+    with Image.open(io.BytesIO(mask_layer(disc, 80))) as png:
+        alpha = np.asarray(png.convert("RGBA"))[..., 3]
+    assert alpha.shape == (60, 80)
+    assert alpha[30, 40] == 107
+    assert alpha[30, 40 - 15] == 255
+    assert alpha[0, 0] == 0
+
+
+def test_a_contact_sheet_holds_three_pictures_an_example(disc: np.ndarray) -> None:
+    pixels = np.full((120, 160, 3), 100, np.uint8)
+    sheet = contact_sheet([("a", pixels, disc, disc), ("b", pixels, None, ~disc & disc)], 1, 100)
+    assert sheet.shape == (2 * (75 + 15) + 2, 3 * 100 + 4 * 5 + 5, 3)
+    assert (sheet == 100).all(axis=2).mean() > 0.3

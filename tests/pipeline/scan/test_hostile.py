@@ -1,0 +1,132 @@
+"""Inputs by somebody who means harm: they fail as rows, and reach nothing."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_iml.pipeline.sources import list_units, read_unit
+from prompt_iml.pipeline.units import Sample
+from tests.conftest import Bucket, TarOf
+
+ROOT = Path(__file__).parents[3]
+REPEATED = 50 << 20  # bytes
+READ_IT = """
+import sys
+from prompt_iml.pipeline.sources import list_units, read_unit
+for unit in list_units(sys.argv[1:], images_per_unit=4096):
+    for sample in read_unit(unit, max_object_bytes=1 << 20, threads=1):
+        print(sample.error.code if sample.error else len(sample.data))
+"""
+
+
+def read(*inputs: str, **options: bool) -> list[Sample]:
+    units = list_units(inputs, images_per_unit=100, **options)
+    return [s for u in units for s in read_unit(u, max_object_bytes=1 << 20, threads=2)]
+
+
+@pytest.mark.parametrize("is_struct", [False, True])
+def test_a_value_repeated_many_times_takes_memory_once(is_struct: bool, tmp_path: Path) -> None:
+    """2 kB of Parquet would be 4 GB of bytes."""
+    value = pa.array([b"x" * REPEATED, b"small"], pa.binary())
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 80 + [1], pa.int32()), value)
+    if is_struct:
+        column = pa.StructArray.from_arrays([column], ["bytes"])
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(
+        pa.table({"image": column}),
+        path,
+        compression="zstd",
+        dictionary_pagesize_limit=1 << 30,
+        store_schema=False,
+    )
+    assert path.stat().st_size < 20_000
+
+    def little_memory() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
+
+    reader = subprocess.run(
+        [sys.executable, "-c", READ_IT, str(path)],
+        cwd=ROOT,
+        preexec_fn=little_memory,
+        capture_output=True,
+        text=True,
+    )
+    assert reader.stdout.split() == ["too_large"] * 80 + ["5"], reader.stderr[-500:]
+
+
+def test_a_list_in_a_bucket_names_no_local_file(s3: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (tmp_path / "secret.tar").write_bytes(b"secret")
+    s3.put("one.jpg", b"1234")
+    lines = f"file://{tmp_path}/secret.jpg\n{tmp_path}/secret.tar\none.jpg\n"
+    lines += f"local://{tmp_path}/secret.tar\ngs://bucket/secret.parquet\n"  # fsspec knows both
+    listed = s3.put("list.txt", lines.encode())
+    found = [sample.error.code if sample.error else sample.data for sample in read(listed)]
+    assert found == ["denied", "denied", b"1234", "unsupported", "unsupported"]
+    assert b"secret" in [sample.data for sample in read(listed, trust_lists=True)]
+
+
+def test_members_with_hostile_names_are_only_names(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.tar"
+    names = ["/etc/passwd.jpg", "../../up.jpg", "a\x1b[2Jb.jpg", "x" * 5000 + ".jpg"]
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+            header = tarfile.TarInfo("link.jpg")
+            header.type, header.linkname = kind, "/etc/passwd"
+            archive.addfile(header)
+    assert [sample.member for sample in read(str(path))] == names
+    assert [p.name for p in tmp_path.iterdir()] == ["hostile.tar"]
+
+
+damage = st.lists(
+    st.tuples(st.integers(0, 10**6), st.binary(max_size=40), st.integers(0, 600)), max_size=4
+)
+
+
+def damaged(data: bytes, changes: list[tuple[int, bytes, int]]) -> bytes:
+    """Some places overwritten with, or replaced by, other bytes."""
+    for place, new, removed in changes:
+        at = place % (len(data) + 1)
+        data = data[:at] + new + data[at + removed :]
+    return data
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=damage)
+def test_any_tar_ends(
+    changes: list[tuple[int, bytes, int]],
+    tmp_path_factory: pytest.TempPathFactory,
+    tar_of: TarOf,
+) -> None:
+    members = {f"{n}.jpg": b"\xff\xd8\xff" + bytes(400 * n) for n in range(4)}
+    _ends(damaged(tar_of(members), changes), "a.tar", tmp_path_factory)
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=damage)
+def test_any_parquet_ends(
+    changes: list[tuple[int, bytes, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": [bytes(100 * n) for n in range(50)]}), sink)
+    _ends(damaged(sink.getvalue().to_pybytes(), changes), "a.parquet", tmp_path_factory)
+
+
+def _ends(data: bytes, name: str, folders: pytest.TempPathFactory) -> None:
+    """With samples that are whole, or say why not."""
+    path = folders.mktemp("damaged") / name
+    path.write_bytes(data)
+    for sample in read(str(path.parent)):
+        assert (sample.data is None) == (sample.error is not None)

@@ -1,0 +1,160 @@
+"""A folder of photographs in which code lies: it is scanned, and nothing in it is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.scan.isolated import isolated_rows
+from prompt_iml.pipeline.scan.scan import scan_spec
+from prompt_iml.pipeline.settings import ScanSettings
+from prompt_iml.pipeline.sources import list_units
+from tests.helpers.processes import listening, processes_below
+
+pytestmark = pytest.mark.timeout(600)
+COMMAND = Path(sys.executable).parent / "prompt-iml"
+MODULES = (
+    "pycocotools.py", "engine.py", "numpy.py", "sitecustomize.py", "usercustomize.py",
+    "pipeline/__init__.py", "cluster/__init__.py", "prompt_iml/__init__.py",
+)  # fmt: skip
+OURS = re.compile(r"run \S+: 1 units on up to 1 actors|.*images.*|note: .*")
+SESSION = """
+import json, os, sys, ray
+from prompt_iml.pipeline.scan.session import ray_session
+before = dict(os.environ)
+with ray_session(sys.argv[1], 1):
+    path, folder = ray.get(ray.remote(lambda: (sys.path, os.getcwd())).remote())
+print(json.dumps([path, folder, os.environ == before]))
+"""
+
+
+def plant_code(folder: Path) -> Path:
+    """Modules that leave a file in the folder that is returned, when anything imports them."""
+    (marks := folder / "marks").mkdir()
+    for number, name in enumerate(MODULES):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"open({str(marks / str(number))!r}, 'w').write({name!r})")
+    return marks
+
+
+def run_modules(marks: Path) -> list[str]:
+    return [mark.read_text() for mark in marks.iterdir()]
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan of a hostile folder, from within, did and left.
+
+    Attributes:
+        imported: the planted modules that something imported.
+        addresses: where its processes listened while it ran.
+        tokens: values of RAY_AUTH_TOKEN in the environment of its processes.
+        commands: command lines of its processes.
+    """
+
+    code: int
+    stdout: str
+    stderr: str
+    rows: list[dict[str, object]]
+    imported: list[str]
+    addresses: set[str]
+    tokens: set[str]
+    commands: str
+    home: Path
+
+
+@pytest.fixture(scope="module")
+def scanned(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Scanned:
+    folder, home = tmp_path_factory.mktemp("photographs"), tmp_path_factory.mktemp("home")
+    (folder / "rocket.jpg").write_bytes(photographs["rocket.jpg"])
+    marks = plant_code(folder)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
+    command = [sys.executable, str(COMMAND), "scan", ".", "--output", "out", "--max-actors", "1"]
+    pipe = subprocess.PIPE
+    env = kept | {"HOME": str(home)}
+    scan = subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
+    addresses, tokens, commands = set[str](), set[str](), set[str]()
+    while scan.poll() is None:
+        for pid in [scan.pid, *processes_below(scan.pid, "")]:
+            addresses |= listening(pid)
+            commands.add(of_process(pid, "cmdline"))
+            tokens |= set(re.findall(r"RAY_AUTH_TOKEN=(\w+)", of_process(pid, "environ")))
+        time.sleep(0.5)
+    stdout, stderr = scan.communicate()
+    rows = pq.read_table(folder / "out" / "results").to_pylist() if scan.returncode == 0 else []
+    told = (addresses, tokens, "\n".join(commands), home)
+    return Scanned(scan.returncode, stdout, stderr, rows, run_modules(marks), *told)
+
+
+def of_process(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except OSError:
+        return ""  # it has ended
+
+
+def test_no_code_of_a_scanned_folder_is_run(scanned: Scanned) -> None:
+    assert scanned.code == 0, scanned.stderr
+    assert [row["status"] for row in scanned.rows] == ["ok"]
+    assert scanned.imported == []
+
+
+def test_a_scan_listens_on_loopback_alone(scanned: Scanned) -> None:
+    assert scanned.addresses == {"127.0.0.1"}
+
+
+def test_a_scan_has_a_token_of_its_own(scanned: Scanned) -> None:
+    (token,) = scanned.tokens
+    assert len(token) == 64
+    assert token not in scanned.commands  # which every user can read
+    assert not (scanned.home / ".ray").exists()
+
+
+def test_stderr_of_a_scan_is_ours(scanned: Scanned) -> None:
+    assert [line for line in scanned.stderr.splitlines() if not OURS.fullmatch(line)] == []
+
+
+def test_no_code_is_run_by_a_process_of_one_unit(
+    photographs: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a process scans what killed an actor."""
+    (tmp_path / "rocket.jpg").write_bytes(photographs["rocket.jpg"])
+    marks = plant_code(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = ScanSettings(inputs=["."], output="out")
+    model = load_model(settings.model)
+    (unit,) = list_units(["rocket.jpg"], images_per_unit=1)
+    spec = scan_spec(settings, Run(f"file://{tmp_path}", "r"), model)
+    assert [row["status"] for row in isolated_rows(spec, unit)] == ["ok"]
+    assert run_modules(marks) == []
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_workers_know_no_folder_of_the_driver(
+    joined: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Neither its working folder nor its script's; and the caller's environment is restored."""
+    address = "local"
+    if joined:
+        request.getfixturevalue("cluster")
+        address = ray.get_runtime_context().gcs_address
+    (script := tmp_path / "scripts" / "mine.py").parent.mkdir()
+    script.write_text(SESSION)
+    done = subprocess.check_output([sys.executable, script, address], cwd=tmp_path, text=True)
+    path, folder, is_restored = json.loads(done)
+    assert is_restored
+    assert not {str(tmp_path), str(script.parent)} & set(path)
+    assert joined or (Path(folder).parent != tmp_path and not Path(folder).exists())

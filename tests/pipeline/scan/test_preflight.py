@@ -1,0 +1,67 @@
+"""What Ray would wait for without a word, or every actor would die of, is refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import ray
+
+from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.scan.preflight import check_node
+from prompt_iml.pipeline.scan.scan import scan_spec
+from prompt_iml.pipeline.scan.scanner import ScanSpec
+from prompt_iml.pipeline.settings import ScanSettings
+from tests.conftest import Bucket, Folder
+
+
+@pytest.fixture
+def spec(folder: Folder, cluster: None) -> ScanSpec:
+    settings = ScanSettings(inputs=[folder.uri], output=folder.uri)
+    return scan_spec(settings, Run(folder.uri, "r"), load_model(settings.model))
+
+
+@pytest.fixture
+def busy(cluster: None) -> Iterator[None]:
+    """A job that holds every CPU."""
+
+    class Idle:
+        def here(self) -> bool:
+            return True
+
+    holder = ray.remote(num_cpus=2)(Idle).remote()
+    ray.get(holder.here.remote())
+    yield
+    ray.kill(holder)
+
+
+def test_a_node_that_can_scan_says_nothing(spec: ScanSpec) -> None:
+    check_node(spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "/models/mine"}, "cannot scan: no model '/models/mine'"),
+        ({"model_sha256": "0" * 64}, "install the same version of prompt-iml on every node"),
+        ({"engine": "abacus"}, "abacus"),
+        ({"decoder": "nvimagecodec"}, "cannot scan: decoder nvimagecodec (finds no GPU|needs)"),
+    ],
+)
+def test_a_node_that_cannot_says_why(spec: ScanSpec, change: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as refusal:
+        check_node(replace(spec, **change))  # type: ignore[arg-type]
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_node_without_credentials_says_so(spec: ScanSpec, strangers: Bucket) -> None:
+    with pytest.raises(UsageError, match=r"cannot scan: .*Forbidden"):
+        check_node(replace(spec, run=Run(strangers.uri, "r")))
+
+
+def test_a_cluster_that_others_hold_is_not_waited_for(spec: ScanSpec, busy: None) -> None:
+    with pytest.raises(UsageError, match="no engine in 1 s: either no CPU"):
+        check_node(spec, seconds=1)

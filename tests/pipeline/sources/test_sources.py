@@ -1,0 +1,660 @@
+"""Sources: every kind gives the same images, in a folder and in a bucket, and loses none."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prompt_iml.engine.errors import (
+    CredentialsFailed,
+    DamagedShard,
+    Empty,
+    EmptySource,
+    MissingInput,
+    NotFound,
+    TooLarge,
+    Unsupported,
+    UsageError,
+)
+from prompt_iml.pipeline.sources import claims_to_be_image, inputs, list_units, read_unit
+from prompt_iml.pipeline.storage import listing
+from prompt_iml.pipeline.units import Sample, Unit
+
+if TYPE_CHECKING:
+    from tests.conftest import Bucket, Folder, Store, TarOf
+
+Photographs = dict[str, bytes]
+MEMBERS = {"a.jpg": b"\xff\xd8\xff" + b"a" * 997, "b.txt": b"b" * 300, "c.jpg": b"c" * 700}
+
+
+def units(*names: str, images_per_unit: int = 3, **options: Any) -> list[Unit]:
+    return list(list_units(names, images_per_unit=images_per_unit, **options))
+
+
+def read(found: list[Unit], max_object_bytes: int = 1 << 24) -> list[Sample]:
+    arguments = {"max_object_bytes": max_object_bytes, "threads": 4}
+    return [sample for unit in found for sample in read_unit(unit, **arguments)]
+
+
+def scan(*names: str, **options: Any) -> list[Sample]:
+    return read(units(*names, **options))
+
+
+def parquet(columns: dict[str, Any], **options: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, **options)
+    return sink.getvalue()
+
+
+def lines(*names: str) -> bytes:
+    return "\n".join(names).encode()
+
+
+# Each puts the photographs into a store as one kind of source, and returns the INPUT.
+
+
+def as_folder(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    for name, data in photographs.items():
+        store.put(f"in/{name[0]}/{name}", data)
+    return f"{store.uri}/in"
+
+
+def as_glob(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    as_folder(store, photographs, tar_of)
+    store.put("in/not.txt", b"not matched")
+    return f"{store.uri}/i*/**/*.[jpw]*"
+
+
+def as_tar(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    return store.put("shard.tar", tar_of({"sidecar.json": b"{}"} | photographs))
+
+
+def as_tar_gz(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    return store.put("shards/one.tgz", tar_of(photographs, gzipped=True)).rpartition("/")[0]
+
+
+def as_unnamed_tar(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    return store.put("shard", tar_of(photographs, gzipped=True))
+
+
+def as_parquet(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    columns = {"id": [1, 2, 3, 4], "content": list(photographs.values()), "note": [b""] * 4}
+    return store.put("part.parquet", parquet(columns, row_group_size=1))
+
+
+def as_hugging_face(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    structs = [{"bytes": data, "path": name} for name, data in photographs.items()]
+    return store.put("in/0.parquet", parquet({"image": structs})).rpartition("/")[0]
+
+
+def as_text(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    as_folder(store, photographs, tar_of)
+    names = [f"in/{name[0]}/{name}" for name in photographs]
+    uris = [f"{store.uri}/{name}" for name in names[:2]]
+    return store.put("list", lines("# relative or not", *uris, "", *names[2:]))
+
+
+def as_csv(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    as_folder(store, photographs, tar_of)
+    rows = [f'{n},"../in/{name[0]}/{name}"' for n, name in enumerate(photographs)]
+    return store.put("lists/list.csv", lines("Content_ID,URI", *rows, ""))
+
+
+def as_parquet_list(store: Store, photographs: Photographs, tar_of: TarOf) -> str:
+    as_folder(store, photographs, tar_of)
+    names = [f"in/{name[0]}/{name}" for name in photographs]
+    paths = pa.array(names).dictionary_encode()
+    return store.put("list.parquet", parquet({"path": paths, "id": [1, 2, 3, 4]}))
+
+
+KINDS = [
+    *(as_folder, as_glob, as_tar, as_tar_gz, as_unnamed_tar, as_parquet, as_hugging_face),
+    *(as_text, as_csv, as_parquet_list),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_images(
+    kind: Callable[..., str], store: Store, photographs: Photographs, tar_of: TarOf
+) -> None:
+    samples = scan(kind(store, photographs, tar_of))
+    assert sorted(s.data or b"" for s in samples) == sorted(photographs.values())
+    assert [s.error for s in samples] == [None] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limit", [1, 3, 9])
+def test_limit_is_exact(
+    kind: Callable[..., str], limit: int, folder: Folder, photographs: Photographs, tar_of: TarOf
+) -> None:
+    name = kind(folder, photographs, tar_of)
+    found = units(name, images_per_unit=2, limit=limit)
+    assert len(read(found)) == sum(unit.images for unit in found) == min(limit, 4)
+
+
+def test_limit_spans_shards(folder: Folder, tar_of: TarOf) -> None:
+    for name in ("1.tar", "2.tar", "3.tar"):
+        folder.put(name, tar_of({"x.txt": b"", "a.jpg": b"1", "b.jpg": b"22"}))
+    assert [s.member for s in scan(folder.uri, limit=3)] == ["a.jpg", "b.jpg", "a.jpg"]
+
+
+def test_a_photograph_is_an_input(store: Store, photographs: Photographs) -> None:
+    names = [store.put(name, data) for name, data in photographs.items()]
+    found = units(*names, images_per_unit=4)
+    assert [unit.images for unit in found] == [4]
+    assert [s.data for s in read(found)] == list(photographs.values())
+
+
+def test_a_file_that_is_nothing_we_know_is_an_object(folder: Folder) -> None:
+    assert scan(folder.put("noise", b"\x00\x01")) == [
+        Sample(f"{folder.uri}/noise", data=b"\x00\x01")
+    ]
+
+
+def test_format_overrules(folder: Folder, tar_of: TarOf) -> None:
+    folder.put("list.jpg", lines("shard.bin"))
+    folder.put("shard.bin", tar_of(MEMBERS))
+    assert len(scan(f"{folder.uri}/shard.bin", format="objects")) == 1
+    assert len(scan(f"{folder.uri}/*.bin", format="tar")) == 2
+    assert [s.uri for s in scan(f"{folder.uri}/l*", format="list")] == [f"{folder.uri}/shard.bin"]
+
+
+# Folders.
+
+
+def test_hidden_files_and_bookkeeping_are_passed_over(store: Store) -> None:
+    for name in (".git/a.jpg", "_runs/r/plan.parquet", "x/_SUCCESS", "x/.a.jpg", "x/_DSC1.JPG"):
+        store.put(name, b"data")
+    assert [s.uri for s in scan(store.uri)] == [f"{store.uri}/x/_DSC1.JPG"]
+
+
+def test_own_results_are_no_input(folder: Folder) -> None:
+    results = pa.table({"mask_rle": [b""]}, metadata={"prompt_iml.schema_version": "1"})
+    pq.write_table(results, folder.path / "part-1.parquet")
+    folder.put("a.jpg", b"data")
+    assert [s.uri for s in scan(folder.uri)] == [f"{folder.uri}/a.jpg"]
+
+
+def test_parquet_without_images_is_an_object_in_a_folder(folder: Folder) -> None:
+    folder.put("meta.parquet", parquet({"caption": ["one"]}))
+    folder.put("a.jpg", b"data")
+    assert {s.uri.rpartition("/")[2] for s in scan(folder.uri)} == {"a.jpg", "meta.parquet"}
+
+
+def test_links(folder: Folder) -> None:
+    folder.put("in/sub/a.jpg", b"data")
+    (folder.path / "in/sub/loop").symlink_to(folder.path / "in")
+    (folder.path / "in/gone.jpg").symlink_to("nowhere.jpg")
+    (folder.path / "in/self.jpg").symlink_to("self.jpg")
+    os.mkfifo(folder.path / "in/pipe")
+    codes = {s.uri.rpartition("/")[2]: s.error and s.error.code for s in scan(f"{folder.uri}/in")}
+    assert codes == {"a.jpg": None, "gone.jpg": "not_found", "self.jpg": "fetch_failed"}
+
+
+def test_strange_names(store: Store) -> None:
+    names = ["a b#c?.jpg", "100%41.jpg", "line\x01\x7f.jpg", "[1].jpg", "ümläut.jpg", "a*.jpg"]
+    for name in names:
+        store.put(f"in/{name}", name.encode())
+    assert {s.data for s in scan(f"{store.uri}/in")} == {name.encode() for name in names}
+    assert [s.data for s in scan(f"{store.uri}/in/[1].jpg")] == [b"[1].jpg"]
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, tar_of: TarOf) -> None:
+    (tmp_path / os.fsdecode(b"\xff.jpg")).write_bytes(b"data")
+    (tmp_path / "list").write_bytes(b"\xff.jpg\n\xfe.jpg")
+    (tmp_path / "a.tar").write_bytes(tar_of({os.fsdecode(b"\xfd.jpg"): b"data"}))
+    samples = scan(str(tmp_path), str(tmp_path / "list"))
+    assert [s.error and s.error.code for s in samples] == [None, None, None, None, "not_found"]
+    assert str(samples[-1].error).isascii()
+
+
+def test_locals_are_in_the_order_of_keys(store: Store) -> None:
+    names = ["a-b/x", "a/x", "a/y/z", "a0/x", "b"]
+    for name in reversed(names):
+        store.put(name, b"data")
+    assert [
+        ref.uri.removeprefix(f"{store.uri}/") for ref in listing.list_objects(store.uri)
+    ] == names
+
+
+# Listing S3.
+
+
+CORNERS = ["top/", "top/!", "top/05/", "top/05/a/b", "top/9", "top/zz"]
+
+
+@pytest.fixture(scope="module")
+def crowd(s3_buckets: Callable[[], Bucket]) -> Bucket:
+    """130 keys: a folder of 30, twelve of 8, and one in each corner."""
+    bucket = s3_buckets()
+    names = [f"top/big/{n}" for n in range(30)]
+    names += [f"top/{folder:02d}/{n}" for folder in range(12) for n in range(8)]
+    for name in names + CORNERS:
+        bucket.put(name, b"")
+    return bucket
+
+
+@pytest.fixture
+def crowded(crowd: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """They come in pages of 7."""
+    monkeypatch.setattr(listing, "KEYS_PER_PAGE", 7)
+    monkeypatch.setattr(listing, "RANGES_PER_PAGE", 3)
+    return crowd
+
+
+def test_a_crowded_prefix_is_listed_whole(crowded: Bucket) -> None:
+    names = [ref.uri for ref in listing.list_objects(f"{crowded.uri}/top")]
+    assert len(names) == len(set(names)) == 130
+    assert names == [ref.uri for ref in listing.list_objects(crowded.uri)]
+
+
+def test_a_folder_of_files_is_listed_in_order(crowded: Bucket) -> None:
+    names = [ref.uri for ref in listing.list_objects(f"{crowded.uri}/top/big")]
+    assert len(names) == 30
+    assert names == sorted(names)
+
+
+def test_a_glob_takes_only_what_matches(crowded: Bucket) -> None:
+    assert len(units(f"{crowded.uri}/top/0?", images_per_unit=1000)[0].objects) == 81
+
+
+def test_a_limit_ends_the_listing(crowded: Bucket) -> None:
+    assert sum(unit.images for unit in units(crowded.uri, limit=5)) == 5
+
+
+def test_more_keys_than_a_page_of_s3(s3: Bucket) -> None:
+    names = [f"{folder}/{n:03d}" for folder in "abc" for n in range(340)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: s3.put(name, b""), names))
+    assert sorted(ref.uri for ref in listing.list_objects(s3.uri)) == [
+        f"{s3.uri}/{name}" for name in names
+    ]
+
+
+# Errors of a whole input.
+
+
+def test_missing_inputs(store: Store) -> None:
+    store.put("a.jpg", b"data")
+    for name in ("none", "none/*.jpg", "*.png"):
+        with pytest.raises(MissingInput, match="no such input"):
+            units(f"{store.uri}/{name}")
+
+
+def test_empty_sources(store: Store) -> None:
+    for name in (
+        store.put("list", b"# nothing\n"),
+        store.put("list.txt", b""),
+        store.put("0.parquet", parquet({"data": pa.array([], pa.binary())})),
+    ):
+        with pytest.raises(EmptySource, match="nothing to scan in"):
+            units(name)
+
+
+def test_an_empty_bucket_and_folder(s3: Bucket, tmp_path: Path) -> None:
+    with pytest.raises(EmptySource, match=f"nothing to scan in {s3.uri}"):
+        units(s3.uri, str(tmp_path))
+
+
+def test_a_foreign_scheme_as_input() -> None:
+    with pytest.raises(UsageError, match="s3://bucket/key"):
+        units("gs://bucket/photos")
+
+
+def test_strangers_cannot_list(strangers: Bucket) -> None:
+    for name in (strangers.uri, f"{strangers.uri}/one.jpg"):
+        with pytest.raises(CredentialsFailed, match="set AWS_ACCESS_KEY_ID"):
+            units(name)
+
+
+# Objects that cannot be read are samples all the same.
+
+
+def test_objects_that_cannot_be_read(store: Store) -> None:
+    store.put("folder/big.jpg", b"x" * 100)
+    store.put("folder/gone.jpg", b"x")
+    found = units(f"{store.uri}/folder")
+    store.remove("folder/gone.jpg")
+    big, missing = read(found, max_object_bytes=99)
+    assert isinstance(big.error, TooLarge)
+    assert big.error.facts == {"size_bytes": 100}
+    assert isinstance(missing.error, NotFound)
+
+
+def test_list_entries_that_cannot_be_read(store: Store) -> None:
+    store.put("folder/big.jpg", b"x" * 100)
+    entries = [
+        "https://h/a.jpg",
+        "none.jpg",
+        "none.parquet",
+        "none.tar",
+        "folder",
+        "folder/big.jpg",
+    ]
+    samples = read(units(store.put("list.txt", lines(*entries))), max_object_bytes=99)
+    codes = {s.uri.rpartition("/")[2]: s.error and s.error.code for s in samples}
+    assert codes == dict.fromkeys(
+        ["none.jpg", "none.parquet", "none.tar", "folder"], "not_found"
+    ) | {
+        "a.jpg": "unsupported",
+        "big.jpg": "too_large",
+    }
+
+
+def test_lists_carry_ids(folder: Folder) -> None:
+    name = folder.put("list.tsv", lines("\ufeffimage\tid", "a.jpg\t7", "b.jpg\t", "", "c.jpg"))
+    assert [s.content_id for s in scan(name)] == ["7", None, None]
+
+
+def test_one_long_line_is_no_list(folder: Folder) -> None:
+    with pytest.raises(UsageError, match=r"list\.txt is no CSV"):
+        units(folder.put("list.txt", b"x" * 200_000), format="list")
+
+
+@pytest.mark.parametrize(
+    ("told", "is_list"),
+    [
+        (b"READ ME\n\nSome photographs.\n", False),
+        (b"in\n.\n", False),
+        (b"", False),
+        (b"x" * 9000, False),
+        (b"none.jpg\nin/a.jpg\n", True),
+        (b"s3://bucket/a.jpg\n", True),
+        (b"id,path\n", True),
+    ],
+)
+def test_a_list_is_told_from_other_text(told: bytes, is_list: bool, folder: Folder) -> None:
+    folder.put("in/a.jpg", b"data")
+    source = inputs.resolve(folder.put("README", told))
+    named = [entry.ref.uri for entry in inputs.entries_of(source, "auto", None, False)]
+    assert (named != [f"{folder.uri}/README"]) is is_list
+
+
+# Tar shards.
+
+
+def test_members_that_are_images(folder: Folder, tar_of: TarOf) -> None:
+    png = b"\x89PNG\r\n\x1a\n" + b"x" * 900
+    members = {
+        "./a.JPG": b"1",
+        "no_suffix": png,
+        "empty.jpg": b"",
+        "0.json": b"{}",
+        "._a.jpg": b"2",
+        "x/.h/a.jpg": b"3",
+    }
+    samples = scan(folder.put("a.tar", tar_of(members)))
+    assert {s.member: s.data for s in samples} == {
+        "./a.JPG": b"1",
+        "no_suffix": png,
+        "empty.jpg": b"",
+    }
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names(format: int, folder: Folder, tar_of: TarOf) -> None:  # noqa: A002
+    names = [f"{'d' * 80}/{'f' * 90}.jpg"]
+    names += [f"{'é' * 200}.jpg", "ü.jpg"] if format != tarfile.USTAR_FORMAT else []
+    shard = tar_of({name: name.encode() for name in names}, format=format)
+    assert [(s.member, s.data) for s in scan(folder.put("a.tar", shard))] == [
+        (name, name.encode()) for name in names
+    ]
+
+
+def test_links_and_folders_in_a_tar_are_passed_over(folder: Folder) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            member = tarfile.TarInfo(f"{kind.decode()}.jpg")
+            member.type, member.linkname = kind, "x.jpg"
+            archive.addfile(member)
+        archive.addfile(tarfile.TarInfo("real.jpg"))
+    assert [s.member for s in scan(folder.put("a.tar", sink.getvalue()))] == ["real.jpg"]
+
+
+def test_a_member_over_the_limit_is_not_read(folder: Folder, tar_of: TarOf) -> None:
+    shard = folder.put("a.tar", tar_of({"a.jpg": b"1" * 3000, "b.jpg": b"2"}))
+    big, small = read(units(shard), max_object_bytes=2999)
+    assert isinstance(big.error, TooLarge)
+    assert big.member == "a.jpg"
+    assert small.data == b"2"
+
+
+# MEMBERS as a tar: headers at 0, 1536, 2560; bodies at 512, 2048, 3072; end mark at 4096.
+@pytest.mark.parametrize(
+    ("length", "members", "position"),
+    [
+        (0, [], 0),
+        (100, [], 0),
+        (512, [], 512),
+        (1000, [], 1000),
+        (1536, ["a.jpg"], 1536),
+        (1800, ["a.jpg"], 1536),
+        (3071, ["a.jpg"], 2560),
+        (3500, ["a.jpg"], 3500),
+        (4000, ["a.jpg", "c.jpg"], 4000),
+        (4096, ["a.jpg", "c.jpg"], 4096),
+    ],
+)
+def test_truncated_tar(
+    length: int, members: list[str], position: int, folder: Folder, tar_of: TarOf
+) -> None:
+    uri = folder.put("cut.tar", tar_of(MEMBERS)[:length])
+    *whole, damage = scan(uri)
+    assert [s.member for s in whole] == members
+    assert isinstance(damage.error, DamagedShard)
+    assert damage.member is None
+    assert f"cut.tar at byte {position}:" in str(damage.error)
+
+
+def test_a_tar_may_end_after_one_block_of_zeros(folder: Folder, tar_of: TarOf) -> None:
+    assert len(scan(folder.put("a.tar", tar_of(MEMBERS)[:4608]))) == 2
+
+
+@pytest.mark.parametrize("spoil", [b"\xff" * 20, b"\0" * 512])
+def test_a_spoilt_header_is_told(spoil: bytes, folder: Folder, tar_of: TarOf) -> None:
+    shard = bytearray(tar_of(MEMBERS))
+    shard[1536 : 1536 + len(spoil)] = spoil
+    first, damage = scan(folder.put("a.tar", bytes(shard)))
+    assert first.data == MEMBERS["a.jpg"]
+    assert isinstance(damage.error, DamagedShard)
+
+
+def test_tars_behind_each_other(folder: Folder, tar_of: TarOf) -> None:
+    assert len(scan(folder.put("a.tar", tar_of(MEMBERS) + tar_of(MEMBERS)))) == 4
+
+
+def test_truncated_gzip(folder: Folder, photographs: Photographs, tar_of: TarOf) -> None:
+    shard = tar_of(photographs, gzipped=True)
+    for length in range(len(shard) - 1, 0, -len(shard) // 7):
+        samples = scan(folder.put("a.tgz", shard[:length]))
+        assert [s.data for s in samples[:-1]] == list(photographs.values())[: len(samples) - 1]
+        assert isinstance(samples[-1].error, DamagedShard)
+
+
+def test_spoilt_gzip(folder: Folder, photographs: Photographs, tar_of: TarOf) -> None:
+    shard = bytearray(tar_of(photographs, gzipped=True))
+    shard[len(shard) // 2 :] = b"\x55" * (len(shard) - len(shard) // 2)
+    *_, damage = scan(folder.put("a.tar.gz", bytes(shard)))
+    assert isinstance(damage.error, DamagedShard)
+    assert "gzip" in str(damage.error)
+
+
+def pax_tar(records: bytes, body: bytes) -> bytes:
+    extension, member = tarfile.TarInfo("pax"), tarfile.TarInfo("short.jpg")
+    extension.type, extension.size, member.size = tarfile.XHDTYPE, len(records), len(body)
+    blocks = [extension.tobuf(), records, member.tobuf(), body]
+    padded = [block + b"\0" * (-len(block) % 512) for block in blocks]
+    return b"".join([*padded, b"\0" * 1024])
+
+
+def test_pax_records(folder: Folder) -> None:
+    shard = pax_tar(b"19 path=a=\xff b.jpg\n6 a=1\n".replace(b"19", b"18"), b"data")
+    assert [s.member for s in scan(folder.put("a.tar", shard))] == ["a=\udcff b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"x a=1\n",
+        b"0 a=1\n",
+        b"999 a=1\n",
+        b"5 a1\n",
+        b"10 size=-1\n",
+        b"11 size=1_0\n",
+        b"28 size=9999999999999999999\n",
+        b"5011 size=" + b"9" * 5000 + b"\n",
+    ],
+)
+def test_corrupt_pax_records(records: bytes, folder: Folder) -> None:
+    (damage,) = scan(folder.put("a.tar", pax_tar(records, b"data")))
+    assert isinstance(damage.error, DamagedShard)
+
+
+def test_a_hostile_long_name_is_not_read(folder: Folder) -> None:
+    header = tarfile.TarInfo("name")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    (damage,) = scan(folder.put("a.tar", header.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024))
+    assert "an extended header of 1099511627776 bytes" in str(damage.error)
+
+
+def test_a_sparse_member_is_refused_and_passed(folder: Folder, tar_of: TarOf) -> None:
+    member = tarfile.TarInfo("sparse.jpg")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 600
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # its map goes on in another block
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * ord(" "))
+    shard = header + b"\0" * 512 + b"x" * 1024 + tar_of(MEMBERS)
+    samples = scan(folder.put("a.tar", bytes(shard)))
+    assert [s.member for s in samples] == ["sparse.jpg", "a.jpg", "c.jpg"]
+    assert isinstance(samples[0].error, Unsupported)
+
+
+# Parquet.
+
+
+def test_members_of_parquet_are_rows(folder: Folder) -> None:
+    columns = {"image": [b"0", None, b"2" * 11, b"3"], "id": ["a", "b", None, "d"]}
+    samples = read(units(folder.put("a.parquet", parquet(columns, row_group_size=2))), 10)
+    assert [s.member for s in samples] == ["0", "1", "2", "3"]
+    assert [s.content_id for s in samples] == ["a", "b", None, "d"]
+    assert [type(s.error) for s in samples] == [type(None), Empty, TooLarge, type(None)]
+
+
+def test_a_path_in_the_struct_is_the_content_id(folder: Folder) -> None:
+    structs = [{"bytes": b"0", "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, None]
+    samples = scan(folder.put("a.parquet", parquet({"image": structs})))
+    assert [(s.data, s.content_id) for s in samples] == [
+        (b"0", "a.jpg"),
+        (None, "b.jpg"),
+        (None, None),
+    ]
+
+
+def test_units_are_ranges_of_row_groups(folder: Folder) -> None:
+    uri = folder.put("a.parquet", parquet({"data": [b"x"] * 10}, row_group_size=2))
+    found = units(uri, images_per_unit=4)
+    assert [(u.first, u.last, u.images) for u in found] == [(0, 2, 4), (2, 4, 4), (4, 5, 2)]
+    assert [s.member for s in read(found[1:])] == ["4", "5", "6", "7", "8", "9"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [
+        ({"a": [b""], "JPG": [b"x"]}, None),
+        ({"a": [b""], "b": [{"bytes": b"x"}], "image": [b""]}, None),
+        ({"a": [b""], "b": [b"x"]}, "b"),
+        ({"b": pa.array([b"x"], pa.large_binary()), "text": ["a"]}, None),
+    ],
+)
+def test_the_image_column(columns: dict[str, Any], chosen: str | None, folder: Folder) -> None:
+    uri = folder.put("a.parquet", parquet(columns))
+    assert [s.data for s in scan(uri, image_column=chosen)] == [b"x"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "told"),
+    [
+        ({"a": [b""], "b": [b"x"]}, {}, "choose with --image-column: a, b"),
+        ({"a": [b""], "b": ["x"]}, {"image_column": "b"}, "may: a; all: a, b"),
+        ({"a": ["x"]}, {}, "no column .* image bytes"),
+        ({"a": ["x"]}, {"format": "parquet"}, "no column holds image bytes: a"),
+        ({"a": ["x"]}, {"format": "list"}, "uri, url, path, image"),
+    ],
+)
+def test_no_image_column(
+    columns: dict[str, Any], options: dict[str, Any], told: str, folder: Folder
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        units(folder.put("a.parquet", parquet(columns)), **options)
+
+
+def test_a_spoilt_page_loses_only_its_row_group(folder: Folder) -> None:
+    columns = {"image": [b"photograph" * 10] * 6}
+    file = bytearray(parquet(columns, row_group_size=2, compression="zstd"))
+    at = pq.ParquetFile(io.BytesIO(file)).metadata.row_group(1).column(0).data_page_offset
+    file[at : at + 20] = b"\x55" * 20
+    samples = scan(folder.put("a.parquet", bytes(file)))
+    assert [s.member for s in samples] == ["0", "1", "2", "4", "5"]
+    assert "rows 2 to 3 (row group 1)" in str(samples[2].error)
+
+
+def test_a_parquet_file_replaced_since_it_was_planned(folder: Folder) -> None:
+    """By one that cannot be read as planned; or one that can, of two columns that may be it."""
+    planned = units(folder.put("a.parquet", parquet({"crop": [b"x"]})), image_column="crop")
+    for columns in ({"other": [b"x"]}, {"crop": ["text"]}, {"crop": [1]}):
+        folder.put("a.parquet", parquet(columns))
+        (sample,) = read(planned)
+        assert isinstance(sample.error, DamagedShard)
+    uri = folder.put("a.parquet", b"rubbish")
+    planned = units(uri, image_column="crop", format="parquet")
+    folder.put("a.parquet", parquet({"image": [b"wrong"], "crop": [b"right"]}))
+    assert [sample.data for sample in read(planned)] == [b"right"]
+    folder.put("b.parquet", b"rubbish")
+    planned = units(f"{folder.uri}/b.parquet", format="parquet")
+    folder.put("b.parquet", parquet({"left": [b"x"], "right": [b"y"]}))
+    (sample,) = read(planned)
+    assert "which column holds the images?" in str(sample.error)
+
+
+def test_two_columns_of_one_name_are_no_image_column(folder: Folder) -> None:
+    twice = pa.Table.from_arrays([pa.array([b"x"])] * 3, ["image", "image", "jpg"])
+    sink = io.BytesIO()
+    pq.write_table(twice, sink)
+    assert [s.data for s in scan(folder.put("a.parquet", sink.getvalue()))] == [b"x"]
+
+
+def test_an_id_that_python_has_no_value_for_is_none(folder: Folder) -> None:
+    ids = pa.array([2**62], pa.timestamp("us"))
+    (sample,) = scan(folder.put("a.parquet", parquet({"image": [b"x"], "id": ids})))
+    assert (sample.data, sample.content_id) == (b"x", None)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1 and more", b"\0" * 100])
+def test_what_is_no_parquet_is_one_failed_sample(data: bytes, folder: Folder) -> None:
+    (sample,) = scan(folder.put("a.parquet", data), folder.uri)[:1]
+    assert isinstance(sample.error, DamagedShard)
+    assert "a.parquet" in str(sample.error)
+
+
+@pytest.mark.parametrize(
+    ("name", "claims"),
+    [
+        ("a.JPEG", True),
+        ("s3://b/a.heic", True),
+        ("README", False),
+        ("jpg", False),
+        ("a.jpg.txt", False),
+    ],
+)
+def test_claims_to_be_image(name: str, claims: bool) -> None:
+    assert claims_to_be_image(name) is claims
