@@ -34,6 +34,7 @@ from prompt_iml.pipeline.settings import (
 )
 
 DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
+GONE = {"--decoder": "JPEG files are decoded by Pillow"}  # flags of earlier versions
 
 
 def run_scan(settings: ScanSettings) -> int:
@@ -193,10 +194,13 @@ def _no_command(argv: list[str], known: dict[str, Entry]) -> int:
 
 def _first_problem(error: ValidationError | SettingsError) -> str:
     if isinstance(error, SettingsError):
-        return str(error).splitlines()[0]
-    first = error.errors()[0]
-    field = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-    return f"{field}: {first['msg'].lower()}"
+        problem = str(error).splitlines()[0]
+    else:
+        first = error.errors()[0]
+        field = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        problem = f"{field}: {first['msg'].lower()}"
+    gone = (f"{flag} is gone: {instead}" for flag, instead in GONE.items() if flag in problem)
+    return next(gone, problem)
 
 
 def _refuse(line: str, code: int = USAGE) -> int:

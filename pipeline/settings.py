@@ -117,8 +117,6 @@ class ScanSettings(Pool):
     """Larger images fail as too_large, without being fetched."""
     trust_lists: bool = False
     """Let a list in an object store name files of the machines that scan."""
-    decoder: Literal["pillow", "nvimagecodec"] = "pillow"
-    """Who decodes plain JPEG files; `nvimagecodec` does it on the actors' GPUs."""
     image_timeout: float = Field(300.0, gt=0)
     """Seconds that one image may take to decode, or one run of the network."""
     heatmap: bool = False
@@ -223,8 +221,8 @@ class BuildSettings(Command):
     """Of all but what must stay float32, which is measured."""
     batch: int = Field(16, ge=1, le=256)
     """Tiles a batch; halves of it are built too, for when the GPU's memory is full."""
-    plugin: Literal["own", "nvidia", "none"] = "own"
-    """Deformable attention: our plugin, NVIDIA's, or ONNX's operators, risky in TensorRT."""
+    plugin: Literal["own", "none"] = "own"
+    """Deformable attention: our plugin, or ONNX's operators, risky in TensorRT."""
     force: bool = False
     """Build though this was built before."""
 

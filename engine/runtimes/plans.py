@@ -20,7 +20,7 @@ from prompt_iml.engine.runtimes.parity import Parity
 VERSION = 1  # of what builds plans: counts up when all must be built anew
 
 Precision = Literal["float32", "float16", "bfloat16"]
-Plugin = Literal["own", "nvidia", "none"]
+Plugin = Literal["own", "none"]
 Tile = tuple[int, int]
 
 

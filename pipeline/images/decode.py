@@ -52,7 +52,6 @@ from prompt_iml.engine.errors import (
     Unsupported,
 )
 from prompt_iml.engine.jpeg_quality import estimate_quality
-from prompt_iml.pipeline.images.plain_jpeg import is_plain
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
 
 # Decoders' settings are the process's. Pixels: `DecodeLimits` decides; this only bounds what a
@@ -81,9 +80,6 @@ _DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 
 ALLOWED = frozenset(_DECODERS)
 """Media types that are scanned."""
-
-JpegDecoder = Callable[[bytes], NDArray[np.uint8] | None]
-"""A JPEG file to (H, W, 3) uint8 in its stored frame; None for what it does not decode."""
 
 # What decoders raise on hostile bytes, beyond what they document.
 _BROKEN = (
@@ -163,13 +159,7 @@ class Decoded:
     jpeg_quality: int | None
 
 
-def decode(
-    payload: bytes,
-    limits: DecodeLimits,
-    *,
-    claims_image: bool = True,
-    jpeg: JpegDecoder | None = None,
-) -> Decoded:
+def decode(payload: bytes, limits: DecodeLimits, *, claims_image: bool = True) -> Decoded:
     """Decode the bytes of one image. Thread-safe.
 
     Args:
@@ -177,8 +167,6 @@ def decode(
         limits: what the image may cost.
         claims_image: whether the name says image; bytes that are none are then `Unsupported`,
             otherwise `NotAnImage`, which is skipped.
-        jpeg: gives the pixels of plain JPEGs, and nothing else; Pillow gives those of all others,
-            and of what it refuses, so that no error and no fact depends on it.
 
     Raises:
         DecodeError: or one of its kinds, and nothing else; `facts` holds the result columns known
@@ -194,9 +182,7 @@ def decode(
         luma_table = _luma_table(picture)
         facts["jpeg_quality"] = None if luma_table is None else estimate_quality(luma_table)
         _check_size(width, height, facts, limits, _count_scans(payload, picture))
-        pixels = _plain_pixels(payload, picture, jpeg)
-        if pixels is None:
-            pixels = _to_rgb(picture, facts)
+        pixels = _to_rgb(picture, facts)
         facts["height"], facts["width"] = pixels.shape[:2]
     except _BROKEN as error:
         raise _as_decode_error(error, payload, facts) from error
@@ -276,17 +262,6 @@ def _count_scans(payload: bytes, picture: ImageFile) -> int:
     if interleaved and "progressive" not in picture.info:
         return 1
     return payload.count(b"\xff\xda")
-
-
-def _plain_pixels(
-    payload: bytes, picture: ImageFile, jpeg: JpegDecoder | None
-) -> NDArray[np.uint8] | None:
-    """What another decoder makes of a plain JPEG, if that is an image of the declared size."""
-    if jpeg is None or not is_plain(payload, picture):
-        return None
-    pixels = jpeg(payload)
-    fits = pixels is not None and pixels.shape == (picture.height, picture.width, 3)
-    return pixels if fits else None
 
 
 def _to_rgb(picture: ImageFile, facts: dict[str, Any]) -> NDArray[np.uint8]:

@@ -12,7 +12,6 @@ from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.runtimes.blob_cache import BlobCache, default_folder
 from prompt_iml.engine.runtimes.open import DEFAULT, check_engine
 from prompt_iml.engine.runtimes.plans import current
-from prompt_iml.pipeline.images.nvimagecodec import NAME, PACKAGE, open_decoder
 from prompt_iml.pipeline.monitoring.progress import say
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import DoctorSettings
@@ -57,7 +56,6 @@ def doctor(settings: DoctorSettings) -> Json:
         *(_engine(kind) for kind in ("openvino", "onnxruntime", "torch")),
         _kernel(),
         *_gpu(model),
-        _decoder(),
     ]
     for check in checks:
         say(str(check))
@@ -104,15 +102,6 @@ def _gpu(model: Model) -> list[Check]:
         return [*checks, Check("engine tensorrt", "optional", "not built", fix)]
     found = f"{built.precision}, in {default_folder()}; {built.about['parity']['worst']}"
     return [*checks, Check("engine tensorrt", "ok", found)]
-
-
-def _decoder() -> Check:
-    name = f"decoder {NAME}"
-    try:
-        open_decoder(NAME)
-    except MissingDependency as error:
-        return _unmet(name, error)
-    return Check(name, "ok", _version(PACKAGE))
 
 
 def _unmet(name: str, error: MissingDependency) -> Check:

@@ -29,6 +29,8 @@ from prompt_iml.pipeline.storage.listing import list_objects
 
 Json = dict[str, Any]
 
+GONE = {"decoder"}  # settings of earlier versions, which bind a run no more
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -76,7 +78,7 @@ class Run:
         uri = f"{self.folder}/config.json"
         if storage.create_once(uri, encode(config)):
             return
-        bound = read_json(uri)
+        bound = {key: value for key, value in read_json(uri).items() if key not in GONE}
         if bound != config:
             differing = [k for k in sorted(config | bound) if config.get(k) != bound.get(k)]
             raise RunMismatch(

@@ -6,7 +6,7 @@
 A unit over which an actor died is scanned by a child of the next one. When children die at the same
 image again, or take too long, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and the
 next child goes on behind it. Rows travel as Arrow: what comes from a process that read a hostile
-image is not unpickled. A child decodes by Pillow: what kills another decoder is scanned after all.
+image is not unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -206,7 +205,7 @@ def main() -> None:
     job = json.loads(connection.recv_bytes())
     spec, unit = ScanSpec.from_json(job["spec"]), unit_from_json(job["unit"])
     line = _Line(connection)
-    scanner = Scanner(replace(spec, decoder="pillow"), line)
+    scanner = Scanner(spec, line)
     if sys.platform == "linux":
         _limit_memory(spec.max_pixels)
     line.say("ready")

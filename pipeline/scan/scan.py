@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import check_engine
-from prompt_iml.pipeline.images.nvimagecodec import check_decoder
 from prompt_iml.pipeline.logs import configure
 from prompt_iml.pipeline.monitoring.progress import Progress, say
 from prompt_iml.pipeline.registry.registry import (
@@ -43,7 +42,7 @@ BINDING = {
     "engine", "format", "image_column", "limit", "images_per_unit",
     "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
 }  # fmt: skip
-WHERE_SET = {"retry_failed", "retry_codes", "skip_scanned", "slice", "decoder"}
+WHERE_SET = {"retry_failed", "retry_codes", "skip_scanned", "slice"}
 
 
 @dataclass(slots=True)
@@ -87,7 +86,6 @@ def scan(settings: ScanSettings) -> Json:
     model = load_model(settings.model)
     if not settings.actor_gpus:  # else the nodes have what the driver need not: see `check_node`
         check_engine(settings.engine)
-        check_decoder(settings.decoder)
     output = storage.canonical(settings.output)
     settings, earlier = continued(settings, output, model)
     source = prompt_source(settings, model, output)
@@ -262,7 +260,6 @@ def scan_spec(
         image_timeout=settings.image_timeout,
         prompts=source,
         log=settings.log,
-        decoder=settings.decoder,
     )
 
 

@@ -21,7 +21,6 @@ from prompt_iml.engine.errors import DecodeError, ImageError, OutOfMemory, Usage
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
-from prompt_iml.pipeline.images.nvimagecodec import open_decoder
 from prompt_iml.pipeline.logs import Format, tell
 from prompt_iml.pipeline.monitoring.meter import Meter
 from prompt_iml.pipeline.registry.registry import CurrentPrompts, PromptSource
@@ -54,7 +53,6 @@ class ScanSpec:
         image_timeout: seconds that an image's decode, or a run of the engine, may take.
         prompts: registry to take prompts and policy from; None: they come with the model.
         log: how lines of the actors look.
-        decoder: of plain JPEG files, as the settings name it.
     """
 
     run: Run
@@ -68,7 +66,6 @@ class ScanSpec:
     image_timeout: float
     prompts: PromptSource | None = None
     log: Format = "text"
-    decoder: str = "pillow"
 
     def to_json(self) -> str:
         """For another process."""
@@ -119,7 +116,7 @@ class Scanner:
         provenance: columns that `rows` leaves out: what made them.
 
     Raises:
-        UsageError: the model is not here, or is another one than the run's; the decoder is not.
+        UsageError: the model is not here, or is another one than the run's.
     """
 
     def __init__(
@@ -133,7 +130,6 @@ class Scanner:
             )
         self._watch, self._meter = watch or Unwatched(), meter or Meter()
         self._current = CurrentPrompts(model, spec.prompts) if spec.prompts else None
-        self._jpeg = open_decoder(spec.decoder)
         engine = open_engine(model, spec.engine, threads=spec.threads)
         self._engine = WatchedEngine(engine, self._watch)
         self._spec = spec
@@ -248,7 +244,7 @@ class Scanner:
         try:
             with self._watch.working("decode"):
                 outcome: Decoded | ImageError = decode(
-                    sample.data or b"", self._limits, claims_image=claims_image, jpeg=self._jpeg
+                    sample.data or b"", self._limits, claims_image=claims_image
                 )
         except ImageError as error:
             outcome = error

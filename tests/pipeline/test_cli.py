@@ -36,6 +36,10 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["scan", "--output", "out"], "INPUTS"),
         (["scan", "in", "--output", "out", "--limit", "many"], "--limit"),
         (["scan", "in", "--output", "out", "--bogus"], "--bogus"),
+        (
+            ["scan", "in", "--output", "out", "--decoder", "pillow"],
+            "--decoder is gone: JPEG files are decoded by Pillow",
+        ),
         (["scan", "in", "--output", "out", "--run-id", "../x"], "--run-id"),
         (["scan", "in", "--output", "out", "--engine", "abacus"], "--engine"),
         (["scan", "in", "--output", "out", "--model", "nobody"], "nobody"),
@@ -69,13 +73,20 @@ def test_flag_over_environment_over_file_over_default(
     assert CliApp.run(ScanSettings, [*settings, "--wave-units", "5"]).wave_units == 5
 
 
-def test_a_typo_in_the_file_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "said"), [("waveunits = 3", "waveunits"), ('decoder = "pillow"', "--decoder is gone")]
+)
+def test_a_setting_that_is_not_there_is_refused_in_the_file(
+    line: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompt-iml.toml").write_text("[scan]\nwaveunits = 3\n")
+    (tmp_path / "prompt-iml.toml").write_text(f"[scan]\n{line}\n")
     assert main(["scan", "in", "--output", "out"]) == 2
-    assert "waveunits" in one_line(capsys)
+    assert said in one_line(capsys)
 
 
 @pytest.mark.parametrize("text", [b"[scan\n", b"\xff", b"scan = 3\n"])

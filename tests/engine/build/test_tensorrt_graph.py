@@ -1,41 +1,20 @@
-"""The exported graph as TensorRT reads it, with each of the three settings."""
+"""The exported graph as TensorRT reads it, with the plugin and without."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.parser
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from prompt_iml.engine.build.graph import NVIDIA_DOMAIN, NVIDIA_NAME, for_tensorrt
+from prompt_iml.engine.build.graph import for_tensorrt
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME, OPSET
+from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
 from tests.helpers.operator_model import operator_model
 
 SIZES = np.array([(5, 4), (3, 2), (1, 6)], np.int64)
 Feeds = dict[str, NDArray[np.generic]]
-
-# What NVIDIA documents of its plugin, by our own operator; it fails where `starts` are not right.
-THEIRS = f"""
-<domain: "{NVIDIA_DOMAIN}", opset_import: ["": {OPSET}, "{DOMAIN}": 1]>
-{NVIDIA_NAME} (value, sizes, starts, locations, weights) => (out)
-{{
-    sizes64 = Cast <to = 7> (sizes)
-    expected = Constant <value_ints = [0, 20, 26]> ()
-    starts64 = Cast <to = 7> (starts)
-    wrong = Sub (starts64, expected)
-    wrong_f = Cast <to = 1> (wrong)
-    error = ReduceL1 <keepdims = 0> (wrong_f)
-    flat = {DOMAIN}.{NAME} (value, sizes64, locations, weights)
-    shifted = Add (flat, error)
-    outer = Shape <start = 0, end = 2> (flat)
-    inner = Shape <start = 2, end = 4> (value)
-    shape = Concat <axis = 0> (outer, inner)
-    out = Reshape (shifted, shape)
-}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +52,6 @@ def test_our_plugin_s_nodes_say_who_computes_them_and_nobody_else_can() -> None:
     assert not changed.functions
     assert packaged.SerializeToString() == before
     assert [n.output for n in changed.graph.node] == [n.output for n in packaged.graph.node]
-
-
-def test_nvidia_s_plugin_gets_what_it_documents(graph: onnx.ModelProto, feeds: Feeds) -> None:
-    changed = for_tensorrt(graph, "nvidia")
-    assert [n.op_type for n in changed.graph.node if n.domain] == [NVIDIA_NAME]
-    changed.functions.extend([onnx.parser.parse_function(THEIRS), *graph.functions])
-    onnx.checker.check_model(changed, full_check=True)
-    np.testing.assert_allclose(_run(changed, feeds), _run(graph, feeds), rtol=0, atol=1e-6)
 
 
 def test_without_a_plugin_only_onnx_s_operators_and_a_warning_remain(

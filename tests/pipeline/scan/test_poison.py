@@ -120,12 +120,7 @@ def test_a_process_of_its_own_has_memory_for_tiles_of_every_shape(
     photograph = Image.open(io.BytesIO(photographs["astronaut.jpg"]))
     for width, height in ((200, 200), (200, 400), (400, 200), (400, 400)):
         photograph.crop((0, 0, width, height)).save(tmp_path / f"{width}x{height}.png")
-    settings = ScanSettings(
-        inputs=[str(tmp_path)],
-        output=str(tmp_path),
-        max_pixels=1_000_000,
-        decoder="nvimagecodec",  # not in such a process, where it would be refused: no GPU
-    )
+    settings = ScanSettings(inputs=[str(tmp_path)], output=str(tmp_path), max_pixels=1_000_000)
     model = load_model(settings.model)
     (unit,) = list_units([str(tmp_path / "*.png")], images_per_unit=4)
     rows = list(isolated_rows(scan_spec(settings, Run(f"file://{tmp_path}", "r"), model), unit))

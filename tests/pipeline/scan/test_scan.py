@@ -35,10 +35,11 @@ from prompt_iml.engine.errors import (
 )
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.prompts import PromptSet
+from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.monitoring.progress import Done
 from prompt_iml.pipeline.registry.promotion import add_verdict, add_version, promote, roll_back
 from prompt_iml.pipeline.registry.registry import PromptSource, Registry
-from prompt_iml.pipeline.run.folder import Json, Run
+from prompt_iml.pipeline.run.folder import Json, Run, encode
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.run.schema import SCHEMA
 from prompt_iml.pipeline.scan.actors import PoolSize, ScanActor, pool_size, read_tally, shared_tally
@@ -193,6 +194,17 @@ def test_a_lost_part_is_made_again_and_the_others_are_kept(scanned: Scanned) -> 
     assert 0 < again["scanned_now"] < again["listed"] == 10
     assert parts[0].stat().st_mtime_ns == kept
     assert findings(str(scanned.output)) == before
+
+
+def test_a_run_that_was_bound_to_a_setting_that_is_gone_resumes(scanned: Scanned) -> None:
+    run = Run(scanned.output.as_uri(), "one")
+    before, config = findings(run.output), storage.local_path(f"{run.folder}/config.json")
+    config.write_bytes(encode({**json.loads(config.read_bytes()), "decoder": "nvimagecodec"}))
+    storage.local_path(run.manifest_uri).unlink()
+    next((scanned.output / "results").glob("*.parquet")).unlink()
+    assert 0 < scanned.again()["scanned_now"] < 10
+    assert findings(run.output) == before
+    assert main(["verify", str(scanned.output)]) == 0
 
 
 def test_manifest_names_every_part_with_its_digest(scanned: Scanned) -> None:
