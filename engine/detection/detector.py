@@ -1,4 +1,7 @@
-"""Decoded images in, findings out: keeps the engine's batches full across images."""
+"""Find manipulated regions in a stream of decoded images, with full batches across images.
+
+image -> views -> tiles -> queue of their shape -> batch -> engine -> outputs -> Finding
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from statistics import fmean
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,33 +27,33 @@ from prompt_iml.engine.detection.views import (
     cut,
     cut_enlarged,
     mean,
-    tile,
 )
+from prompt_iml.engine.detection.views import tile as cut_tile
 from prompt_iml.engine.errors import DeviceFull, InferError
 from prompt_iml.engine.jpeg_quality import estimate_quality
 from prompt_iml.engine.model.policy import Label, Policy
-from prompt_iml.engine.runtimes.protocol import Batch, Engine
+from prompt_iml.engine.runtimes.protocol import Batch, Engine, Pending
 
 K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is known about one image.
+    """Result for one image.
 
     Attributes:
         mask: (H, W) bool at stored size; None when no pixel is manipulated.
-        manipulated_fraction: of the image's pixels.
-        regions: largest first, at most 16.
-        logits: the map behind the mask, at network resolution: heat maps and
-            `views.probability_map` are made from it.
-        score_raw: the network's score logit, the largest of the image's tiles: one
-            manipulated tile makes a manipulated image. Of an image that is shown twice, the mean.
-        score: calibrated probability that the image was manipulated.
-        label, threshold: by the policy; threshold is None when it claims none, or when the
-            image is too small or too compressed for it.
-        mask_threshold: of this image's pixel probabilities.
-        preprocess: id of how the image was shown to the network.
+        manipulated_fraction: share of the image's pixels in the mask, 0..1.
+        regions: connected regions of the mask, largest first, at most 16.
+        logits: mask logits at network resolution, from which heat maps and
+            `views.probability_map` are made.
+        score_raw: score logit of the network, the largest of the image's tiles, because one
+            manipulated tile makes a manipulated image. With two views, their mean.
+        score: calibrated probability that the image was manipulated, 0..1.
+        label, threshold: by the policy; the threshold is None when the policy claims none, or
+            when the image is too small or too compressed for it.
+        mask_threshold: probability above which this image's pixels are in the mask.
+        preprocess: id of the image's last view, as `Tiling.preprocess`.
         infer_ms: the image's share of the engine's time, milliseconds.
     """
 
@@ -69,14 +72,25 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _TileOutput:
+    """Network output for one tile.
+
+    Attributes:
+        mask_logits: (tile height / 4, tile width / 4) float32.
+        score_logit: of the tile.
+        infer_ms: the tile's share of its batch's time, milliseconds.
+    """
+
     mask_logits: NDArray[np.float32]
     score_logit: float
     infer_ms: float
 
 
 @dataclass(slots=True)
-class _Showing:
-    """One way in which an image is shown: its tiles share a lane, and so come out in order."""
+class _ImageView:
+    """One view of an image: where its tiles lie, and the outputs of those that have run, in order.
+
+    All tiles of a view have one shape, so they pass through one queue and stay in order.
+    """
 
     tiling: Tiling
     outputs: list[_TileOutput] = field(default_factory=list)
@@ -91,105 +105,133 @@ class _Showing:
 
 
 @dataclass(slots=True)
-class _Open(Generic[K]):
-    """An image some of whose tiles have not run yet."""
+class _PendingImage(Generic[K]):
+    """An image some of whose tiles have not run yet.
+
+    Attributes:
+        key: the caller's name for the image.
+        views: the image as stored, and for a small picture an enlarged view (`cut_enlarged`).
+        jpeg_quality: estimated, 1..100; None when the file is no JPEG.
+        failed: whether the engine failed on one of its tiles; the others are then skipped.
+    """
 
     key: K
-    showings: list[_Showing]
+    views: list[_ImageView]
     jpeg_quality: int | None
     failed: bool = False
 
     @property
     def complete(self) -> bool:
-        return all(len(each.outputs) == len(each.tiling) for each in self.showings)
+        return all(len(view.outputs) == len(view.tiling) for view in self.views)
 
 
-_Slot: TypeAlias = tuple[_Open[K], _Showing, int]  # an image, how it is shown, and which tile
-_Lane: TypeAlias = deque[tuple[_Open[K], _Showing, int]]  # waiting, of one shape, first come first
+class _Tile(NamedTuple, Generic[K]):
+    """One tile that waits to run: its image, its view, and its number in the view's tiling."""
+
+    image: _PendingImage[K]
+    view: _ImageView
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight(Generic[K]):
-    """A batch under way: its tiles and how many it was filled up to, the engine's ticket or why it
-    has none, seconds so far."""
+class _PendingBatch(Generic[K]):
+    """A batch that was submitted to the engine.
 
-    slots: list[_Slot[K]]
+    Attributes:
+        tiles: at most `size`; the rest of the batch repeats the last one.
+        size: images in the batch.
+        output: of the engine; the error if it did not take the batch.
+        seconds: what `submit` took.
+    """
+
+    tiles: list[_Tile[K]]
     size: int
-    ticket: Any
+    output: Pending | InferError
     seconds: float
 
 
 @dataclass(slots=True)
-class _Batches(Generic[K]):
-    """Tiles into batches, and batches through the engine."""
+class _Batcher(Generic[K]):
+    """Groups waiting tiles into batches, and passes batches through the engine.
+
+    Attributes:
+        engine: the runtime.
+        size: tiles a batch; halved when the device is full.
+        observe: see `Detector`.
+        queues: waiting tiles by shape, first in, first out.
+    """
 
     engine: Engine
     size: int
     observe: Callable[[int, int], None]
-    lanes: defaultdict[Shape, _Lane[K]] = field(default_factory=lambda: defaultdict(deque))
+    queues: defaultdict[Shape, deque[_Tile[K]]] = field(default_factory=lambda: defaultdict(deque))
 
-    def add(self, opened: _Open[K]) -> Iterator[list[_Slot[K]]]:
-        """The batches that an image's tiles complete."""
-        for shown in opened.showings:
-            lane = self.lanes[shown.tiling.tile_shape]
-            lane.extend((opened, shown, index) for index in range(len(shown.tiling)))
-            while len(lane) >= self.size:
-                yield from self._next(lane)
+    def add(self, image: _PendingImage[K]) -> Iterator[list[_Tile[K]]]:
+        """Queue an image's tiles; yield the batches that are full now."""
+        for view in image.views:
+            queue = self.queues[view.tiling.tile_shape]
+            queue.extend(_Tile(image, view, number) for number in range(len(view.tiling)))
+            while len(queue) >= self.size:
+                yield from self._next(queue)
 
-    def rest(self) -> Iterator[list[_Slot[K]]]:
-        """What no further tile will complete."""
-        for lane in self.lanes.values():
-            while lane:
-                yield from self._next(lane)
+    def flush(self) -> Iterator[list[_Tile[K]]]:
+        """Yield what is left in the queues, in batches that are not full."""
+        for queue in self.queues.values():
+            while queue:
+                yield from self._next(queue)
 
-    def _next(self, lane: _Lane[K]) -> Iterator[list[_Slot[K]]]:
-        """The lane's next tiles but those of images that failed meanwhile."""
-        slots = [lane.popleft() for _ in range(min(len(lane), self.size))]
-        if slots := [slot for slot in slots if not slot[0].failed]:
-            yield slots
+    def _next(self, queue: deque[_Tile[K]]) -> Iterator[list[_Tile[K]]]:
+        """Take the next batch off a queue, without tiles of images that have failed meanwhile."""
+        tiles = [queue.popleft() for _ in range(min(len(queue), self.size))]
+        if tiles := [tile for tile in tiles if not tile.image.failed]:
+            yield tiles
 
-    def depart(self, slots: list[_Slot[K]]) -> _Flight[K]:
-        """Submit a batch of exactly `size` tiles: where some lack, the last repeats.
+    def submit(self, tiles: list[_Tile[K]]) -> _PendingBatch[K]:
+        """Submit a batch of exactly `size` images: the last tile repeats where tiles are missing.
 
-        Of more only if the size was halved while these waited.
+        The batch is larger only if `size` was halved after its tiles left the queue.
         """
-        tiles = [tile(shown.tiling, index) for _, shown, index in slots]
-        tables = [shown.tiling.qtable for _, shown, _ in slots]
-        lack = self.size - len(slots)
-        batch = Batch(_stack(tiles + tiles[-1:] * lack), _stack(tables + tables[-1:] * lack))
-        self.observe(len(slots), len(batch.image))
+        pixels = [cut_tile(tile.view.tiling, tile.number) for tile in tiles]
+        tables = [tile.view.tiling.qtable for tile in tiles]
+        lack = self.size - len(tiles)
+        batch = Batch(_stack(pixels + pixels[-1:] * lack), _stack(tables + tables[-1:] * lack))
+        self.observe(len(tiles), len(batch.image))
         start = time.perf_counter()
+        output: Pending | InferError
         try:
-            ticket = self.engine.submit(batch)
+            output = self.engine.submit(batch)
         except InferError as error:
-            ticket = error
-        return _Flight(slots, len(batch.image), ticket, time.perf_counter() - start)
+            output = error
+        return _PendingBatch(tiles, len(batch.image), output, time.perf_counter() - start)
 
-    def outputs(self, flight: _Flight[K]) -> list[_TileOutput | InferError]:
-        """One outcome a slot; after a failed batch each slot runs alone, or in smaller ones."""
+    def collect(self, pending: _PendingBatch[K]) -> list[_TileOutput | InferError]:
+        """Wait for a batch and return one outcome for each of its tiles.
+
+        After a failed batch each tile runs alone; where the device was full, in smaller batches.
+        """
         try:
-            return self._collect(flight)
+            return self._outputs(pending)
         except DeviceFull as error:
-            if flight.size == 1:
+            if pending.size == 1:
                 return [error]
-            self.size = min(self.size, flight.size // 2)
-            parts = _parts(flight.slots, self.size)
+            self.size = min(self.size, pending.size // 2)
+            parts = _parts(pending.tiles, self.size)
         except InferError as error:
-            if len(flight.slots) == 1:
+            if len(pending.tiles) == 1:
                 return [error]
-            parts = _parts(flight.slots, 1)
-        return [outcome for part in parts for outcome in self.outputs(self.depart(part))]
+            parts = _parts(pending.tiles, 1)
+        return [outcome for part in parts for outcome in self.collect(self.submit(part))]
 
-    def _collect(self, flight: _Flight[K]) -> list[_TileOutput | InferError]:
-        if isinstance(flight.ticket, InferError):
-            raise flight.ticket
+    def _outputs(self, pending: _PendingBatch[K]) -> list[_TileOutput | InferError]:
+        if isinstance(pending.output, InferError):
+            raise pending.output
         start = time.perf_counter()
-        detection = self.engine.collect(flight.ticket)
-        seconds = flight.seconds + time.perf_counter() - start
+        detection = pending.output.result()
+        seconds = pending.seconds + time.perf_counter() - start
         masks, scores = detection.mask_logits, detection.score_logit
         if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
             raise InferError(f"{self.engine.name} gave logits that are not finite")
-        count = len(flight.slots)
+        count = len(pending.tiles)
         infer_ms = seconds * 1e3 / count
         # Copies: the runtime may write its next output into the same memory.
         return [_TileOutput(masks[i].copy(), float(scores[i]), infer_ms) for i in range(count)]
@@ -201,11 +243,11 @@ class Detector:
 
     Attributes:
         engine: the runtime.
-        view: how the model wants to see images.
+        view: how images are prepared for the model.
         policy: calibration and thresholds.
-        batch_size: tiles per engine call. Every call has exactly this many, so an image's
-            finding does not depend on the images around it.
-        observe: told of each batch: the tiles in it, and its size.
+        batch_size: tiles a batch. Every batch has exactly this many, so an image's finding
+            does not depend on the images around it.
+        observe: called for each batch with the number of tiles in it and its size.
     """
 
     engine: Engine
@@ -215,59 +257,64 @@ class Detector:
     observe: Callable[[int, int], None] = lambda tiles, size: None
 
     def detect(self, images: Iterable[tuple[K, Image]]) -> Iterator[tuple[K, Finding | InferError]]:
-        """Findings of a stream of images, each as soon as its last tile has run.
+        """Yield the finding of each image as soon as its last tile has run.
 
         Tiles of one shape share batches, across images. Images come out in the order in which
         they complete; with batch_size 1 that is the order in which they came. Fewer than
         batch_size tiles of each shape wait at any time, so `native` with its four shapes holds
-        at most 4 * (batch_size - 1) images, and those under way, while it asks for the next.
+        at most 4 * (batch_size - 1) images, and those in pending batches, before it takes the
+        next one.
 
         An image on which the engine fails yields the `InferError`: after a failed batch each
-        of its tiles runs alone, so one image cannot fail its neighbours. Where the device is full,
-        batches are half as large from then on.
+        of its tiles runs alone, so one image cannot fail its neighbours. Once the device was
+        full, batches are half as large.
+
+        Args:
+            images: (key, image) pairs; the key comes back with the finding.
         """
-        flights: deque[_Flight[K]] = deque()
-        batches = _Batches[K](self.engine, self.batch_size, self.observe)
+        pending: deque[_PendingBatch[K]] = deque()
+        batcher = _Batcher[K](self.engine, self.batch_size, self.observe)
         for key, image in images:
             tilings = cut(image, self.view), cut_enlarged(image, self.view)
-            showings = [_Showing(tiling) for tiling in tilings if tiling]
-            opened = _Open(key, showings, _jpeg_quality(image))
-            for slots in batches.add(opened):
-                flights.append(batches.depart(slots))
-                yield from self._land(batches, flights, self.engine.depth - 1)
-        for slots in batches.rest():
-            flights.append(batches.depart(slots))
-            yield from self._land(batches, flights, self.engine.depth - 1)
-        yield from self._land(batches, flights, 0)
+            views = [_ImageView(tiling) for tiling in tilings if tiling]
+            for tiles in batcher.add(_PendingImage(key, views, _jpeg_quality(image))):
+                pending.append(batcher.submit(tiles))
+                yield from self._collect(batcher, pending, self.engine.depth - 1)
+        for tiles in batcher.flush():
+            pending.append(batcher.submit(tiles))
+            yield from self._collect(batcher, pending, self.engine.depth - 1)
+        yield from self._collect(batcher, pending, 0)
 
-    def _land(
-        self, batches: _Batches[K], flights: deque[_Flight[K]], left: int
+    def _collect(
+        self, batcher: _Batcher[K], pending: deque[_PendingBatch[K]], most: int
     ) -> Iterator[tuple[K, Finding | InferError]]:
-        """Wait until so many batches are under way; yield the images that this completes."""
-        while len(flights) > left:
-            flight = flights.popleft()
-            for (opened, shown, _), output in zip(
-                flight.slots, batches.outputs(flight), strict=True
-            ):
-                if opened.failed:
+        """Collect the oldest batches until at most `most` are pending; yield images they complete.
+
+        An image on which the engine failed is complete at its first failure.
+        """
+        while len(pending) > most:
+            batch = pending.popleft()
+            for (image, view, _), output in zip(batch.tiles, batcher.collect(batch), strict=True):
+                if image.failed:
                     continue
                 if isinstance(output, InferError):
-                    opened.failed = True
-                    yield opened.key, output
+                    image.failed = True
+                    yield image.key, output
                     continue
-                shown.outputs.append(output)
-                if opened.complete:
-                    yield opened.key, self._conclude(opened)
+                view.outputs.append(output)
+                if image.complete:
+                    yield image.key, self._finding(image)
 
-    def _conclude(self, opened: _Open[K]) -> Finding:
-        first, *others = opened.showings
+    def _finding(self, image: _PendingImage[K]) -> Finding:
+        """Blend tiles and views, and apply the policy."""
+        first, *others = image.views
         logits = reduce(mean, (each.logits for each in others), first.logits)
         mask_threshold = self.policy.pixel_threshold(logits.peak)
         localization = localize(logits, mask_threshold)
-        score_raw = fmean(each.score_logit for each in opened.showings)
+        score_raw = fmean(view.score_logit for view in image.views)
         score = self.policy.score(score_raw)
         label, threshold = self.policy.label(
-            score, side=min(logits.shape), jpeg_quality=opened.jpeg_quality
+            score, side=min(logits.shape), jpeg_quality=image.jpeg_quality
         )
         return Finding(
             mask=localization.mask,
@@ -279,8 +326,8 @@ class Detector:
             label=label,
             threshold=threshold,
             mask_threshold=mask_threshold,
-            preprocess=opened.showings[-1].tiling.preprocess,
-            infer_ms=sum(each.infer_ms for shown in opened.showings for each in shown.outputs),
+            preprocess=image.views[-1].tiling.preprocess,
+            infer_ms=sum(output.infer_ms for view in image.views for output in view.outputs),
         )
 
 
@@ -288,8 +335,8 @@ def _jpeg_quality(image: Image) -> int | None:
     return None if image.luma_table is None else estimate_quality(image.luma_table)
 
 
-def _parts(slots: list[_Slot[K]], size: int) -> list[list[_Slot[K]]]:
-    return [slots[i : i + size] for i in range(0, len(slots), size)]
+def _parts(tiles: list[_Tile[K]], size: int) -> list[list[_Tile[K]]]:
+    return [tiles[i : i + size] for i in range(0, len(tiles), size)]
 
 
 def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -10,13 +10,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from prompt_iml.engine.errors import DamagedModel, InferError
 from prompt_iml.engine.model.folder import WEIGHTS_DIGEST, Model, check_digest
 from prompt_iml.engine.model.prompts import PromptSet, graph_inputs
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Sequential
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 
 _LOAD_ERRORS = (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile)
 _RUN_ERRORS = (errors.Fail, errors.InvalidArgument, errors.RuntimeException)
 
 
-class OnnxRuntimeEngine(Sequential):
+class OnnxRuntimeEngine(Engine):
     """Float32 on the CPU with `threads` threads, or as many as there are cores."""
 
     name = "onnxruntime/f32/cpu"
@@ -40,8 +40,8 @@ class OnnxRuntimeEngine(Sequential):
         """Use another prompt set from the next batch on."""
         self._prompts = graph_inputs(prompts, self._model.config)
 
-    def run(self, batch: Batch) -> Detection:
-        """Detect. Raises `InferError` when ONNX Runtime fails."""
+    def submit(self, batch: Batch) -> Done:
+        """Run the batch. Raises `InferError` when ONNX Runtime fails."""
         feeds: dict[str, NDArray[np.generic]] = {"image": batch.image, **self._prompts}
         if self._model.config.jpeg_view:
             feeds["qtable"] = batch.qtable
@@ -49,4 +49,4 @@ class OnnxRuntimeEngine(Sequential):
             mask_logits, score_logit = self._session.run(["mask_logits", "score_logit"], feeds)
         except _RUN_ERRORS as error:
             raise InferError(f"{self.name}: {error}") from error
-        return Detection(mask_logits, score_logit)
+        return Done(Detection(mask_logits, score_logit))

@@ -22,10 +22,10 @@ from prompt_iml.engine.model.prompts import PromptSet, graph_inputs
 from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Sequential
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 
 
-class OpenVinoEngine(Sequential):
+class OpenVinoEngine(Engine):
     """Float32 on the CPU with `threads` threads, or as many as there are cores.
 
     The graph is compiled anew for each batch shape, when it first comes up: with its shapes
@@ -67,8 +67,8 @@ class OpenVinoEngine(Sequential):
         """Use another prompt set from the next batch on."""
         self._prompts = graph_inputs(prompts, self._model.config)
 
-    def run(self, batch: Batch) -> Detection:
-        """Detect. Raises `InferError` when OpenVINO fails."""
+    def submit(self, batch: Batch) -> Done:
+        """Run the batch. Raises `InferError` when OpenVINO fails."""
         feeds: dict[str, NDArray[np.generic]] = {"image": batch.image, **self._prompts}
         if self._model.config.jpeg_view:
             feeds["qtable"] = batch.qtable
@@ -76,7 +76,7 @@ class OpenVinoEngine(Sequential):
             outputs = self._request(feeds).infer(feeds, share_inputs=True)
         except RuntimeError as error:
             raise InferError(f"{self.name}: {_line(error)}") from error
-        return Detection(outputs["mask_logits"], outputs["score_logit"])
+        return Done(Detection(outputs["mask_logits"], outputs["score_logit"]))
 
     def _request(self, feeds: dict[str, NDArray[np.generic]]) -> openvino.InferRequest:
         """Compiled for the shape of the batch."""

@@ -1,14 +1,14 @@
 """An engine on a GPU: while one batch computes, the next one travels there.
 
     submit    batch -> pinned memory -> (copy stream) -> device -> (compute stream) the network
-    collect   device -> (copy stream) -> pinned memory -> Detection
+    result    device -> (copy stream) -> pinned memory -> Detection
 
 Two slots take turns, each with memory of its own, so that nothing is written while it is read. The
-download of a batch is queued only when its answer is wanted: behind the next batch's upload, which
-it would otherwise hold up. `Device` is what is needed of a GPU and `Program` is the network there:
+download of a batch is queued only when its result is asked for: behind the next batch's upload,
+which it would otherwise delay. `Device` is a GPU and `Program` is the network on it: these are
 `engine.runtimes.cuda_device` with `engine.runtimes.tensorrt`, or both of PyTorch
 (`engine.runtimes.torch_cuda`).
-The tests have a device of their own, which reorders all that no stream and no event holds in order.
+The tests use a device that reorders everything whose order no stream and no event fixes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from prompt_iml.engine.errors import DeviceFull, InferError
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.model.prompts import PromptSet, graph_inputs
-from prompt_iml.engine.runtimes.protocol import Batch, Detection
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine, Pending
 
 Array = NDArray[Any]
 Shape = tuple[int, int, int]  # of a batch: images, height, width
@@ -107,15 +107,21 @@ class _Slot:
     taken: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A batch under way."""
+class _PendingBatch:
+    """A batch on the device. `download` waits for it and frees its slot, and so is called once."""
 
-    slot: _Slot
-    computed: Any
+    def __init__(self, download: Callable[[], Detection]) -> None:
+        self._download = download
+        self._detection: Detection | None = None
+
+    def result(self) -> Detection:
+        """See `Pending`; the arrays are the caller's."""
+        if self._detection is None:
+            self._detection = self._download()
+        return self._detection
 
 
-class OverlappingEngine:
+class OverlappingEngine(Engine):
     """A program on a device, as a scan's engine.
 
     Args:
@@ -147,12 +153,8 @@ class OverlappingEngine:
             self._device.upload(host, self._prompts[name], self._compute)
             self._device.synchronize(self._device.record(self._compute))
 
-    def run(self, batch: Batch) -> Detection:
-        """Detect, one batch after the other."""
-        return self.collect(self.submit(batch))
-
-    def submit(self, batch: Batch) -> Ticket:
-        """Begin a batch; at most `depth` at once.
+    def submit(self, batch: Batch) -> Pending:
+        """Start a batch; at most `depth` may be pending.
 
         Raises:
             InferError: the network was not made for this shape.
@@ -164,7 +166,7 @@ class OverlappingEngine:
             self._release(len(batch.image))
             raise
 
-    def _submit(self, batch: Batch) -> Ticket:
+    def _submit(self, batch: Batch) -> Pending:
         device, slot = self._device, self._slot(batch)
         np.copyto(slot.host["image"], batch.image)
         np.copyto(slot.host["qtable"], batch.qtable)
@@ -173,13 +175,14 @@ class OverlappingEngine:
         device.wait(self._compute, device.record(self._copies))
         self._run(slot, _shape(batch))
         slot.taken = True
-        return Ticket(slot, device.record(self._compute))
+        computed = device.record(self._compute)
+        return _PendingBatch(lambda: self._download(slot, computed))
 
-    def collect(self, ticket: Ticket) -> Detection:
-        """Wait for a batch; the arrays are the caller's. Raises `InferError` when it failed."""
-        device, slot = self._device, ticket.slot
+    def _download(self, slot: _Slot, computed: Any) -> Detection:
+        """Wait for the event `computed`, and free the slot. Raises `InferError`."""
+        device = self._device
         slot.taken = False
-        device.wait(self._copies, ticket.computed)
+        device.wait(self._copies, computed)
         for name in ("mask_logits", "score_logit"):
             device.download(slot.device[name], slot.host[name], self._copies)
         device.synchronize(device.record(self._copies))
@@ -192,7 +195,7 @@ class OverlappingEngine:
                 self._slots[key] = self._allocate(batch)
             if not self._slots[key].taken:
                 return self._slots[key]
-        raise InferError(f"{self.name}: more than {SLOTS} batches under way")
+        raise InferError(f"{self.name}: more than {SLOTS} batches pending")
 
     def _release(self, size: int) -> None:
         """Forget the memory of batches this large, but of those under way."""

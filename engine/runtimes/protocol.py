@@ -1,9 +1,10 @@
-"""The one interface between a scan and a runtime."""
+"""The interface between a scan and a runtime: an `Engine` takes a `Batch`, gives a `Detection`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,54 +39,54 @@ class Detection:
     score_logit: NDArray[np.float32]
 
 
-class Engine(Protocol):
-    """A runtime with a model loaded. Not thread-safe: one engine, one thread."""
+class Pending(Protocol):
+    """A batch that was submitted to an engine."""
 
-    @property
-    def name(self) -> str:
-        """Runtime, precision and device, as rows name it: `openvino/f32/cpu`."""
+    def result(self) -> Detection:
+        """Wait for the batch and return its output.
+
+        Raises:
+            InferError: the runtime failed.
+        """
         ...
 
-    @property
-    def batch(self) -> int:
-        """Images that it is best given at once."""
-        ...
 
-    @property
-    def depth(self) -> int:
-        """Batches that may be under way at once."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A `Pending` batch of an engine that runs each batch while it is submitted."""
 
+    detection: Detection
+
+    def result(self) -> Detection:
+        """Return the output."""
+        return self.detection
+
+
+class Engine(ABC):
+    """A runtime with a model loaded. Not thread-safe: one engine, one thread.
+
+    Attributes:
+        name: runtime, precision and device, as rows name it: `openvino/f32/cpu`.
+        batch: images a batch that suit the runtime best.
+        depth: batches that may be pending at once.
+    """
+
+    name: str
+    batch: int = 1
+    depth: int = 1
+
+    @abstractmethod
     def load_prompts(self, prompts: PromptSet) -> None:
         """Use another prompt set from the next batch on; no export, no engine build."""
-        ...
+
+    @abstractmethod
+    def submit(self, batch: Batch) -> Pending:
+        """Start a batch.
+
+        Raises:
+            InferError: the runtime failed, or does not take batches of this shape.
+        """
 
     def run(self, batch: Batch) -> Detection:
-        """Detect. Raises `InferError` when the runtime fails."""
-        ...
-
-    def submit(self, batch: Batch) -> Any:
-        """Begin a batch: a ticket for `collect`. Raises as `run`."""
-        ...
-
-    def collect(self, ticket: Any) -> Detection:
-        """Wait for a batch. Raises as `run`."""
-        ...
-
-
-class Sequential:
-    """What an engine adds to `run` when it does one image at a time, in the caller's thread."""
-
-    batch = depth = 1
-
-    def run(self, batch: Batch) -> Detection:
-        """See `Engine`."""
-        raise NotImplementedError
-
-    def submit(self, batch: Batch) -> Detection:
-        """Runs it."""
-        return self.run(batch)
-
-    def collect(self, ticket: Detection) -> Detection:
-        """It has been run."""
-        return ticket
+        """Run one batch and return its output. Raises as `submit` and `Pending.result`."""
+        return self.submit(batch).result()

@@ -9,10 +9,10 @@ from prompt_iml.engine.errors import InferError
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.model.prompts import PromptSet, check_fits, parameters
 from prompt_iml.engine.network.model import PromptIML
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine, Sequential
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 
 
-class TorchEngine(Sequential):
+class TorchEngine(Engine):
     """The network itself, float32, on the CPU. `threads` holds for the whole process."""
 
     name = "torch/f32/cpu"
@@ -29,15 +29,15 @@ class TorchEngine(Sequential):
         check_fits(prompts, self._model.config)
         self._prompts = _tensors(prompts)
 
-    def run(self, batch: Batch) -> Detection:
-        """Detect. Raises `InferError` when PyTorch fails."""
+    def submit(self, batch: Batch) -> Done:
+        """Run the batch. Raises `InferError` when PyTorch fails."""
         image, qtable = torch.from_numpy(batch.image), torch.from_numpy(batch.qtable)
         try:
             with torch.inference_mode():
                 mask_logits, score_logit = self._network(image, qtable, self._prompts)
         except RuntimeError as error:
             raise InferError(f"{self.name}: {error}") from error
-        return Detection(mask_logits.numpy(), score_logit.numpy())
+        return Done(Detection(mask_logits.numpy(), score_logit.numpy()))
 
 
 def open_torch(model: Model, threads: int | None = None) -> Engine:

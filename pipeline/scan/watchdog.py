@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from prompt_iml.engine.model.prompts import PromptSet
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine, Pending
 
 Stage = Literal["decode", "infer"]
 
@@ -68,7 +69,20 @@ class Watchdog:
             time.sleep(TICK_SECONDS)
 
 
-class WatchedEngine:
+@dataclass(frozen=True, slots=True)
+class _WatchedBatch:
+    """A pending batch; waiting for it is watched."""
+
+    pending: Pending
+    watch: Watch
+
+    def result(self) -> Detection:
+        """See `Pending`."""
+        with self.watch.working("infer"):
+            return self.pending.result()
+
+
+class WatchedEngine(Engine):
     """An engine whose runs are watched."""
 
     def __init__(self, engine: Engine, watch: Watch) -> None:
@@ -76,20 +90,10 @@ class WatchedEngine:
         self._engine, self._watch = engine, watch
 
     def load_prompts(self, prompts: PromptSet) -> None:
-        """As the engine does."""
+        """See `Engine`."""
         self._engine.load_prompts(prompts)
 
-    def run(self, batch: Batch) -> Detection:
-        """As the engine does."""
+    def submit(self, batch: Batch) -> Pending:
+        """Start a batch; both this and the wait for its result are watched."""
         with self._watch.working("infer"):
-            return self._engine.run(batch)
-
-    def submit(self, batch: Batch) -> Any:
-        """As the engine does."""
-        with self._watch.working("infer"):
-            return self._engine.submit(batch)
-
-    def collect(self, ticket: Any) -> Detection:
-        """As the engine does."""
-        with self._watch.working("infer"):
-            return self._engine.collect(ticket)
+            return _WatchedBatch(self._engine.submit(batch), self._watch)

@@ -25,7 +25,7 @@ from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.overlap import OverlappingEngine
 from prompt_iml.engine.runtimes.parity import TOLERANCES, Parity, compare, noise
 from prompt_iml.engine.runtimes.plans import Recipe, Tile
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 from prompt_iml.engine.runtimes.torch_cpu import TorchEngine
 from prompt_iml.engine.runtimes.torch_cuda import TorchProgram
 from prompt_iml.pipeline.cli import main
@@ -164,10 +164,10 @@ def test_an_engine_that_is_wrong_does_not(
 
 def test_an_engine_that_fails_or_gives_no_numbers_is_wrong(model: Model) -> None:
     class Failing(TorchEngine):
-        def run(self, batch: Batch) -> Detection:
+        def submit(self, batch: Batch) -> Done:
             if len(batch.image) > 1:
                 raise InferError("no")
-            return Detection(np.full((1, 64, 64), np.nan, "f4"), np.zeros(1, "f4"))
+            return Done(Detection(np.full((1, 64, 64), np.nan, "f4"), np.zeros(1, "f4")))
 
     assert not compare(TorchEngine(model), Failing(model), noise([(256, 256)], (1,)), 1e9).passed
     parity = compare(Failing(model), TorchEngine(model), noise([(256, 256)], (1, 2)), 1e9)

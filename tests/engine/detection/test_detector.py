@@ -21,7 +21,7 @@ from prompt_iml.engine.model.folder import known_models, load_model
 from prompt_iml.engine.model.policy import UNTRAINED, Policy
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.runtimes.open import open_engine
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Sequential
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 
 POISON = 13  # first pixel of a tile on which the engine fails
 NATIVE = View("native")
@@ -30,7 +30,7 @@ SHAPES = [(1, 1), (384, 256), (512, 512), (700, 900), (100, 600), (200, 200), (5
 
 
 @dataclass
-class Brightness(Sequential):
+class Brightness(Engine):
     """Mask logits: the mean red of each 4x4 cell, about 100. Score: their largest."""
 
     name: str = "brightness"
@@ -40,32 +40,32 @@ class Brightness(Sequential):
     def load_prompts(self, prompts: PromptSet) -> None:
         raise NotImplementedError
 
-    def run(self, batch: Batch) -> Detection:
+    def submit(self, batch: Batch) -> Done:
         n, height, width, _ = batch.image.shape
         self.seen.append(batch.image.shape)
         self.tables.append(batch.qtable)
         red = batch.image[..., 0].astype(np.float32).reshape(n, height // 4, 4, width // 4, 4)
         logits = (red.mean(axis=(2, 4)) - 100) / 50
-        return Detection(logits, logits.max(axis=(1, 2)))
+        return Done(Detection(logits, logits.max(axis=(1, 2))))
 
 
 class Fragile(Brightness):
     """Fails on a batch that holds a poisoned tile."""
 
-    def run(self, batch: Batch) -> Detection:
-        detection = super().run(batch)
+    def submit(self, batch: Batch) -> Done:
+        done = super().submit(batch)
         if (batch.image[:, 0, 0, 0] == POISON).any():
             raise InferError("poisoned")
-        return detection
+        return done
 
 
 class Overflowing(Brightness):
     """Gives NaN where `Fragile` fails."""
 
-    def run(self, batch: Batch) -> Detection:
-        detection = super().run(batch)
-        detection.mask_logits[batch.image[:, 0, 0, 0] == POISON] = np.nan
-        return detection
+    def submit(self, batch: Batch) -> Done:
+        done = super().submit(batch)
+        done.detection.mask_logits[batch.image[:, 0, 0, 0] == POISON] = np.nan
+        return done
 
 
 @dataclass
@@ -74,10 +74,10 @@ class Frugal(Brightness):
 
     memory: NDArray[np.float32] = field(default_factory=lambda: np.zeros((1, 128, 128), "f4"))
 
-    def run(self, batch: Batch) -> Detection:
-        detection = super().run(batch)
+    def submit(self, batch: Batch) -> Done:
+        detection = super().submit(batch).result()
         self.memory[:] = detection.mask_logits
-        return Detection(self.memory, detection.score_logit)
+        return Done(Detection(self.memory, detection.score_logit))
 
 
 def _image(shape: tuple[int, int], seed: int = 0) -> Image:
@@ -293,9 +293,9 @@ def test_engines_may_reuse_their_memory() -> None:
 
 def test_infer_ms_is_shared() -> None:
     class Slow(Brightness):
-        def run(self, batch: Batch) -> Detection:
+        def submit(self, batch: Batch) -> Done:
             time.sleep(0.02)
-            return super().run(batch)
+            return super().submit(batch)
 
     images = enumerate([_image((512, 512)), _image((512, 512)), _image((512, 512))])
     found = Detector(Slow(), NATIVE, POLICY, 2).detect(images)

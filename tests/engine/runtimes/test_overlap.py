@@ -15,7 +15,7 @@ from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import UNTRAINED
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.runtimes.overlap import SLOTS, OverlappingEngine
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Sequential
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine, Pending
 from tests.helpers.null_device import HostProgram, NullDevice
 
 VIEW = View("native")
@@ -27,7 +27,7 @@ def model() -> Model:
 
 
 @dataclass
-class Sum(Sequential):
+class Sum(Engine):
     """Says which image it saw, of each cell and of the whole."""
 
     name: str = "sum"
@@ -35,11 +35,11 @@ class Sum(Sequential):
     def load_prompts(self, prompts: PromptSet) -> None:
         raise NotImplementedError
 
-    def run(self, batch: Batch) -> Detection:
+    def submit(self, batch: Batch) -> Done:
         n, height, width, _ = batch.image.shape
         cells = batch.image[..., 0].reshape(n, height // 4, 4, width // 4, 4).astype(np.float32)
         masks = cells.mean((2, 4))
-        return Detection(masks, masks.mean((1, 2)) + batch.qtable[:, 0])
+        return Done(Detection(masks, masks.mean((1, 2)) + batch.qtable[:, 0]))
 
 
 def batches(count: int, size: int = 2) -> list[Batch]:
@@ -61,24 +61,33 @@ def same(found: Detection, expected: Detection) -> bool:
 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_batches_under_way_do_not_mix(model: Model, seed: int, graphs: bool) -> None:
+def test_pending_batches_do_not_mix(model: Model, seed: int, graphs: bool) -> None:
     device = NullDevice(seed)
     engine = OverlappingEngine(model, device, HostProgram(Sum(), 2), graphs)
-    work, tickets = batches(24), []
+    work, pending = batches(24), list[Pending]()
     for number, batch in enumerate(work):
-        tickets.append(engine.submit(batch))
-        if len(tickets) == SLOTS:
-            assert same(engine.collect(tickets.pop(0)), Sum().run(work[number - 1]))
+        pending.append(engine.submit(batch))
+        if len(pending) == SLOTS:
+            assert same(pending.pop(0).result(), Sum().run(work[number - 1]))
     assert device.launches == (20 if graphs else 0)  # twice two shapes ran without, each twice
 
 
 def test_uploads_go_on_while_the_network_computes(model: Model) -> None:
     device = NullDevice(1)
     engine = OverlappingEngine(model, device, HostProgram(Sum(), 2))
-    tickets = [engine.submit(batch) for batch in batches(2)]
-    for ticket in tickets:
-        engine.collect(ticket)
+    pending = [engine.submit(batch) for batch in batches(2)]
+    for each in pending:
+        each.result()
     assert device.overlapped
+
+
+def test_a_result_can_be_asked_for_twice(model: Model) -> None:
+    engine = OverlappingEngine(model, NullDevice(), HostProgram(Sum(), 2))
+    first, second = batches(1)[0], batches(3)[2]
+    pending = engine.submit(first)
+    assert same(pending.result(), Sum().run(first))
+    engine.run(second)  # in the memory that the first batch had
+    assert same(pending.result(), Sum().run(first))
 
 
 def test_a_missing_wait_would_be_seen(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +102,7 @@ def test_a_slot_is_not_given_twice(model: Model) -> None:
     batch = batches(1)[0]
     for _ in range(SLOTS):
         engine.submit(batch)
-    with pytest.raises(InferError, match="under way"):
+    with pytest.raises(InferError, match="pending"):
         engine.submit(batch)
 
 

@@ -24,7 +24,7 @@ from prompt_iml.engine.errors import MissingInput, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import UNTRAINED, Policy
 from prompt_iml.engine.model.prompts import PromptSet
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Sequential
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 from prompt_iml.pipeline.demo.photographs import forge_set, write_shards
 from prompt_iml.pipeline.evaluation import (
     Judged,
@@ -53,7 +53,7 @@ POLICY = Policy("test", 1.0, 0.0, 0.9, 0.2, 0.5, 0.01)
 
 
 @dataclass
-class Redness(Sequential):
+class Redness(Engine):
     """Mask logits: red of each 4x4 cell against 100. Score: 3 when any cell is red, else -3."""
 
     name: str = "redness"
@@ -61,11 +61,12 @@ class Redness(Sequential):
     def load_prompts(self, prompts: PromptSet) -> None:
         raise NotImplementedError
 
-    def run(self, batch: Batch) -> Detection:
+    def submit(self, batch: Batch) -> Done:
         n, height, width, _ = batch.image.shape
         red = batch.image[..., 0].astype(np.float32).reshape(n, height // 4, 4, width // 4, 4)
         logits = (red.mean(axis=(2, 4)) - 100) / 20
-        return Detection(logits, np.where(logits.max(axis=(1, 2)) > 0, 3, -3).astype(np.float32))
+        scores = np.where(logits.max(axis=(1, 2)) > 0, 3, -3).astype(np.float32)
+        return Done(Detection(logits, scores))
 
 
 def blocks(*places: tuple[slice, slice]) -> NDArray[np.uint8]:
