@@ -7,6 +7,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,27 @@ def test_torch_stays_with_the_network() -> None:
     for path in (ROOT / "engine").rglob("*.py"):
         if not TORCH_USERS & set(path.relative_to(ROOT / "engine").parts):
             assert "torch" not in imported(path), path
+
+
+def arrows() -> dict[str, set[str]]:
+    """Return the modules of ours that each of our modules imports, anywhere in it."""
+    modules = {
+        "prompt_iml." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in SOURCES
+    }
+    found = {name: set[str]() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= {node.module, *inner} & modules.keys()
+    return found
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    graph = arrows()
+    assert "prompt_iml.engine.runtimes.protocol" in graph["prompt_iml.engine.runtimes.open"]
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_nothing_is_unpickled() -> None:

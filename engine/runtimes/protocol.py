@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 
 from prompt_iml.engine.model.prompts import PromptSet
 
+# What pip installs for each runtime; its module has the runtime's name.
+PACKAGES = {
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "torch": "torch",
+    "tensorrt": "tensorrt-cu13 'prompt-iml[gpu]' --extra-index-url https://pypi.nvidia.com",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -13,9 +13,9 @@ from prompt_iml.engine.errors import DamagedModel, DeviceFull, InferError, Missi
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
 from prompt_iml.engine.runtimes.cuda_device import CudaDevice
-from prompt_iml.engine.runtimes.open import TENSORRT
 from prompt_iml.engine.runtimes.overlap import Buffers, OverlappingEngine, Shape
 from prompt_iml.engine.runtimes.plans import current
+from prompt_iml.engine.runtimes.protocol import PACKAGES
 
 
 class TensorRtProgram:
@@ -72,11 +72,12 @@ class TensorRtProgram:
 
 
 def import_tensorrt() -> Any:
-    """The module `tensorrt`. Raises `MissingDependency`, with where it is to be had."""
+    """Import `tensorrt`. Raises `MissingDependency` with the command that installs it."""
     try:
         import tensorrt
     except ImportError as error:
-        raise MissingDependency(f"TensorRT is not installed: pip install {TENSORRT}") from error
+        packages = PACKAGES["tensorrt"]
+        raise MissingDependency(f"TensorRT is not installed: pip install {packages}") from error
     return tensorrt
 
 

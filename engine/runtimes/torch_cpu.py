@@ -13,7 +13,7 @@ from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 
 
 class TorchEngine(Engine):
-    """The network itself, float32, on the CPU. `threads` holds for the whole process."""
+    """The network itself in float32 on the CPU. `threads` is set for the whole process."""
 
     name = "torch/f32/cpu"
 
@@ -40,17 +40,8 @@ class TorchEngine(Engine):
         return Done(Detection(mask_logits.numpy(), score_logit.numpy()))
 
 
-def open_torch(model: Model, threads: int | None = None) -> Engine:
-    """PyTorch on the GPU that it sees first, else on the CPU."""
-    if not torch.cuda.is_available():
-        return TorchEngine(model, threads)
-    from prompt_iml.engine.runtimes.torch_cuda import open_torch_cuda
-
-    return open_torch_cuda(model)
-
-
 def load_network(model: Model) -> PromptIML:
-    """The network with the model's weights and prompts, float32, in evaluation mode."""
+    """Return the network with the model's weights and prompts, float32, in evaluation mode."""
     network = PromptIML(model.config)
     state = {name: torch.from_numpy(tensor).float() for name, tensor in model.weights().items()}
     prompts = {n: torch.from_numpy(tensor) for n, tensor in parameters(model.prompts).items()}

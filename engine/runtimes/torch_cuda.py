@@ -118,8 +118,13 @@ class TorchProgram:
             raise InferError(f"{self.name}: {error}") from error
 
 
+def available() -> bool:
+    """Whether PyTorch sees a GPU."""
+    return torch.cuda.is_available()
+
+
 def open_torch_cuda(model: Model) -> OverlappingEngine:
-    """The network on the GPU that PyTorch sees first, in bfloat16 where it has it."""
+    """Open the network on PyTorch's first GPU, in bfloat16 if the GPU has it, or else float16."""
     device = torch.device("cuda")
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return OverlappingEngine(model, TorchDevice(device), TorchProgram(model, device, dtype))
