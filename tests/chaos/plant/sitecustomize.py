@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import prompt_iml.pipeline.scan.scanner
 import prompt_iml.pipeline.scan.watchdog
 from prompt_iml.pipeline.storage import storage
@@ -28,11 +30,14 @@ def die() -> None:
 
 
 def allocate() -> None:
-    """Without end; where nothing limits it, the killer of the kernel is played by us."""
+    """Ask for memory until it is refused; without a limit, die as by the kernel's killer.
+
+    The memory stays untouched: filling gigabytes on a busy machine may take until the time-out.
+    """
     limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
     held = []
     while limited or len(held) < 20:
-        held.append(bytearray(os.urandom(1)) * (16 << 20))
+        held.append(np.empty(16 << 20, np.uint8))
     die()
 
 

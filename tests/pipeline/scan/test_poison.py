@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,7 @@ from tests.bench.null_model import write_null_model
 from tests.conftest import TarOf
 
 ROOT = Path(__file__).parents[3]
-EXPECTED = {
-    "segfault": "crashed",
-    "loop": "timeout",
-    "allocate": "out_of_memory",
-}
+EXPECTED = {"segfault": "crashed", "allocate": "out_of_memory"}
 
 
 @pytest.fixture(scope="module")
@@ -49,31 +46,54 @@ def small_jpeg(data: bytes) -> bytes:
     return sink.getvalue()
 
 
-@pytest.mark.timeout(600)
-def test_every_poison_costs_one_row(
+@pytest.fixture
+def scan_poisoned(
     photographs: dict[str, bytes], tar_of: TarOf, environment: dict[str, str], tmp_path: Path
-) -> None:
-    healthy = small_jpeg(photographs["astronaut.jpg"])
-    poison = {f"{name}.jpg": healthy + b"POISON:" + name.encode() for name in EXPECTED}
-    members = {"a.jpg": healthy} | poison | {"z.jpg": healthy}
-    (tmp_path / "poisoned.tar").write_bytes(tar_of(members))
-    command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(tmp_path / "*.tar")]
-    model = write_null_model(tmp_path / "model")  # it is ready at once, in every process
-    options = ["--output", str(tmp_path / "out"), "--address", "local", "--model", str(model)]
-    limits = ["--image-timeout", "5", "--max-pixels", "1000000"]
-    scan = subprocess.run(
-        [*command, *options, *limits], env=environment, capture_output=True, text=True
-    )
-    assert scan.returncode == 3, scan.stderr  # three of five failed
-    summary = json.loads(scan.stdout.splitlines()[-1])
-    assert (summary["listed"], summary["ok"], summary["failed"]) == (5, 2, 3)
-    table = pq.read_table(tmp_path / "out" / "results")
+) -> Callable[..., dict[str, Any]]:
+    """A scan of a tar of images by name, each with what to poison it; gives the rows by member."""
+
+    def scan(images: dict[str, str], *flags: str) -> dict[str, Any]:
+        healthy = small_jpeg(photographs["astronaut.jpg"])
+        members = {
+            name: healthy + (b"POISON:" + poison.encode() if poison else b"")
+            for name, poison in images.items()
+        }
+        (tmp_path / "poisoned.tar").write_bytes(tar_of(members))
+        command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(tmp_path / "*.tar")]
+        model = write_null_model(tmp_path / "model")  # it is ready at once, in every process
+        options = ["--output", str(tmp_path / "out"), "--address", "local", "--model", str(model)]
+        done = subprocess.run(
+            [*command, *options, "--max-pixels", "1000000", *flags],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 3, done.stderr  # too many failed
+        assert json.loads(done.stdout.splitlines()[-1])["listed"] == len(images)
+        table = pq.read_table(tmp_path / "out" / "results")
+        return {row["member"]: row for row in table.to_pylist()}
+
+    return scan
+
+
+@pytest.mark.timeout(600)
+def test_every_poison_costs_one_row(scan_poisoned: Callable[..., dict[str, Any]]) -> None:
+    """At the default time-out, which no image here comes near, however busy the machine is."""
+    rows = scan_poisoned({"a.jpg": ""} | {f"{name}.jpg": name for name in EXPECTED} | {"z.jpg": ""})
     failed = {
-        row["member"]: (row["error_stage"], row["error_code"])
-        for row in table.to_pylist()
+        member: (row["error_stage"], row["error_code"])
+        for member, row in rows.items()
         if row["status"] == "failed"
     }
     assert failed == {f"{n}.jpg": ("decode", code) for n, code in EXPECTED.items()}
+    assert len(rows) == len(failed) + 2
+
+
+@pytest.mark.timeout(600)
+def test_a_loop_times_out(scan_poisoned: Callable[..., dict[str, Any]]) -> None:
+    """Alone: a short time-out may hit any image on a busy machine."""
+    row = scan_poisoned({"loop.jpg": "loop"}, "--image-timeout", "2")["loop.jpg"]
+    assert (row["error_stage"], row["error_code"]) == ("decode", "timeout")
 
 
 @pytest.mark.parametrize(
@@ -98,20 +118,20 @@ with Watchdog(1.0).working("decode"):
     ctypes.PyDLL(None).{}
 """
     for call in ("sleep(60)", "usleep(1); [None for _ in iter(int, 1)]"):
-        ended = subprocess.run([sys.executable, "-c", hang.format(call)], timeout=30, stderr=-3)
+        ended = subprocess.run([sys.executable, "-c", hang.format(call)], timeout=200, stderr=-3)
         assert ended.returncode in (1, EXIT_STUCK)
 
 
-def test_idle_time_is_nobody_s_fault() -> None:
+def test_idle_time_does_not_count() -> None:
     idle = """
 import time
 from prompt_iml.pipeline.scan.watchdog import Watchdog
-watchdog = Watchdog(1.0)
+watchdog = Watchdog(10.0)  # longer than the watchdog's thread may be kept from running
 with watchdog.working("decode"):
     pass
-time.sleep(4)
+time.sleep(13)
 """
-    assert subprocess.run([sys.executable, "-c", idle], timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", idle], timeout=200).returncode == 0
 
 
 def test_a_process_of_its_own_has_memory_for_tiles_of_every_shape(
