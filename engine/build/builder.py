@@ -1,8 +1,8 @@
-"""ONNX to a TensorRT plan: the graph made ready, and the builder's calls.
+"""Build a TensorRT plan from the exported ONNX file.
 
-The builder comes as a module: `tensorrt`, or in the tests `tensorrt_rtx`, which has the same API
-and builds with no GPU. One plan serves one tile size, with an optimisation profile for each batch
-size; prompts stay inputs. TensorRT from version 11 takes each tensor's precision from the file.
+The builder is passed as a module: `tensorrt`, or in the tests `tensorrt_rtx`, which has the same
+API and needs no GPU. One plan serves one tile size, with an optimisation profile for each batch
+size; prompts stay inputs. TensorRT takes each tensor's precision from the file.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import onnxruntime
 
 from prompt_iml.engine.build.graph import for_tensorrt
 from prompt_iml.engine.build.precision import (
-    choose_islands,
-    default_islands,
+    choose_float32,
+    default_float32,
     emulate,
     halve,
     specialised,
@@ -32,7 +32,7 @@ from prompt_iml.engine.runtimes.parity import TOLERANCES, error_of
 from prompt_iml.engine.runtimes.plans import Recipe, Tile
 from prompt_iml.engine.runtimes.protocol import Batch, Detection
 
-CANDIDATES = ("Add", "Conv", "Gemm", "MatMul", "Mul")  # to be islands
+CANDIDATES = ("Add", "Conv", "Gemm", "MatMul", "Mul")  # operators that may stay in float32
 
 
 def graph_for(
@@ -43,18 +43,18 @@ def graph_for(
     *,
     emulated: bool = False,
 ) -> onnx.ModelProto:
-    """The graph as the builder takes it.
+    """Return the graph for the builder.
 
     Args:
-        tile: (height, width).
-        float32: operators that are islands besides the default ones.
-        emulated: as ONNX Runtime takes it instead, with half precision's roundings.
+        tile: (height, width) in pixels.
+        float32: operator types that stay in float32 besides the default nodes.
+        emulated: return the graph for ONNX Runtime instead, with half precision's roundings.
     """
     graph = specialised(ir.load(model.graph), *tile)
-    islands = default_islands(graph.graph)
+    nodes = default_float32(graph.graph)
     kept = {*float32, *([NAME] if emulated or recipe.plugin == "none" else [])}
-    islands |= {node for node in graph.graph if node.op_type in kept}
-    halve(graph, recipe.precision, islands)
+    nodes |= {node for node in graph.graph if node.op_type in kept}
+    halve(graph, recipe.precision, nodes)
     if emulated:
         return ir.to_proto(emulate(graph))
     return for_tensorrt(ir.to_proto(graph), recipe.plugin)
@@ -67,9 +67,14 @@ def emulated_error(
     expected: Detection,
     float32: Collection[str] = (),
 ) -> float:
-    """What the precision costs by itself: ONNX Runtime with its roundings, beside `expected`.
+    """Measure the error of a precision, with ONNX Runtime on the emulated graph.
 
-    The largest difference of a logit, over the larger of 1 and the largest.
+    Args:
+        expected: the output in float32.
+        float32: operator types that stay in float32 besides the default nodes.
+
+    Returns:
+        The error as `engine.runtimes.parity.Difference` defines it.
     """
     _, height, width, _ = batch.image.shape
     feeds = {"image": batch.image, **graph_inputs(model.prompts, model.config)}
@@ -82,11 +87,11 @@ def emulated_error(
     return error_of(Detection(*session.run(["mask_logits", "score_logit"], feeds)), expected)
 
 
-def more_islands(model: Model, recipe: Recipe, batch: Batch) -> tuple[frozenset[str], float]:
-    """The operators to keep in float32, besides the default islands, so that the precision costs
-    half of what is tolerated at most; and what it costs then."""
+def float32_operators(model: Model, recipe: Recipe, batch: Batch) -> tuple[frozenset[str], float]:
+    """Find operator types to keep in float32, besides the default nodes, so that the error of the
+    precision is at most half of the tolerance. Returns the types and the error."""
     expected = open_engine(model, "onnxruntime").run(batch)
-    return choose_islands(
+    return choose_float32(
         CANDIDATES,
         lambda float32: emulated_error(model, recipe, batch, expected, float32),
         TOLERANCES[recipe.precision] / 2,
@@ -101,20 +106,20 @@ def build_plan(
     timing_cache: bytes = b"",
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> tuple[bytes, bytes]:
-    """Build with TensorRT, or what has its API.
+    """Build a plan.
 
     Args:
         trt: the module.
         graph: from `graph_for`.
-        batches: sizes, each an optimisation profile.
-        timing_cache: of an earlier build on this machine.
-        say: hears of the builder's phases, warnings and errors.
+        batches: batch sizes; each gets an optimisation profile.
+        timing_cache: from an earlier build on this machine.
+        say: called with a line for each phase and error of the builder.
 
     Returns:
         The plan, and the timing cache for the next build.
 
     Raises:
-        PromptImlError: TensorRT cannot read the graph or build from it; says what it said.
+        PromptImlError: TensorRT cannot read the graph or build from it; with TensorRT's message.
     """
     logger = _logger(trt, say)
     builder = trt.Builder(logger)
@@ -136,7 +141,7 @@ def build_plan(
 
 
 def _profile(builder: Any, network: Any, size: int) -> Any:
-    """The first size of every input that has none yet is the batch's."""
+    """Set the batch size, which is the one open dimension of an input."""
     profile = builder.create_optimization_profile()
     for tensor in (network.get_input(index) for index in range(network.num_inputs)):
         if -1 in tuple(tensor.shape):
@@ -146,7 +151,7 @@ def _profile(builder: Any, network: Any, size: int) -> Any:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """A flag where it is one; from TensorRT 11 on there is nothing else."""
+    """Return the flag for strong typing; from TensorRT 11 on every network has it."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 

@@ -1,10 +1,10 @@
-"""From a network to a model folder: one ONNX file for every runtime, behind a parity gate.
+"""Export a network to a model folder: one ONNX file for every runtime, behind a parity gate.
 
     python -m prompt_iml.engine.build.export [--preset NAME] [--seed N | --weights FILE] \
         [--output FOLDER]
 
-writes a model whose policy claims nothing, until `prompt-iml calibrate` makes one. Given neither
-seed nor weights, it exports the graph of the folder's own weights anew.
+writes a model whose policy claims nothing, until `prompt-iml calibrate` makes one. Without seed and
+weights, it exports the graph of the folder's own weights again.
 
 The graph holds no weights: its initializers are references into model.safetensors, whose float16
 tensors it casts to float32, which runtimes do once, on loading. So the weights exist once, and
@@ -48,12 +48,12 @@ from prompt_iml.engine.network.config import PRESETS, NetworkConfig
 from prompt_iml.engine.network.model import PromptIML
 from prompt_iml.engine.operator.onnx_op import DOMAIN, FUNCTION, OPSET, VERSION
 from prompt_iml.engine.runtimes.open import open_engine
-from prompt_iml.engine.runtimes.parity import TOLERANCES, compare, deafness, noise
+from prompt_iml.engine.runtimes.parity import TOLERANCES, compare, missed_prompts, noise
 from prompt_iml.engine.runtimes.torch_cpu import TorchEngine, load_network
 
 BATCH_SIZES = (1, 4)  # compared before a model is stored
 TOLERANCE = TOLERANCES["float32"]
-DEAF = 0.1  # share of what the prompts do
+INSENSITIVE = 0.1  # share of the prompts' effect that an engine may miss
 UNCLAIMED = "the model is untrained: nothing is claimed for masks and scores"
 
 
@@ -66,13 +66,13 @@ def export_model(
     policy: Policy,
     engines: Sequence[str] = ("openvino", "onnxruntime"),
 ) -> Model:
-    """Write a network as a model folder, once every engine agrees with PyTorch.
+    """Write a network as a model folder, if every engine agrees with PyTorch.
 
     Args:
         network: what to export; its own prompts become the prompt set.
         output: the folder; its files are replaced one by one, the graph last.
         version: after the @ of the model's id.
-        card: `summary`, `notes` (what a user must be told), and whatever else is to be known.
+        card: `summary`, `notes` (warnings that every user sees), and further facts.
         policy: calibration and thresholds.
         engines: to compare with PyTorch.
 
@@ -102,32 +102,32 @@ def export_model(
 
 
 def check_parity(model: Model, engines: Sequence[str]) -> None:
-    """Compare engines with PyTorch, at batch 1 and 4 and two image sizes, one not square; and what
-    the model's prompts do in them.
+    """Compare engines with PyTorch, at batch 1 and 4 and two image sizes, one not square; and the
+    effect of the model's prompts in each.
 
     Raises:
-        PromptImlError: an engine differs by more than is tolerated, or takes no prompts.
+        PromptImlError: an engine differs by more than the tolerance, or ignores prompts.
     """
     sides, reference = model.config.sides, TorchEngine(model)
     shapes = sorted({(sides[0], sides[0]), (sides[-1], sides[0])})
     for kind in engines:
         cases, engine = noise(shapes, BATCH_SIZES), open_engine(model, kind)
         parity = compare(engine, reference, cases, TOLERANCE)
-        told = f"{parity.engine} differs from PyTorch: {parity.worst}"
-        print(f"{model.id}: {told}", file=sys.stderr)
+        line = f"{parity.engine} differs from PyTorch: {parity.worst}"
+        print(f"{model.id}: {line}", file=sys.stderr)
         if not parity.passed:
-            raise PromptImlError(f"{told}: not stored")
-        if (missed := deafness(engine, reference, model.prompts, cases[0])) > DEAF:
-            raise PromptImlError(f"{parity.engine} misses {missed:.0%} of what the prompts do")
+            raise PromptImlError(f"{line}: not stored")
+        if (missed := missed_prompts(engine, reference, model.prompts, cases[0])) > INSENSITIVE:
+            raise PromptImlError(f"{parity.engine} misses {missed:.0%} of the prompts' effect")
 
 
 def _graph(network: PromptIML, weights: Path) -> onnx.ModelProto:
-    """The network as ONNX, with its weights in the file `weights` beside it."""
+    """Return the network as ONNX that refers to the weights in the file `weights`."""
     model = _trace(network.eval())
     graph = model.graph
     names = [name for name, _ in network.named_parameters() if name in graph.initializers]
     parameters = {name: graph.initializers.pop(name) for name in names}
-    # As inputs while the graph is simplified: what is not constant is neither folded nor merged.
+    # As inputs while the graph is simplified, so that parameters are neither folded nor merged.
     for value in parameters.values():
         value.const_value = None
         graph.inputs.append(value)
@@ -150,7 +150,7 @@ def _trace(network: PromptIML) -> ir.Model:
     batch = Dim("batch", min=1)
     height = width = config.sides[-1]
     image_dims: dict[int, Any] = {0: batch}
-    if len(config.sides) > 1:  # sizes other than each other's and than 1, so that none is fixed
+    if len(config.sides) > 1:  # distinct and not 1, so that the tracer fixes none
         step = math.gcd(*config.sides)
         height, width = 2 * step, 3 * step
         image_dims |= {1: step * Dim("rows", min=1), 2: step * Dim("columns", min=1)}
@@ -180,7 +180,7 @@ def _input_names(config: NetworkConfig) -> list[str]:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Merge what is computed twice (more than half), fold what is constant."""
+    """Merge common subexpressions (more than half of the nodes) and fold constants."""
     passes.CommonSubexpressionEliminationPass()(model)
     optimizer.fold_constants(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -191,7 +191,7 @@ def _simplify(model: ir.Model) -> None:
 
 
 def _strip(model: ir.Model, config: NetworkConfig) -> None:
-    """Take off what the exporter wrote for its authors, and name the sizes of what remains."""
+    """Remove the exporter's metadata, and name the sizes of inputs and outputs."""
     passes.ClearMetadataAndDocStringPass()(model)
     graph = model.graph
     graph.name, model.producer_name, model.producer_version = config.name, "prompt-iml", None
@@ -215,7 +215,7 @@ def _strip(model: ir.Model, config: NetworkConfig) -> None:
 
 
 def _refer(graph: ir.Graph, parameter: ir.Value, tensor: ir.ExternalTensor) -> None:
-    """Put, for a parameter, the cast of its stored tensor."""
+    """Replace a parameter by the cast of its stored tensor."""
     stored = ir.Value(name=tensor.name, const_value=tensor)
     graph.register_initializer(stored)
     cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
@@ -225,7 +225,7 @@ def _refer(graph: ir.Graph, parameter: ir.Value, tensor: ir.ExternalTensor) -> N
 
 
 def _stored(weights: Path) -> dict[str, ir.ExternalTensor]:
-    """References to the tensors of a safetensors file, by the format of its header."""
+    """Return references to the tensors of a safetensors file, read from its header."""
     with weights.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))

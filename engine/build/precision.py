@@ -1,14 +1,14 @@
-"""The exported graph made ready for a GPU's builder: sizes fixed, constants folded, half precision.
+"""Prepare the exported graph for a GPU's builder: fix sizes, fold constants, set half precision.
 
-Builders of today take each tensor's precision from the file (`strongly typed`), so which parts stay
-in float32 is decided here. Those are the islands:
+TensorRT takes each tensor's precision from the file (a `strongly typed` network), so this module
+decides which operators stay in float32:
 
-- where a rounding decides, or which of many is highest: all before the JPEG view's counts, and all
-  before the best matches;
-- where small differences of large numbers count: the stems, norms, means, softmax, logarithms;
-- the sampling locations: half a pixel of 2,048 is less than half precision resolves.
+- operators before a `Round` or an `ArgMax`, where a small error changes the result: everything
+  before the JPEG view's counts and before the best matches;
+- operators on small differences of large numbers: stems, norms, means, softmax, logarithms;
+- operators that compute sampling locations: half precision does not resolve half a pixel of 2,048.
 
-What they leave out, `choose_islands` finds by measuring. Weights lie in the file as float16.
+`choose_float32` finds further operators by measuring. The file stores weights as float16.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from onnxscript import optimizer
 from prompt_iml.engine.operator.onnx_op import NAME
 from prompt_iml.engine.runtimes.plans import Precision
 
-ISLANDS = frozenset(
+FLOAT32 = frozenset(  # operators that always stay in float32
     {"LayerNormalization", "InstanceNormalization", "Softmax", "ReduceMean", "Exp", "Log"}
 )
-FOLDED = 1 << 24  # elements of a constant, at most; position biases are the largest
+FOLDED = 1 << 24  # most elements of a folded constant; position biases are the largest
 _FLOAT = ir.DataType.FLOAT
 _DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-# Inputs that stay float32 in every node: by operator, their positions.
+# Positions of the inputs that stay float32 in every node of an operator.
 _FLOAT_INPUTS = {"Resize": {1, 2}, NAME: {2, 3}}
-# They have no precision of their own, or turn one into another.
+# Operators without a precision of their own, and casts.
 _UNTOUCHED = {"Cast", "CastLike", "Constant", "Shape", "IsNaN"}
 
 
 def specialised(model: ir.Model, height: int, width: int) -> ir.Model:
-    """The graph for images of one size (in place): the arithmetic of sizes folds away, half of it.
+    """Fix the image size of a graph (in place); the batch size stays free.
 
-    The batch stays free.
+    Half of the nodes compute with sizes, and fold into constants.
     """
     image = model.graph.inputs[0]
     image.shape = ir.Shape(["N", height, width, 3])
@@ -48,42 +48,42 @@ def specialised(model: ir.Model, height: int, width: int) -> ir.Model:
     return model
 
 
-def default_islands(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that stay in float32, by the rules above."""
-    islands = {node for node in graph if node.op_type in ISLANDS}
+def default_float32(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes that stay in float32 by the rules above."""
+    float32 = {node for node in graph if node.op_type in FLOAT32}
     for node in graph:
         if node.op_type in ("Round", "ArgMax"):
-            islands |= {node, *_ancestors(node.inputs)}
+            float32 |= {node, *_ancestors(node.inputs)}
         elif node.op_type == NAME:
-            islands |= set(_ancestors(node.inputs[2:3], until=("MatMul", "Gemm")))
+            float32 |= set(_ancestors(node.inputs[2:3], until=("MatMul", "Gemm")))
         elif node.op_type in ("Conv", "ConvTranspose") and not _follows_a_norm(node):
-            islands |= {node}
-    return islands
+            float32 |= {node}
+    return float32
 
 
-def halve(model: ir.Model, precision: Precision, islands: Iterable[ir.Node]) -> ir.Model:
-    """Put all but the islands into half precision (in place); inputs and outputs stay float32.
+def halve(model: ir.Model, precision: Precision, float32: Iterable[ir.Node]) -> ir.Model:
+    """Convert a graph to half precision (in place); its inputs and outputs stay float32.
 
     Args:
         model: from `specialised`, whose values have types.
         precision: `float32` changes nothing.
-        islands: nodes of its graph.
+        float32: nodes of its graph that stay in float32.
     """
     if precision == "float32":
         return model
-    half, spared = _Halves(model.graph, _DTYPES[precision]), set(islands)
+    half, kept = _Halves(model.graph, _DTYPES[precision]), set(float32)
     for node in list(model.graph):
-        if node not in spared and node.op_type not in _UNTOUCHED:
+        if node not in kept and node.op_type not in _UNTOUCHED:
             half.put(node)
     passes.RemoveUnusedNodesPass()(model)
     return model
 
 
 def emulate(model: ir.Model) -> ir.Model:
-    """Let each half-precision node compute in float32 and round what it gives (in place).
+    """Make each half-precision node compute in float32 and round its output (in place).
 
-    So a CPU's runtime shows what half precision does, as no runtime of a CPU has it for most
-    operators: they leave out the rounding. It is that of a GPU that accumulates in float32.
+    CPU runtimes have no half precision for most operators and leave the rounding out. With this
+    graph they round as a GPU does that accumulates in float32.
     """
     halves, wide = set(_DTYPES.values()), dict[ir.Value, ir.Value]()
     for node in list(model.graph):
@@ -104,20 +104,20 @@ def emulate(model: ir.Model) -> ir.Model:
     return model
 
 
-def choose_islands(
+def choose_float32(
     candidates: Iterable[str], error: Callable[[frozenset[str]], float], tolerance: float
 ) -> tuple[frozenset[str], float]:
-    """Operators to keep in float32 besides the default ones until the measured error is small.
+    """Search greedily for further operators to keep in float32: each round adds the best one.
 
-    Greedy: each round keeps the one that helps most.
+    Rounding differs between processors, and so may the choice.
 
     Args:
         candidates: operator types.
-        error: measures a choice.
-        tolerance: the error to reach.
+        error: measures the error with a set of operator types in float32.
+        tolerance: the search ends at this error.
 
     Returns:
-        The choice and its error; above the tolerance when no further operator helps.
+        The operator types and their error, which is above the tolerance if no further type helps.
     """
     chosen, left = frozenset[str](), set(candidates)
     best = error(chosen)
@@ -132,14 +132,14 @@ def choose_islands(
 
 
 class _Halves:
-    """The half-precision twin of each float32 value, made when it is first asked for."""
+    """The half-precision copies of float32 values, each made when it is first needed."""
 
     def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
         self._graph, self._dtype = graph, dtype
-        self._twins: dict[ir.Value, ir.Value] = {}
+        self._copies: dict[ir.Value, ir.Value] = {}
 
     def put(self, node: ir.Node) -> None:
-        """Let a node take and give half precision."""
+        """Give a node half-precision inputs and outputs."""
         floats = _FLOAT_INPUTS.get(node.op_type, set())
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype == _FLOAT and index not in floats:
@@ -149,19 +149,19 @@ class _Halves:
                 self._widen(value)
 
     def _of(self, value: ir.Value) -> ir.Value:
-        if value not in self._twins:
+        if value not in self._copies:
             cast = self._stored(value) or _insert_cast(self._graph, value, self._dtype)
-            self._twins[value] = cast
-        return self._twins[value]
+            self._copies[value] = cast
+        return self._copies[value]
 
     def _stored(self, value: ir.Value) -> ir.Value | None:
-        """What was in half precision to begin with: a weight, before its cast."""
+        """Return the stored half-precision weight that the value was cast from, if it was."""
         cast = value.producer()
         source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
         return source if source is not None and source.dtype == self._dtype else None
 
     def _widen(self, value: ir.Value) -> None:
-        """Behind an output that is half now, its float32 twin for whoever still wants that."""
+        """Insert a cast to float32 behind a half-precision output, for nodes that need float32."""
         name, users = value.name, list(value.uses())
         value.name, value.dtype = f"{name}:half", self._dtype
         wide = _insert_cast(self._graph, value, _FLOAT)
@@ -171,11 +171,11 @@ class _Halves:
         for index, output in enumerate(self._graph.outputs):
             if output is value:
                 self._graph.outputs[index] = wide
-        self._twins[wide] = value
+        self._copies[wide] = value
 
 
 def _insert_cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """The value in another precision, from a node right behind the one that made it."""
+    """Return the value in another precision, cast by a node right after its producer."""
     node = ir.node("Cast", [value], {"to": dtype})
     cast = node.outputs[0]
     cast.name, cast.dtype = f"{value.name}:{dtype.name.lower()}", dtype
@@ -188,7 +188,7 @@ def _insert_cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Val
 
 
 def _ancestors(values: Iterable[ir.Value | None], until: tuple[str, ...] = ()) -> Iterator[ir.Node]:
-    """The nodes that values are made by; not beyond operators of `until`, nor these."""
+    """Yield the nodes that values depend on; stop before operator types of `until`."""
     seen, waiting = set[ir.Node](), [value for value in values if value is not None]
     while waiting:
         node = waiting.pop().producer()

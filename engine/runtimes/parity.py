@@ -1,8 +1,8 @@
-"""Whether a runtime computes what the network means: every output beside the reference's.
+"""Compare a runtime with the reference, output by output.
 
-Compilers for networks have been silently wrong before, some of them only for batches of more than
-one. So nothing that was compiled is used before it was compared, at the smallest batch and at the
-largest, on photographs and on noise.
+Compilers for networks have been silently wrong, some of them only for batches of more than one.
+So a compiled network is compared before it is used, at the smallest batch and at the largest, on
+photographs and on noise.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from prompt_iml.engine.errors import InferError
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
 
-# Of logits, over the larger of 1 and the largest. The JPEG view counts rounded values, and some lie
-# on the edge: even two float32 engines differ by up to 8e-3. What half precision costs by itself,
-# emulated, is below half of these (tests/engine/build/test_build.py).
-NOISE_FLOOR = 1e-3  # of logits, root mean square: two float32 engines differ by less
+# Tolerated `Difference.error`. The JPEG view counts rounded values, and some lie on the edge: even
+# two float32 engines differ by up to 8e-3. The emulated error of half precision by itself is at
+# most half of these (tests/engine/build/test_build.py).
 TOLERANCES = {"float32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
+NOISE_FLOOR = 1e-3  # root mean square of logits: two float32 engines differ by less
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One comparison: a batch, and what its images are, in a word."""
+    """One batch to compare on, and a word for its images: `photographs` or `noise`."""
 
     images: str
     batch: Batch
@@ -36,14 +36,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far one output of one batch is off.
+    """The error of one output for one batch.
 
     Attributes:
         output: name in the graph.
-        images: what was shown: `photographs`, `noise`.
-        batch, height, width: its shape.
-        error: largest difference of a logit, over the larger of 1 and the largest that the
-            reference has; infinite where either is not finite, or the engine failed.
+        images: `photographs` or `noise`.
+        batch, height, width: shape of the batch.
+        error: largest absolute difference of a logit, divided by the larger of 1 and the
+            reference's largest absolute logit; infinite where a logit is not finite, or the
+            engine failed.
     """
 
     output: str
@@ -60,12 +61,12 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """An engine beside the reference.
+    """Comparison of an engine with the reference.
 
     Attributes:
-        engine, reference: their names.
-        tolerance: the error that passes.
-        differences: every output of every case.
+        engine, reference: names of the two engines.
+        tolerance: largest error that passes.
+        differences: one for every output of every case.
     """
 
     engine: str
@@ -75,21 +76,21 @@ class Parity:
 
     @property
     def worst(self) -> Difference:
-        """The largest difference."""
+        """The difference with the largest error."""
         return max(self.differences, key=lambda each: each.error)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing differs by more than the tolerance."""
+        """Whether no error is above the tolerance."""
         return self.worst.error <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
-        """As it is stored beside what was built."""
+        """Return the JSON that is stored with a build."""
         return {**asdict(self), "worst": str(self.worst), "passed": self.passed}
 
 
 def compare(engine: Engine, reference: Engine, cases: Sequence[Case], tolerance: float) -> Parity:
-    """Run both on every case; an engine that fails on one differs infinitely."""
+    """Run both engines on every case; a case on which `engine` fails has an infinite error."""
     differences = tuple(
         difference
         for case in cases
@@ -98,12 +99,13 @@ def compare(engine: Engine, reference: Engine, cases: Sequence[Case], tolerance:
     return Parity(engine.name, reference.name, tolerance, differences)
 
 
-def deafness(engine: Engine, reference: Engine, prompts: PromptSet, case: Case) -> float:
-    """How much of what prompts do an engine misses: 0 nothing, 1 all of it.
+def missed_prompts(engine: Engine, reference: Engine, prompts: PromptSet, case: Case) -> float:
+    """Return the share of the prompts' effect that an engine misses: 0 nothing, 1 all of it.
 
-    What moves when prompts of zeros become these, in both: the difference of the two moves over the
-    reference's own, as root mean squares of all logits. What the prompts do may be less than the
-    tolerance of `compare`, which an engine that ignores them would pass.
+    The effect is the change of all logits from prompts of zeros to `prompts`. The share is the
+    root mean square of the difference between the two engines' effects, over that of the
+    reference's effect. The effect may be smaller than the tolerance of `compare`, so an engine
+    that ignores prompts would pass there.
 
     Args:
         engine, reference: both hold `prompts` afterwards.
@@ -126,7 +128,7 @@ def _logits(found: Detection) -> NDArray[np.float64]:
 
 
 def noise(shapes: Sequence[tuple[int, int]], batches: Sequence[int], seed: int = 0) -> list[Case]:
-    """Random pixels and tables, of each (height, width) at each batch size."""
+    """Return random pixels and tables of each (height, width) at each batch size."""
     random = np.random.default_rng(seed)
     return [
         Case(
@@ -164,7 +166,7 @@ def _differences(case: Case, found: Detection | None, expected: Detection) -> li
 
 
 def error_of(found: Detection, expected: Detection) -> float:
-    """The larger error of the two outputs, as `Difference` has it."""
+    """Return the larger error of the two outputs, as `Difference` defines it."""
     return max(
         _error(found.mask_logits, expected.mask_logits),
         _error(found.score_logit, expected.score_logit),

@@ -1,8 +1,9 @@
-"""What `prompt-iml build` made, kept with how it compared: plans by all that shapes them.
+"""Stored TensorRT plans of `prompt-iml build`, each with its comparison.
 
-A `BlobCache` holds the bytes, so a plan is read only from a folder that nobody else can write to,
-and only when its digest is right: deserialising a plan runs what is in it. Two blobs a build: the
-plans under their key, and which key is current for a model on a machine.
+A `BlobCache` holds the bytes, so a plan is read only from a folder that no other user can write to,
+and only when its digest is right: deserialising a plan runs code in it. A build stores two blobs:
+the plans under a key of everything that shapes them, and the key that is current for a model on a
+machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from prompt_iml.engine.model.folder import Model, file_digest
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
 from prompt_iml.engine.runtimes.parity import Parity
 
-VERSION = 1  # of what builds plans: counts up when all must be built anew
+VERSION = 1  # of the builder; a higher one makes every stored plan out of date
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Plugin = Literal["own", "none"]
@@ -26,13 +27,13 @@ Tile = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What shapes plans, besides the model and the machine.
+    """Settings that shape plans, besides the model and the machine.
 
     Attributes:
-        tiles: (height, width), one plan each.
-        batches: sizes of a batch, ascending, each an optimisation profile.
-        precision: of all but the islands (`engine.build.precision`).
-        plugin: for the deformable attention, as `engine.build.graph` has them.
+        tiles: (height, width) in pixels; one plan each.
+        batches: batch sizes, ascending; each has an optimisation profile.
+        precision: of all operators but those that stay in float32 (`engine.build.precision`).
+        plugin: for the deformable attention, see `engine.build.graph`.
     """
 
     tiles: tuple[Tile, ...]
@@ -42,18 +43,18 @@ class Recipe:
 
     @property
     def short_precision(self) -> str:
-        """As engines name it."""
+        """The precision in the names of engines."""
         return {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[self.precision]
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """Plans and what is known of them.
+    """Plans that were built and passed the comparison.
 
     Attributes:
-        plans: by tile.
-        precision: short: `f16`.
-        about: JSON: recipe, machine, comparison.
+        plans: serialised plans by tile.
+        precision: as `Recipe.short_precision`: `f16`.
+        about: JSON with recipe, machine and comparison.
     """
 
     plans: Mapping[Tile, bytes]
@@ -62,7 +63,7 @@ class Built:
 
 
 def plan_key(model: Model, recipe: Recipe, machine: Sequence[str]) -> str:
-    """sha256 of all that shapes plans; `machine` as `engine.runtimes.tensorrt.machine` has it."""
+    """Return the sha256 of all that shapes plans; `machine` is from `engine.runtimes.tensorrt`."""
     return _digest("plans", model, machine, asdict(recipe))
 
 
@@ -74,10 +75,10 @@ def store(
     plans: Mapping[Tile, bytes],
     parity: Parity,
 ) -> str:
-    """Keep plans that passed, and make them current. Returns their key.
+    """Store plans that passed, and make them current. Returns their key.
 
     Raises:
-        ValueError: they did not pass.
+        ValueError: the plans did not pass.
     """
     if not parity.passed:
         raise ValueError(f"plans that did not pass are not stored: {parity.worst}")
@@ -95,12 +96,12 @@ def store(
 
 
 def load(cache: BlobCache, model: Model, recipe: Recipe, machine: Sequence[str]) -> Built | None:
-    """The plans of a recipe, or None when there are none whole."""
+    """Return the plans of a recipe, or None when they are missing or damaged."""
     return _read(cache, plan_key(model, recipe, machine))
 
 
 def current(cache: BlobCache, model: Model, machine: Sequence[str]) -> Built | None:
-    """The plans that were stored last for this model on such a machine, or None."""
+    """Return the plans that were stored last for this model on such a machine, or None."""
     key = cache.read(_digest("current", model, machine))
     return None if key is None else _read(cache, key.decode())
 

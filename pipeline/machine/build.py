@@ -1,6 +1,6 @@
-"""`prompt-iml build`: an engine of a model for this GPU, stored only if it computes the same.
+"""`prompt-iml build`: build a model's engine for this GPU, and store it if it passes the gate.
 
-graph, sizes fixed -> float32 islands -> TensorRT's builder -> every output beside the
+graph, sizes fixed -> float32 operators -> TensorRT's builder -> every output beside the
 reference's, at batch 1 and the largest, on photographs and on noise -> stored, or exit 3
 """
 
@@ -29,10 +29,10 @@ from prompt_iml.pipeline.settings import BuildSettings
 
 
 class Builder(Protocol):
-    """What builds and opens plans.
+    """Builds and opens plans.
 
     Attributes:
-        machine: what plans are bound to.
+        machine: what plans depend on, as `engine.runtimes.tensorrt.machine` returns it.
     """
 
     machine: Sequence[str]
@@ -46,7 +46,7 @@ class TensorRtBuilder(Builder):
     """TensorRT on the GPU of this machine.
 
     Raises:
-        MissingDependency: no TensorRT or no GPU; says what to install.
+        MissingDependency: no TensorRT or no GPU; the message names what to install.
     """
 
     def __init__(self) -> None:
@@ -55,10 +55,10 @@ class TensorRtBuilder(Builder):
 
         self._trt, self._device = import_tensorrt(), CudaDevice()
         self.machine = machine(self._trt, self._device)
-        self._timing = b""  # of one tile size helps the next
+        self._timing = b""  # cache of one tile size, for the next
 
     def build(self, model: Model, recipe: Recipe, tile: Tile, float32: frozenset[str]) -> bytes:
-        """The plan of one tile size."""
+        """Build the plan of one tile size."""
         from prompt_iml.engine.build.builder import build_plan, graph_for
 
         if recipe.plugin == "own":
@@ -72,7 +72,7 @@ class TensorRtBuilder(Builder):
         return plan
 
     def open(self, model: Model, recipe: Recipe, built: Mapping[Tile, bytes]) -> Engine:
-        """The engine that a scan would use."""
+        """Open the engine that a scan would use."""
         from prompt_iml.engine.runtimes.overlap import OverlappingEngine
         from prompt_iml.engine.runtimes.tensorrt import TensorRtProgram
 
@@ -82,7 +82,14 @@ class TensorRtBuilder(Builder):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a build; `key` only where it was stored."""
+    """Result of a build.
+
+    Attributes:
+        parity: the comparison.
+        float32: operator types that stay in float32 besides the default nodes.
+        seconds: the build took.
+        key: of the stored plans; None if they did not pass.
+    """
 
     parity: Parity
     float32: frozenset[str]
@@ -97,7 +104,7 @@ def build(settings: BuildSettings, builder: Builder | None = None) -> Json:
         `model`, `machine`, `stored`, and of a new build what `engine.runtimes.parity.Parity` holds.
 
     Raises:
-        UsageError: the model or the settings are wrong, or what a build needs is missing.
+        UsageError: the model or the settings are wrong, or a package is missing.
         PromptImlError: TensorRT cannot build.
     """
     model = load_model(settings.model)
@@ -105,12 +112,12 @@ def build(settings: BuildSettings, builder: Builder | None = None) -> Json:
     recipe = recipe_for(model, settings)
     about = {"model": model.id, "machine": list(builder.machine)}
     if not settings.force and (built := plans.load(BlobCache(), model, recipe, builder.machine)):
-        say(f"already built, and compared: {built.about['parity']['worst']}")
+        say(f"already built and compared: {built.about['parity']['worst']}")
         return {**about, "stored": True, "parity": built.about["parity"]}
     outcome = build_and_compare(model, recipe, builder)
     worst = outcome.parity.worst
-    word = "stored" if outcome.key else f"not stored, {outcome.parity.tolerance:g} is tolerated"
-    say(f"{outcome.parity.engine} beside {outcome.parity.reference}: {worst}: {word}")
+    word = "stored" if outcome.key else f"not stored, the tolerance is {outcome.parity.tolerance:g}"
+    say(f"{outcome.parity.engine} compared with {outcome.parity.reference}: {worst}: {word}")
     return {
         **about,
         "stored": outcome.key is not None,
@@ -121,7 +128,7 @@ def build(settings: BuildSettings, builder: Builder | None = None) -> Json:
 
 
 def recipe_for(model: Model, settings: BuildSettings) -> Recipe:
-    """Every tile size that the model's view cuts; batches halve from the largest down to 1."""
+    """Return the recipe: every tile size of the model's view, and batches halved down to 1."""
     sides = model.config.sides
     tiles = tuple((height, width) for height in sides for width in sides)
     halves = {settings.batch >> shift for shift in range(settings.batch.bit_length())}
@@ -129,28 +136,28 @@ def recipe_for(model: Model, settings: BuildSettings) -> Recipe:
 
 
 def build_and_compare(model: Model, recipe: Recipe, builder: Builder) -> Outcome:
-    """Build every plan, compare, and store what passed."""
-    from prompt_iml.engine.build.builder import more_islands
+    """Build every plan, compare, and store the plans if they pass."""
+    from prompt_iml.engine.build.builder import float32_operators
 
     started = time.monotonic()
     smallest, *_ = recipe.tiles
     shown = photographs([smallest], [4])[0]
-    float32, error = more_islands(model, recipe, shown.batch)
-    islands = f" with {', '.join(sorted(float32))} in float32" if float32 else ""
-    say(f"{recipe.precision}{islands} costs {error:.1e} by itself, emulated")
+    float32, error = float32_operators(model, recipe, shown.batch)
+    kept = f" with {', '.join(sorted(float32))} in float32" if float32 else ""
+    say(f"error of {recipe.precision}{kept}, emulated: {error:.1e}")
     built = {}
     for size in recipe.tiles:
         say(f"building {model.id} for {size[0]}x{size[1]}, batches of {recipe.batches}")
         built[size] = builder.build(model, recipe, size, float32)
-    parity = prove(builder.open(model, recipe, built), model, recipe)
+    parity = check_parity(builder.open(model, recipe, built), model, recipe)
     key = None
     if parity.passed:
         key = plans.store(BlobCache(), model, recipe, builder.machine, built, parity)
     return Outcome(parity, float32, time.monotonic() - started, key)
 
 
-def prove(engine: Engine, model: Model, recipe: Recipe) -> Parity:
-    """The numeric gate: an engine beside PyTorch, or where that is not, the default engine."""
+def check_parity(engine: Engine, model: Model, recipe: Recipe) -> Parity:
+    """Compare an engine with PyTorch, or with the default engine where there is no PyTorch."""
     reference = open_engine(model, "torch" if find_spec("torch") else "auto")
     sizes = sorted({recipe.batches[0], recipe.batches[-1]})
     cases = [*photographs(recipe.tiles, sizes), *noise(recipe.tiles, sizes)]
@@ -158,7 +165,7 @@ def prove(engine: Engine, model: Model, recipe: Recipe) -> Parity:
 
 
 def photographs(tiles: Sequence[Tile], sizes: Sequence[int]) -> list[Case]:
-    """Cuts of scikit-image's photographs: no two in a batch are the same."""
+    """Return crops of scikit-image's photographs; no two in a batch are the same."""
     whole = [np.asarray(photograph(name)) for name in sorted(PHOTOGRAPHS)]
     random = np.random.default_rng(0)
     cases = []
@@ -170,7 +177,7 @@ def photographs(tiles: Sequence[Tile], sizes: Sequence[int]) -> list[Case]:
 
 
 def _cut(pixels: Any, height: int, width: int, random: np.random.Generator) -> Any:
-    """A part of this size; a smaller photograph is repeated."""
+    """Return a random crop of this size; a smaller photograph is tiled."""
     rows, columns = -(-height // pixels.shape[0]), -(-width // pixels.shape[1])
     pixels = np.tile(pixels, (rows, columns, 1))
     y = int(random.integers(pixels.shape[0] - height + 1))
