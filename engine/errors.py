@@ -1,4 +1,4 @@
-"""Every error the product raises on purpose, each with a stable code.
+"""Errors that the product raises on purpose, each with a stable code.
 
     PromptImlError
     ├── UsageError             usage               exit 2: one line that says how to fix it
@@ -74,7 +74,7 @@ class OutputNotWritable(UsageError):
 
 
 class CredentialsFailed(UsageError):
-    """The object store refused who we are."""
+    """The object store refused the credentials."""
 
     code = "credentials_failed"
 
@@ -128,7 +128,7 @@ class LeaseLost(UsageError):
 
 
 class BadLabels(UsageError):
-    """A row of reviewers' labels says what cannot be."""
+    """A row of reviewers' labels is invalid."""
 
     code = "bad_labels"
 
@@ -137,7 +137,7 @@ class ImageError(PromptImlError):
     """One image cannot be scanned: a row, never the end of the job.
 
     Args:
-        message: what happened, for a person; rows keep its first 300 characters.
+        message: what happened, in plain words; rows keep its first 300 characters.
         facts: result columns known before the failure (say `width`), kept in the row.
     """
 
@@ -163,7 +163,7 @@ class NotFound(FetchError):
 
 
 class Denied(FetchError):
-    """The store refuses to give the object."""
+    """The store denies access to the object."""
 
     code = "denied"
 
@@ -175,13 +175,13 @@ class FetchTimeout(FetchError):
 
 
 class DamagedShard(FetchError):
-    """A shard breaks off or is corrupt here: what lies behind cannot be read."""
+    """A shard is truncated or corrupt at this point; the rest of it cannot be read."""
 
     code = "damaged_shard"
 
 
 class AlreadyScanned(FetchError):
-    """Another run has a row of the same bytes, as far as URI and etag tell."""
+    """Another run has a row for the same URI and ETag."""
 
     code = "already_scanned"
     status = "skipped"
@@ -213,7 +213,7 @@ class Unsupported(DecodeError):
 
 
 class NotAnImage(DecodeError):
-    """Neither the bytes nor the name are an image's (a README in a bucket)."""
+    """Neither the bytes nor the name are those of an image (a README in a bucket)."""
 
     code = "not_an_image"
     status = "skipped"
@@ -252,18 +252,18 @@ class Fatal(ImageError):
 
 
 class Crashed(Fatal):
-    """By a signal, or an exit that nobody asked for."""
+    """The process died of a signal, or exited unexpectedly."""
 
     code = "crashed"
 
 
 class TimedOut(Fatal):
-    """It was not done in time."""
+    """The image was not done in time."""
 
     code = "timeout"
 
 
 class OutOfMemory(Fatal):
-    """It asked for more memory than one image may have."""
+    """The image took more memory than one image may have."""
 
     code = "out_of_memory"

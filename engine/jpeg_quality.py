@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def _standard_luma_sums() -> NDArray[np.int64]:
-    """(100,): sum of ITU-T T.81 table K.1 as libjpeg scales it for quality 1 to 100."""
+    """Return (100,), the sums of ITU-T T.81 table K.1 as libjpeg scales it for quality 1 to 100."""
     # fmt: off
     base = np.array([
         16, 11, 10, 16,  24,  40,  51,  61,
@@ -30,5 +30,5 @@ _LUMA_SUMS = _standard_luma_sums()
 
 
 def estimate_quality(luma_table: NDArray[np.float32]) -> int:
-    """Quality 1..100 of the standard luma table whose sum is nearest to that of a (64,) table."""
+    """Return the quality, 1..100, of the standard table whose sum is nearest to a (64,) table's."""
     return int(np.abs(_LUMA_SUMS - luma_table.sum()).argmin()) + 1

@@ -1,7 +1,7 @@
-"""The exported file as TensorRT is to read it: what its deformable attention becomes.
+"""Prepare the deformable attention of the exported graph for TensorRT.
 
-The file itself says nothing of TensorRT, and stays as it is for every other runtime. Each function
-returns another graph for the same weights; none changes its argument.
+The file itself knows nothing of TensorRT, and stays unchanged for every other runtime. Each
+function returns a new graph for the same weights.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ Plugin = Literal["own", "none"]
 
 WARNING = (
     "deformable attention without a plugin: TensorRT is known to compute its GridSample form "
-    "wrongly (NVIDIA/TensorRT#4813), and ours was never run there; believe only the comparison"
+    "wrongly (NVIDIA/TensorRT#4813), and ours was never run there; trust only the comparison"
 )
 
 
 def for_tensorrt(model: onnx.ModelProto, plugin: Plugin = "own") -> onnx.ModelProto:
-    """The graph with the operator as the setting has it.
+    """Return the graph with the operator as a plugin, or in ONNX's own operators.
 
     Args:
-        model: as `engine.build.export` writes it.
-        plugin: `own`: ours (`engine.operator.tensorrt_plugin`), which must be registered before
-            the graph is parsed; float32, float16 and bfloat16. `none`: ONNX's own operators; warns.
+        model: graph from `engine.build.export`.
+        plugin: `own`: our plugin (`engine.operator.tensorrt_plugin`), which must be registered before the
+            graph is parsed; float32, float16 and bfloat16. `none`: ONNX's own operators; warns.
     """
     if plugin == "none":
         warnings.warn(WARNING, RuntimeWarning, stacklevel=2)
@@ -37,14 +37,15 @@ def for_tensorrt(model: onnx.ModelProto, plugin: Plugin = "own") -> onnx.ModelPr
 
 
 def decomposed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the operator in ONNX's own operators, for runtimes that know no functions."""
+    """Return the graph with the operator in ONNX's own operators, without local functions."""
     return inliner.inline_local_functions(model)
 
 
 def _with_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every node of the operator the attributes by which TensorRT finds the plugin and its
-    ahead-of-time body. Its function goes: with the plugin missing TensorRT must fail, not compute
-    something else."""
+    """Return the graph with the attributes by which TensorRT finds the plugin on every node.
+
+    The operator's local function is removed, so that TensorRT fails if the plugin is missing.
+    """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     del changed.functions[:]

@@ -1,4 +1,4 @@
-"""What enters the engine: decoded pixels."""
+"""Input of the engine: decoded pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a map of logits to what a row says: the mask, its share, its regions. Pure."""
+"""Turn a map of logits into a mask, its share of the image, and its regions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Manipulated pixels that touch, by side or corner. Pixels of the stored frame.
+    """Connected manipulated pixels (8-connected), in the stored frame.
 
     Attributes:
         x, y: left and top of the bounding box.
         width, height: of the bounding box.
         area: manipulated pixels, at most width * height.
-        mean_score, max_score: of the manipulated pixels' probabilities.
+        mean_score, max_score: mean and maximum of these pixels' probabilities, 0..1.
     """
 
     x: int
@@ -39,11 +39,11 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Localization:
-    """Where an image is manipulated.
+    """The manipulated pixels of an image.
 
     Attributes:
         mask: (H, W) bool at stored size; None when no pixel is manipulated.
-        manipulated_fraction: of the image's pixels.
+        manipulated_fraction: share of the image's pixels, 0..1.
         regions: largest first, of equal ones the topmost; at most 16.
     """
 
@@ -72,7 +72,7 @@ def localize(logits: LogitMap, mask_threshold: float) -> Localization:
 
 
 def _window_above(logits: LogitMap, level: float) -> Window | None:
-    """Stored pixels that a cell above `level` can reach; None when there is no such cell."""
+    """Return the stored pixels that a cell above `level` can influence; None if there is none."""
     above = logits.cells > level
     rows, columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))
     if rows.size == 0:
@@ -84,7 +84,7 @@ def _window_above(logits: LogitMap, level: float) -> Window | None:
 
 
 def _reach(first: int, last: int, extent: float, size: int) -> slice:
-    """Pixels of one axis whose interpolation uses any of the cells first..last."""
+    """Return the pixels of one axis whose interpolation uses any of the cells first..last."""
     support = max(1.0, extent / size)
     start = math.floor((first + 0.5 - support) * size / extent)
     stop = math.ceil((last + 0.5 + support) * size / extent)
@@ -94,7 +94,7 @@ def _reach(first: int, last: int, extent: float, size: int) -> slice:
 def _regions(
     mask: NDArray[np.bool_], values: NDArray[np.float32], window: Window
 ) -> tuple[Region, ...]:
-    """The largest regions; mask and logits are those of the window."""
+    """Return the largest regions; `mask` and `values` (logits) are those of the window."""
     labels, count = ndimage.label(mask, _EIGHT_CONNECTED, output=np.int32)
     chunks = np.array_split(labels, -(-labels.size // CHUNK))  # bincount takes 8 bytes a pixel
     areas = np.sum([np.bincount(c.ravel(), minlength=count + 1) for c in chunks], axis=0)

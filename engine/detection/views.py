@@ -1,9 +1,9 @@
-"""How an image becomes network input, and how tile outputs become one map.
+"""Cut an image into tiles of network input, and assemble tile outputs into one map.
 
-Two views. `fit` scales the image to one square, as the paper does (arXiv 2401.00653). `native`
-keeps the pixels: it cuts tiles on the JPEG 8x8 grid, so that the JPEG view sees the file's own
-blocks. A picture smaller than a tile, whose blocks nobody knows, is shown enlarged as well. Nothing
-here knows the network; it only assumes one mask cell per 4x4 pixels.
+There are two views. `fit` scales the image to one square, as the paper does (arXiv 2401.00653).
+`native` keeps the pixels: it cuts tiles on the JPEG 8x8 grid, so that the JPEG view sees the file's
+own blocks. A picture smaller than a tile and without a JPEG table also gets an enlarged view. The
+only assumption about the network is one mask cell for 4x4 pixels.
 
 Names of frames: *stored* pixels are the file's; *working* pixels are those that are cut into
 tiles (the stored ones, or a scaled copy); *cells* are working pixels / 4.
@@ -27,8 +27,8 @@ BLOCK = 8  # side of a JPEG block: every tile offset is a multiple of it
 STRIDE = 4  # working pixels per cell
 OVERLAP = 8  # two neighbouring tiles share at least an 8th of their side
 PADDING = 16  # an axis is padded up to a side if a 16th of that is enough
-ENLARGED = 2  # times, the second showing of a small picture
-STRIP_PIXELS = 1 << 19  # of one strip of `upsample`: stays near the processor's cache
+ENLARGED = 2  # scale of the second view of a small picture
+STRIP_PIXELS = 1 << 19  # pixels of one strip of `upsample`, so that it fits the cache
 
 Shape: TypeAlias = tuple[int, int]
 Window: TypeAlias = tuple[slice, slice]
@@ -40,15 +40,15 @@ _NO_TABLE.flags.writeable = False
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How to show an image to the network.
+    """How an image is prepared for the network.
 
     Attributes:
         name: `fit` scales the image to one square; `native` keeps its pixels.
-        sides: of the tiles that the network takes, ascending, each twice the one before,
-            multiples of 32. `native` covers each axis with tiles of the largest that it fills, or
-            nearly fills; `fit` scales to the largest.
-        max_tiles: most tiles of the largest side, or as many pixels in smaller ones, of one
-            image (64 of 512 cover 12 megapixels); a larger image is first scaled down to fit.
+        sides: tile sides in pixels that the network takes, ascending, each twice the one before,
+            multiples of 32. `native` covers each axis with tiles of the largest side that it
+            fills, or nearly fills; `fit` scales to the largest.
+        max_tiles: most tiles of the largest side for one image, or as many pixels in smaller
+            ones (64 of 512 cover 12 megapixels); a larger image is first scaled down to fit.
     """
 
     name: Literal["fit", "native"]
@@ -58,7 +58,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Where the tiles of one image lie. Tiles are made on demand by `tile`.
+    """Tiles of one image; `tile` cuts them on demand.
 
     Attributes:
         pixels: (h, w, 3) uint8, the working frame.
@@ -66,7 +66,7 @@ class Tiling:
         tops, lefts: offsets of the tiles along each axis, multiples of 8; every pair is one.
         tile_shape: height and width of every tile, in pixels.
         stored_shape: height and width of the image as stored.
-        preprocess: id of what was done, for the results: `native-256-512`, or with `-scaled` or
+        preprocess: id of the view in the results: `native-256-512`, or with `-scaled` or
             `-enlarged`.
     """
 
@@ -124,15 +124,19 @@ def cut(image: Image, view: View) -> Tiling:
 
 
 def cut_enlarged(image: Image, view: View) -> Tiling | None:
-    """The second showing, `ENLARGED` times as large, of a picture that `native` must mirror by more
-    than a `PADDING`th and that has no table; None of others.
+    """Place the tiles of the second view of a small picture, `ENLARGED` times as large.
 
-    Such a picture was most likely scaled down: little is left at the scale of its pixels, and what
-    is left is larger than the network expects. By photographs held back, at half size, the mean of
-    both showings is better than either; where the traces are those of the pixels, the second costs
-    a little, and with a table, which says that they are, it is left out.
+    A picture gets one if `native` must pad it by more than a `PADDING`th and it has no JPEG table.
+    Such a picture was most likely scaled down, so that traces at the scale of its pixels are lost
+    and the others are larger than the network expects. On held-back photographs at half size, the
+    mean of both views was better than either. Where traces are at the scale of the pixels, the
+    second view costs a little; a JPEG table indicates that they are.
 
-    Pillow's BICUBIC. Memory: the enlarged copy, below 2 x 240 pixels on the shorter axis.
+    Scaling is Pillow's BICUBIC. Memory: the enlarged copy, below 2 x 240 pixels on the shorter
+    axis.
+
+    Returns:
+        The tiling; None for all other pictures.
     """
     height, width = image.pixels.shape[:2]
     smallest = view.sides[0] - view.sides[0] // PADDING
@@ -147,7 +151,7 @@ def cut_enlarged(image: Image, view: View) -> Tiling | None:
 
 
 def tile(tiling: Tiling, index: int) -> NDArray[np.uint8]:
-    """Pixels of one tile, (*tile_shape, 3) uint8; tiles count row by row of the grid.
+    """Return the pixels of one tile, (*tile_shape, 3) uint8; tiles are numbered row by row.
 
     Beyond the image the last row and column repeat to the end of their 8x8 block, as a JPEG
     encoder pads, and from there whole blocks are mirrored: a mirrored block has the block-DCT
@@ -172,11 +176,11 @@ def pad(pixels: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
 
 
 def assemble(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> LogitMap:
-    """Blend the tiles, in logits, into one map; cells in the padding are dropped.
+    """Blend the logits of all tiles into one map; cells in the padding are dropped.
 
     Args:
-        tiling: of the image.
-        tile_logits: for each tile in order, (tile height / 4, tile width / 4) float32.
+        tiling: tiles of the image.
+        tile_logits: of each tile in order, (tile height / 4, tile width / 4) float32.
     """
     height, width = tiling.pixels.shape[:2]
     rows, columns = -(-height // STRIDE), -(-width // STRIDE)
@@ -186,7 +190,7 @@ def assemble(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> Logi
 
 
 def mean(coarse: LogitMap, fine: LogitMap) -> LogitMap:
-    """The mean of two maps of one image, on the cells of the finer."""
+    """Return the mean of two maps of one image, on the cells of the finer one."""
     y_scale, x_scale = (c / f for c, f in zip(coarse.extent, fine.extent, strict=True))
     height, width = fine.cells.shape
     most_y, most_x = coarse.cells.shape
@@ -199,7 +203,7 @@ def mean(coarse: LogitMap, fine: LogitMap) -> LogitMap:
 
 
 def upsample(logits: LogitMap, window: Window) -> NDArray[np.float32]:
-    """Logits at the stored pixels of a window, (height, width) float32.
+    """Return logits at the stored pixels of a window, (height, width) float32.
 
     Bilinear between cell centres, which lie half a cell inside their cell's border
     (`align_corners=False`), constant beyond the outermost centres. Where a stored pixel is
@@ -224,13 +228,13 @@ def upsample(logits: LogitMap, window: Window) -> NDArray[np.float32]:
 
 
 def probability_map(logits: LogitMap) -> NDArray[np.float32]:
-    """Probability of manipulation at every stored pixel, (H, W) float32 in [0, 1]."""
+    """Return the probability of manipulation at every stored pixel, (H, W) float32 in [0, 1]."""
     values = upsample(logits, (slice(0, logits.shape[0]), slice(0, logits.shape[1])))
     return sigmoid(values, out=values)
 
 
 def sigmoid(values: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits to probabilities; `out` may be `values`. By tanh: cannot overflow, and is fast."""
+    """Turn logits into probabilities; `out` may be `values`. By tanh, which cannot overflow."""
     np.multiply(values, 0.5, out=out)
     np.tanh(out, out=out)
     out += 1
@@ -252,7 +256,7 @@ def _place(
 
 
 def _side(length: int, sides: tuple[int, ...]) -> int:
-    """The largest side that an axis fills up to a `PADDING`th; an axis of less takes the smallest.
+    """Return the largest side that an axis fills up to a `PADDING`th, or else the smallest.
 
     Networks learn from whole crops, and a mirrored half looks like a copy. Two tiles that overlap
     by an `OVERLAP`th reach as far as one of twice their side less a `PADDING`th, so that this
@@ -262,7 +266,7 @@ def _side(length: int, sides: tuple[int, ...]) -> int:
 
 
 def _count(length: int, side: int) -> int:
-    """Fewest tiles that cover an axis with the least overlap."""
+    """Return the fewest tiles that cover an axis with the least overlap."""
     overlap = side // OVERLAP
     return max(1, math.ceil((length - overlap) / (side - overlap)))
 
@@ -273,7 +277,7 @@ def _tile_count(shape: Shape, side: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _offsets(length: int, side: int) -> tuple[int, ...]:
-    """Offsets of the tiles along one axis: in whole blocks, spread evenly."""
+    """Return the offsets of the tiles along one axis: whole blocks, spread evenly."""
     count = _count(length, side)
     if count == 1:
         return (0,)
@@ -282,7 +286,7 @@ def _offsets(length: int, side: int) -> tuple[int, ...]:
 
 
 def _shape_within(shape: Shape, side: int, max_tiles: int) -> Shape:
-    """Largest shape of these proportions that needs at most `max_tiles` tiles."""
+    """Return the largest shape of these proportions that needs at most `max_tiles` tiles."""
     height, width = shape
     overlap = side // OVERLAP
     full = [overlap + (side - overlap) * count for count in range(1, max_tiles + 1)]
@@ -302,7 +306,7 @@ def _resize(
 
 @lru_cache(maxsize=1024)
 def _sources(length: int, size: int) -> NDArray[np.intp]:
-    """For each position of a padded axis, the position of the image that it repeats."""
+    """Return, for each position of a padded axis, the position of the image that it repeats."""
     period = -(-length // BLOCK) * BLOCK
     position = np.arange(size) % (2 * period)
     mirrored = np.minimum(position, 2 * period - 1 - position)
@@ -324,7 +328,7 @@ def _blend(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> NDArra
 
 
 def _weights(offsets: Sequence[int], size: int) -> list[NDArray[np.float32]]:
-    """Blending weights of the tiles along one axis; at every cell they sum to 1.
+    """Return the blending weights of the tiles along one axis; at every cell they sum to 1.
 
     A tile's weight rises linearly over the least overlap from each border it shares with a
     neighbour, and stays full towards the borders of the image.

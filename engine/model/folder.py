@@ -1,4 +1,4 @@
-"""The model folder: four files and what holds them together.
+"""The model folder: four files that belong together.
 
     model.safetensors    the weights, float16; name, version, config and card in the metadata
     model.onnx           the graph; its weights are references into model.safetensors
@@ -44,9 +44,9 @@ class Model:
         name, version: as in `prompt-iml-micro@untrained`.
         folder: where the files lie.
         config: the network's shape.
-        card: what the model is, in the words of who made it: `summary`, `notes`, ...
+        card: description by the model's authors: `summary`, `notes`, ...
         sha256: digest of the weights file.
-        prompts: the prompt set it comes with.
+        prompts: the prompt set in the folder.
         policy: calibration and thresholds.
     """
 
@@ -71,12 +71,12 @@ class Model:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever uses the model must be told."""
+        """Warnings that every user of the model sees."""
         return tuple(self.card.get("notes", ()))
 
     @property
     def view(self) -> View:
-        """How the model prefers to see images."""
+        """The view that the model prefers."""
         name = self.config.views[0]
         if name not in ("fit", "native"):
             raise DamagedModel(f"{self.id}: this version knows no view {name}")
@@ -88,7 +88,7 @@ class Model:
         return self.folder / GRAPH
 
     def weights(self) -> dict[str, NDArray[np.float16]]:
-        """The network's parameters but the prompts, by their names in the network."""
+        """Load the network's parameters without the prompts, by their names in the network."""
         return load_file(self.folder / WEIGHTS)
 
 
@@ -96,7 +96,7 @@ def load_model(name_or_path: str | Path) -> Model:
     """Open a packaged model (`NAME` or `NAME@VERSION`) or a model folder.
 
     Raises:
-        UnknownModel: neither; the message lists the packaged models.
+        UnknownModel: there is no such model; the message lists the packaged ones.
         DamagedModel: a file is missing, unreadable, or does not fit the others.
     """
     name, _, version = str(name_or_path).partition("@")
@@ -111,12 +111,12 @@ def load_model(name_or_path: str | Path) -> Model:
 
 
 def known_models() -> list[str]:
-    """Ids of the packaged models."""
+    """Return the ids of the packaged models."""
     return [open_folder(file.parent).id for file in sorted(PACKAGED.glob(f"*/{WEIGHTS}"))]
 
 
 def open_folder(folder: Path) -> Model:
-    """Read a model folder, the weights and the graph themselves only as far as their digest."""
+    """Open a model folder; of weights and graph only the digest is computed."""
     for name in (WEIGHTS, GRAPH, PROMPTS, POLICY):
         if not (folder / name).is_file():
             raise DamagedModel(f"{folder} is not a model folder: it has no {name}")
@@ -133,7 +133,7 @@ def open_folder(folder: Path) -> Model:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
+    """Return the sha256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -149,9 +149,9 @@ def save_folder(
     prompts: PromptSet,
     policy: Policy,
 ) -> None:
-    """Write all of a model folder but the graph, which `engine.build.export` makes from it.
+    """Write a model folder without the graph, which `engine.build.export` adds.
 
-    Raises `UsageError` when a weight is not finite in float16, as it is stored.
+    Raises `UsageError` when a weight is not finite in float16, the type of stored weights.
     """
     header = {"name": name, "version": version, "config": config.to_dict(), "card": dict(card)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def _as_stored(key: str, tensor: NDArray[np.floating]) -> NDArray[np.float16]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Name, version, config and card."""
+    """Read name, version, config and card from the metadata of a weights file."""
     try:
         with safe_open(path, framework="numpy") as file:
             header: dict[str, Any] = json.loads(file.metadata()[_METADATA])

@@ -1,7 +1,7 @@
-"""From the network's raw score to what a row says: calibration and thresholds.
+"""Calibration and thresholds: from the network's score logit to score, label and mask.
 
-A policy is made on validation images at a stated false-positive rate and travels with the model
-as `policy.json`. It holds numbers only; changing a threshold needs no new model.
+A policy is calibrated on validation images at a stated false-positive rate and stored with the
+model as `policy.json`. It holds numbers only; changing a threshold needs no new model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Policy:
     Raises `UsageError` when the values do not make a policy.
 
     Attributes:
-        id: as the results name it.
+        id: name of the policy in the results.
         scale, offset: Platt calibration, score = sigmoid(scale * score_logit + offset);
             scale > 0, so that order is kept.
         manipulated_at: label `manipulated` from this score on; None: no label is claimed.
@@ -67,32 +67,36 @@ class Policy:
         _check_limits(self)
 
     def score(self, score_logit: float) -> float:
-        """Calibrated probability that the image was manipulated, a float32 value in [0, 1]."""
+        """Return the calibrated probability of manipulation, a float32 value in [0, 1]."""
         return float(np.float32(_sigmoid(self.scale * score_logit + self.offset)))
 
     def pixel_threshold(self, peak: float) -> float:
-        """Probability above which the pixels of an image are manipulated; `peak` is its highest."""
+        """Return the probability above which pixels of an image are manipulated.
+
+        Args:
+            peak: the image's highest probability.
+        """
         return max(self.mask_threshold, self.mask_share * peak)
 
     def label(
         self, score: float, *, side: int | None = None, jpeg_quality: int | None = None
     ) -> tuple[Label, float | None]:
-        """Label of a score, and the threshold it was held against.
+        """Return the label of a score, and the threshold that the score was compared with.
 
         The threshold is `authentic_below` for authentic, else `manipulated_at`: so in every
-        row with a threshold, `score >= threshold` says the same as label = manipulated. Where
+        row with a threshold, `score >= threshold` means the same as label = manipulated. Where
         nothing is claimed, or the image is beyond the policy's limits, there is none.
 
         Args:
             score: calibrated, as `score` gives it.
-            side: the image's shorter side in pixels; None: not held against a limit.
+            side: the image's shorter side in pixels; None: no limit applies.
             jpeg_quality: estimated, 1..100; None when the file is no JPEG.
         """
         if self.manipulated_at is None or self.authentic_below is None:
             return "uncertain", None
         if _below(side, self.min_side) or _below(jpeg_quality, self.min_jpeg_quality):
             return "uncertain", None
-        # As float32, like the columns: rows must not contradict their label by rounding.
+        # As float32, like the columns, so that rounding makes no row contradict its label.
         value = np.float32(score)
         if value >= np.float32(self.manipulated_at):
             return "manipulated", self.manipulated_at
@@ -101,12 +105,12 @@ class Policy:
         return "uncertain", self.manipulated_at
 
     def to_json(self) -> str:
-        """The policy as a JSON object, one key per attribute."""
+        """Return the policy as a JSON object, one key for each attribute."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Policy:
-        """Read what `to_json` wrote. Raises `UsageError` on anything else."""
+        """Read a policy that `to_json` wrote. Raises `UsageError` on anything else."""
         try:
             values: Any = json.loads(text)
         except json.JSONDecodeError as error:

@@ -1,7 +1,7 @@
 """The operator on the CPU, from C++ that pip compiles where there is a compiler.
 
-Without one everything still runs: callers ask `available()` and have a slower way. NumPy arrays
-in and out, so that a runtime needs no PyTorch. Shapes in names are those of
+Callers check `available()`, and run something slower without the kernel. Inputs and outputs are
+NumPy arrays, so that a runtime needs no PyTorch. Shapes in names are those of
 `engine.operator.torch_op`.
 """
 
@@ -25,7 +25,7 @@ def available() -> bool:
 
 
 def library_path() -> str | None:
-    """File of the compiled kernel; None where there is none."""
+    """Return the file of the compiled kernel; None if it was not compiled."""
     return str(LIBRARY) if LIBRARY.exists() else None
 
 
@@ -43,7 +43,7 @@ def forward(
         value_NSMD, locations_NQMLP2, weights_NQMLP, out_NQC: C-contiguous and all of one dtype,
             float32 or float64.
         sizes_L2: (H, W) of each level, int64.
-        threads: at most; small inputs take fewer.
+        threads: most threads; small inputs take fewer.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other.
@@ -64,7 +64,7 @@ def backward(
     grad_NQC: Floats,
     threads: int = 1,
 ) -> tuple[Floats, Floats, Floats]:
-    """Gradients of value, locations and weights, given that of the output; see `forward`."""
+    """Return gradients of value, locations and weights, given the output's; see `forward`."""
     numbers = _numbers(value_NSMD, sizes_L2, locations_NQMLP2, weights_NQMLP)
     leaves = (value_NSMD, locations_NQMLP2, weights_NQMLP)
     grads = (
@@ -77,7 +77,7 @@ def backward(
 def _numbers(
     value: Floats, sizes: NDArray[np.int64], locations: Floats, weights: Floats
 ) -> NDArray[np.int64]:
-    """N, S, M, D, Q, L, P, once they agree: the kernel itself looks at nothing."""
+    """Check shapes, which the kernel itself does not, and return N, S, M, D, Q, L, P."""
     n, s, m, d = value.shape
     q, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     fits = (

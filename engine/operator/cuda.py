@@ -1,7 +1,7 @@
 """The operator on an NVIDIA GPU: the packaged PTX, launched through the CUDA driver.
 
-Callers ask `unavailable()` and have a slower way. No PyTorch: whoever has addresses of GPU memory
-and a stream can launch.
+Callers check `unavailable()`, and run something slower without the kernel. A launch takes addresses
+of GPU memory and a stream, and needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prompt_iml.engine.operator.launch import Launch
 
 @cache
 def unavailable() -> str | None:
-    """Why the kernels cannot run here, in one line with the fix; None if they can."""
+    """Return why the kernels cannot run here, in one line with the fix; None if they can."""
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -46,12 +46,12 @@ def run(
     stream: int,
     text: str | None = None,
 ) -> None:
-    """Launch and return; the work is in the stream's order.
+    """Queue a launch on a stream and return.
 
     Args:
         launch: from `engine.operator.launch`.
-        inputs, outputs: addresses in the GPU's memory, in the order `launch` names.
-        device: the GPU's number, as the CUDA runtime counts.
+        inputs, outputs: addresses in the GPU's memory, in the order of `launch`.
+        device: the GPU's number in the CUDA runtime.
         stream: a CUstream of that GPU, as an int.
         text: PTX that holds the kernel; None: the packaged one.
 
@@ -67,7 +67,7 @@ def run(
     values = (*inputs, *numbers, *outputs)
     pointer, number = ctypes.c_void_p, ctypes.c_int
     types = (pointer,) * len(inputs) + (number,) * len(numbers) + (pointer,) * len(outputs)
-    _checked(driver.cuCtxSetCurrent(_context(device)))  # threads of autograd may have none yet
+    _checked(driver.cuCtxSetCurrent(_context(device)))  # autograd's threads may have none yet
     _checked(
         driver.cuLaunchKernel(
             driver.CUfunction(int(_kernel(launch.kernel, text or ptx.packaged()))),
@@ -83,7 +83,7 @@ def run(
 
 @cache
 def _kernel(name: str, text: str) -> Any:
-    """For whichever context is current when it is launched."""
+    """Load a kernel, for the context that is current when it is launched."""
     from cuda.bindings import driver
 
     library = _checked(driver.cuLibraryLoadData(text.encode() + b"\0", [], [], 0, [], [], 0))
@@ -92,7 +92,7 @@ def _kernel(name: str, text: str) -> Any:
 
 @cache
 def _context(device: int) -> Any:
-    """The one that the CUDA runtime, and so PyTorch, has for the GPU."""
+    """Return the primary context of a GPU, which the CUDA runtime and PyTorch use."""
     from cuda.bindings import driver
 
     return _checked(driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(device))))

@@ -1,8 +1,8 @@
-"""How the CUDA kernels of `ms_deform_attn.cu` are launched: arithmetic, no GPU and no library.
+"""Launch parameters of the CUDA kernels in `ms_deform_attn.cu`; needs no GPU and no library.
 
-One way for everybody who launches them: PyTorch's hook, the TensorRT plugin, the tests' emulator.
-Whoever plans for shapes not known yet puts TensorRT's shape expressions for the numbers; only the
-value's D must be an int. Shapes in names are those of `engine.operator.torch_op`.
+PyTorch's hook, the TensorRT plugin and the tests' emulator all launch by them. Sizes may be
+TensorRT's shape expressions, where shapes are not known yet; only the value's D must be an int.
+Shapes in names are those of `engine.operator.torch_op`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MOST_ELEMENTS = 2**31 - 1  # of one image's value: offsets are int32
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One launch; nothing is synchronised, and no memory but the tensors is used.
+    """One launch. It synchronises nothing and uses no memory but the tensors'.
 
     Attributes:
         kernel: its name in the PTX.
         grid: blocks along x and y.
         block: threads along x and y.
-        numbers: int32 parameters, which stand between the inputs and the outputs.
+        numbers: int32 parameters, between the inputs and the outputs.
     """
 
     kernel: str
@@ -37,7 +37,7 @@ class Launch:
 
 
 def forward(dtype: str, value_shape: Sequence[int], locations_shape: Sequence[int]) -> Launch:
-    """Of inputs value, sizes, locations, weights and output out, (N, Q, M*D).
+    """Return the launch with inputs value, sizes, locations, weights and output out, (N, Q, M*D).
 
     Args:
         dtype: of value and out: float32, float16 or bfloat16. Locations and weights are float32,
@@ -49,8 +49,8 @@ def forward(dtype: str, value_shape: Sequence[int], locations_shape: Sequence[in
 
 
 def backward(value_shape: Sequence[int], locations_shape: Sequence[int]) -> Launch:
-    """Of inputs value, sizes, locations, weights, grad_out and outputs grad_value, which must
-    hold zeros, grad_locations, grad_weights; float32, else as `forward`."""
+    """Return the launch with inputs value, sizes, locations, weights, grad_out and outputs
+    grad_value (must hold zeros), grad_locations, grad_weights; all float32, else as `forward`."""
     return _launch("promptiml_backward_float32", 4, value_shape, locations_shape)
 
 
@@ -60,7 +60,7 @@ def problem(
     locations_shape: Sequence[int],
     weights_shape: Sequence[int],
 ) -> str | None:
-    """Why the kernels cannot run on these shapes: they look at nothing themselves."""
+    """Return why the kernels, which check nothing, cannot run on these shapes; None if they can."""
     n, s, m, d = value_shape
     q, points = locations_shape[1], locations_shape[4]
     rows = (n, q, m, len(sizes), points)

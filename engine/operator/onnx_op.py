@@ -1,8 +1,8 @@
-"""Multi-scale deformable attention as ONNX knows it: the node's name, and what it means.
+"""Multi-scale deformable attention in ONNX: the node's name, and a local function that defines it.
 
 An exported file carries `FUNCTION`, so that a runtime with no kernel for the node still runs it.
 One body serves any number of levels: it gathers the four neighbours of every point, as rows of D
-channels, and weighs them with a matrix product. (GridSample would need a body per number of
+channels, and weights them with a matrix product. (GridSample would need a body per number of
 levels. TensorRT's parser tells functions apart by name alone, its builder fails on the same in a
 Loop, and it is known to compute GridSample-form deformable attention wrongly.)
 """
@@ -14,8 +14,8 @@ NAME = "MSDeformAttn"
 VERSION = 1
 OPSET = 18
 
-# Shapes as in `engine.operator.torch_op`; `sizes` (L, 2) int64 holds (H, W) of each level. What has
-# a value for each point is (N, Q, M, L, P), what has one for each level (L, 1).
+# Shapes as in `engine.operator.torch_op`; `sizes` (L, 2) int64 holds (H, W) of each level. Values for
+# each point are (N, Q, M, L, P), values for each level (L, 1).
 FUNCTION = f"""
 <domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
 {NAME} (value, sizes, locations, weights) => (out)

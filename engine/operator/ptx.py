@@ -1,12 +1,12 @@
-"""The CUDA kernels as PTX, which the driver of any GPU since Turing (sm_75) makes its code from.
+"""The CUDA kernels as PTX, which the driver compiles for any GPU since Turing (sm_75).
 
-The package holds the text, so that a GPU's machine needs no compiler, and what the tests saw is
-what runs. Whoever changes `ms_deform_attn.cu` compiles it anew:
+The package holds the text, so that a machine with a GPU needs no compiler and runs what the tests
+checked. After a change of `ms_deform_attn.cu`, compile it again:
 
     python -m prompt_iml.engine.operator.ptx
 
-NVRTC 13.0 it must be: it writes PTX 9.0, which the driver of CUDA 13.0 and every later one read;
-later compilers write later PTX, which older drivers refuse.
+This needs NVRTC 13.0, which writes PTX 9.0 for drivers of CUDA 13.0 and later. Later compilers
+write later PTX, which older drivers refuse.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ENTRY = ".visible .entry "
 
 @cache
 def packaged() -> str:
-    """All kernels."""
+    """Return the packaged PTX of all kernels."""
     return PACKAGED.read_text()
 
 
 def of_kernel(name: str) -> str:
-    """One kernel alone: TensorRT stores the text with every node of the operator."""
+    """Return the PTX of one kernel; TensorRT stores it with every node of the operator."""
     head, *entries = re.split(rf"^(?={re.escape(ENTRY)})", packaged(), flags=re.MULTILINE)
     (entry,) = (entry for entry in entries if entry.startswith(f"{ENTRY}{name}("))
     preamble = [line for line in head.splitlines() if line.startswith(".")]
@@ -37,10 +37,10 @@ def of_kernel(name: str) -> str:
 
 
 def compile_source(architecture: str, source: Path = SOURCE) -> str:
-    """PTX of a source (`compute_75`); of a real architecture (`sm_90`), which also assembles it.
+    """Compile a source to PTX (`compute_75`); a real architecture (`sm_90`) also assembles it.
 
     Raises:
-        RuntimeError: it does not compile; what the compiler says.
+        RuntimeError: the source does not compile; with the compiler's log.
     """
     from cuda.bindings import nvrtc
 

@@ -1,11 +1,11 @@
-"""`promptiml::MSDeformAttn` as a TensorRT plugin of the ahead-of-time kind (TensorRT 10.9 on).
+"""`promptiml::MSDeformAttn` as an ahead-of-time TensorRT plugin (TensorRT 10.9 or later).
 
-`register` makes TensorRT's ONNX parser know the node. Building an engine, TensorRT asks for the
-kernel's PTX and stores it in the engine with the arithmetic of its launch: nothing of ours is
-needed where the engine runs. `engine.build.graph` prepares the file. TensorRT calls this kind
-of plugin experimental.
+`register` makes the node known to TensorRT's ONNX parser. While it builds an engine, TensorRT asks
+for the kernel's PTX and stores it in the engine with the arithmetic of its launch: the engine runs
+without our package. `engine.build.graph` prepares the file. TensorRT calls such plugins
+experimental.
 
-No `from __future__ import annotations` here: TensorRT reads the annotations, and wants classes.
+No `from __future__ import annotations` here: TensorRT reads the annotations as classes.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from prompt_iml.engine.operator import launch, ptx
 from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
 
 ID = f"{DOMAIN}::{NAME}"
-# value, sizes, locations, weights, out; the first and the last agree
+# of value, sizes, locations, weights and out; the first and the last are equal
 TYPES = "FP32|FP16|BF16, INT64, FP32, FP32, FP32|FP16|BF16"
 LAYOUT = "LINEAR"
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 
 
 def plan(dtype: str, value_shape: Sequence[Any], locations_shape: Sequence[Any]) -> launch.Launch:
-    """The launch for shapes of TensorRT's symbols.
+    """Return the launch for shapes made of TensorRT's symbols.
 
     Args:
-        dtype: of the value, by TensorRT's name.
-        value_shape: (N, S, M, D), of which D is a constant.
+        dtype: TensorRT's name of the value's type.
+        value_shape: (N, S, M, D); D must be a constant.
         locations_shape: (N, Q, M, L, P, 2).
     """
     *outer, depth = value_shape
@@ -36,7 +36,7 @@ def plan(dtype: str, value_shape: Sequence[Any], locations_shape: Sequence[Any])
 
 @cache
 def register() -> None:
-    """Make the plugin known to TensorRT, once in a process. Needs the package `tensorrt`."""
+    """Register the plugin, once in a process. Needs the package `tensorrt`."""
     import tensorrt.plugin as trtp
 
     def out_of(

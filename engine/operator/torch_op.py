@@ -1,10 +1,10 @@
 """Multi-scale deformable attention: the one operator of the network that needs a kernel.
 
-`reference` is from which every other backend is told right or wrong. `ms_deform_attn` is what the
-network calls: the kernel for the CPU or the GPU (`engine.operator`) where it fits and can run, else
-the reference. During an ONNX export it becomes one node, `promptiml::MSDeformAttn`, that a runtime
-either has a kernel for or expands into the local function in the exported file
-(`engine.operator.onnx_op`).
+`reference` is the definition that every other backend is compared with. The network calls
+`ms_deform_attn`: it takes the kernel for the CPU or the GPU (`engine.operator`) where that fits and
+can run, or else the reference. During an ONNX export it becomes one node,
+`promptiml::MSDeformAttn`, for which a runtime either has a kernel or expands the local function in
+the exported file (`engine.operator.onnx_op`).
 
 Shapes: N batch, S = sum of H*W over levels, M heads, D channels a head, Q queries, L levels,
 P points.
@@ -50,7 +50,7 @@ def ms_deform_attn(
         if fits(value_NSMD, locations_NQMLP2, weights_NQMLP):
             out: Tensor = kernel.apply(*inputs)  # type: ignore[no-untyped-call]
             return out
-    # autocast: the CPU's kernel has no half precision
+    # under autocast: the CPU kernel has no half precision
     if _on_cpu((torch.float16, torch.bfloat16), value_NSMD):
         return ms_deform_attn(
             value_NSMD.float(), spatial_shapes, locations_NQMLP2.float(), weights_NQMLP.float()
@@ -64,7 +64,7 @@ def reference(
     locations_NQMLP2: Tensor,
     weights_NQMLP: Tensor,
 ) -> Tensor:
-    """As `ms_deform_attn`, by PyTorch's `grid_sample`, on any device."""
+    """Compute `ms_deform_attn` with PyTorch's `grid_sample`, on any device."""
     n, _, m, d = value_NSMD.shape
     q, points = locations_NQMLP2.shape[1], locations_NQMLP2.shape[4]
     maps = torch.split(value_NSMD, [h * w for h, w in spatial_shapes], dim=1)
@@ -112,8 +112,8 @@ class Kernel(torch.autograd.Function):
 
 
 class CudaKernel(torch.autograd.Function):
-    """The CUDA kernel, forward and backward. Of backward the sums of atomic additions vary in their
-    last bits from call to call."""
+    """The CUDA kernel, forward and backward. Backward sums by atomic additions, so the last bits of
+    gradients vary from call to call."""
 
     @staticmethod
     def forward(
@@ -131,7 +131,7 @@ class CudaKernel(torch.autograd.Function):
         sizes = _sizes_on(tuple(spatial_shapes), value.device)
         locations, weights = (_ready(x, torch.float32) for x in (locations_NQMLP2, weights_NQMLP))
         ctx.save_for_backward(value, locations, weights)
-        ctx.sizes = sizes  # maybe made in inference mode, of which autograd saves nothing
+        ctx.sizes = sizes  # autograd saves no tensor that was made in inference mode
         ctx.weights_dtype = weights_NQMLP.dtype
         n, _, m, d = value.shape
         out_NQC = value.new_empty(n, locations.shape[1], m * d)
@@ -155,7 +155,7 @@ class CudaKernel(torch.autograd.Function):
 
 
 def _cuda_kernel_fits(value: Tensor, locations: Tensor, weights: Tensor) -> bool:
-    """All on one GPU, of dtypes that the kernel has; and nobody traces."""
+    """Whether all tensors are on one GPU, in dtypes of the kernel, and not being traced."""
     return (
         value.is_cuda
         and value.device == locations.device == weights.device
@@ -168,7 +168,7 @@ def _cuda_kernel_fits(value: Tensor, locations: Tensor, weights: Tensor) -> bool
 
 
 def _launch(plan: launch.Launch, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-    """On PyTorch's stream. Nothing is launched where there is nothing to compute."""
+    """Launch on PyTorch's stream, unless the output is empty."""
     if 0 in plan.grid:
         return
     device = inputs[0].device
@@ -179,25 +179,25 @@ def _launch(plan: launch.Launch, inputs: Sequence[Tensor], outputs: Sequence[Ten
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contiguous, of the dtype, and on 16 bytes, which a slice of another tensor may not be."""
+    """Return the tensor contiguous, in the dtype, and aligned to 16 bytes."""
     tensor = tensor.detach().to(dtype).contiguous()
     return tensor if tensor.data_ptr() % launch.VECTOR_BYTES == 0 else tensor.clone()
 
 
 @cache
 def _sizes_on(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(L, 2) int64; copied to the GPU once, and kept: CUDA graphs refer to it."""
+    """Return (L, 2) int64 on the GPU; cached, because CUDA graphs refer to it."""
     return torch.tensor(sizes, dtype=torch.int64, device=device)
 
 
 def _kernel_fits(*tensors: Tensor) -> bool:
-    """All on the CPU, of one dtype that the kernel has; and nobody traces."""
+    """Whether all tensors are on the CPU, in one dtype of the kernel, and not being traced."""
     alike = all(x.dtype == tensors[0].dtype for x in tensors)
     return alike and _on_cpu((torch.float32, torch.float64), *tensors)
 
 
 def _on_cpu(dtypes: Sequence[torch.dtype], *tensors: Tensor) -> bool:
-    """All there, of these dtypes, and so is the kernel; and nobody traces."""
+    """Whether the kernel is available and all tensors are on the CPU, in these dtypes, untraced."""
     return (
         cpu.available()
         and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
@@ -206,7 +206,7 @@ def _on_cpu(dtypes: Sequence[torch.dtype], *tensors: Tensor) -> bool:
 
 
 def _sample(map_BDHW: Tensor, location_BQP2: Tensor) -> Tensor:
-    """Bilinear samples (B, D, Q, P); positions are computed in the locations' own precision."""
+    """Return bilinear samples (B, D, Q, P); positions have the precision of the locations."""
     dtype = torch.promote_types(map_BDHW.dtype, location_BQP2.dtype)
     sampled = grid_sample(
         map_BDHW.to(dtype),
@@ -236,5 +236,5 @@ def _onnx_node(
 
 
 def _size(size: int) -> Tensor:
-    """A size that may be symbolic, as a tensor."""
+    """Return a size, which may be symbolic, as a tensor."""
     return torch.scalar_tensor(size, dtype=torch.int64)

@@ -1,10 +1,11 @@
-"""What a runtime compiled, kept for the next process: a folder of blobs, each under its digest.
+"""Cache of compiled networks for later processes: a folder of blobs, each under its key.
 
-    FOLDER/<sha256 of what the blob was made of>.blob     sha256 of the rest, the rest
+    FOLDER/<key>.blob     sha256 of the blob, then the blob
 
-The folder is `PROMPT_IML_CACHE`, else `prompt-iml` in the user's cache folder (`XDG_CACHE_HOME`, or
-`~/.cache`). A blob becomes code in this process: so it is read only from a folder that nobody else
-can write to, and only when it is whole. Where there is no such folder, nothing is kept.
+The key is a sha256 of everything the blob was made from. The folder is `PROMPT_IML_CACHE`, or else
+`prompt-iml` in the user's cache folder (`XDG_CACHE_HOME`, or `~/.cache`). A blob becomes code in
+this process, so it is read only from a folder that no other user can write to, and only when its
+digest is right. Without such a folder nothing is cached.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ BLOB, HALF_WRITTEN = ".blob", ".blob-part"
 
 
 class BlobCache:
-    """Blobs by key, a sha256 in hex. Any number of processes may use one folder."""
+    """Blobs by key, a sha256 in hexadecimal. Any number of processes may use one folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or default_folder()
 
     def read(self, key: str) -> bytes | None:
-        """The blob, or None when it is not there, or not as it was written."""
+        """Return the blob, or None when it is missing or damaged."""
         path = self._path(key)
         try:
             if not _is_ours_alone(self._folder):
@@ -42,7 +43,7 @@ class BlobCache:
         return blob if hashlib.sha256(blob).digest() == digest else None
 
     def write(self, key: str, blob: bytes | memoryview) -> None:
-        """Keep the blob, if that can be done."""
+        """Store the blob; does nothing where the folder cannot be written."""
         with suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
@@ -57,16 +58,16 @@ class BlobCache:
         return self._folder / f"{key}{BLOB}"
 
     def _prune(self) -> None:
-        """Remove what nobody used for long, and what a process that died left half-written."""
+        """Remove blobs unused for `UNUSED_DAYS`, and files that a killed process left."""
         oldest = time.time() - UNUSED_DAYS * 24 * 3600
-        for kind in (BLOB, HALF_WRITTEN):  # the folder may be one that others keep things in
+        for kind in (BLOB, HALF_WRITTEN):  # the folder may hold files of other programs
             for path in self._folder.glob(f"*{kind}"):
                 if path.stat().st_mtime < oldest:
                     path.unlink()
 
 
 def default_folder() -> Path:
-    """Where blobs are kept unless told otherwise; a user without a home keeps none."""
+    """Return the folder that environment and user name; a user without a home has no cache."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
     caches = os.environ.get("XDG_CACHE_HOME")

@@ -1,4 +1,4 @@
-"""A GPU as `engine.runtimes.overlap` needs one, through the CUDA runtime's bindings: no PyTorch."""
+"""`engine.runtimes.overlap.Device` through the CUDA runtime's bindings, without PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prompt_iml.engine.operator import cuda
 try:
     from cuda.bindings import runtime as cudart
 except ImportError:
-    cudart = None  # `cuda.unavailable` says so
+    cudart = None  # `cuda.unavailable` names the fix
 
 Array = NDArray[Any]
 
@@ -28,23 +28,21 @@ class Buffer:
     """Memory of the GPU; freed with the last reference.
 
     Attributes:
-        address: where it begins.
+        address: of its first byte.
     """
 
     address: int
 
 
 class CudaDevice:
-    """GPU `number`, as the CUDA runtime counts those that it sees.
-
-    See `engine.runtimes.overlap.Device`.
+    """One GPU, by the CUDA runtime's number. See `engine.runtimes.overlap.Device`.
 
     Attributes:
-        name: of the GPU, as the driver has it.
+        name: of the GPU, from the driver.
         capability: (major, minor).
 
     Raises:
-        MissingDependency: no bindings, no driver or no GPU; says what to install.
+        MissingDependency: no bindings, no driver or no GPU; the message names what to install.
     """
 
     def __init__(self, number: int = 0) -> None:
@@ -119,10 +117,10 @@ def _copy(target: int, source: int, size: int, kind: Any, stream: Any) -> None:
 
 
 def _check(result: tuple[Any, ...]) -> Any:
-    """The value of a call of the runtime; an error of it as ours."""
+    """Return the value of a call of the CUDA runtime; raise its error as one of ours."""
     error, *values = result
     if error == cudart.cudaError_t.cudaErrorMemoryAllocation:
-        cudart.cudaGetLastError()  # else the next call would report it again
+        cudart.cudaGetLastError()  # or the next call would report it again
         raise DeviceFull("the GPU's memory is full")
     if error:
         raise InferError(f"CUDA: {error.name}")

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: takes the exported file as it is, local function and all."""
+"""ONNX Runtime on the CPU: runs the exported file as it is, with its local function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RUN_ERRORS = (errors.Fail, errors.InvalidArgument, errors.RuntimeException)
 
 
 class OnnxRuntimeEngine(Engine):
-    """Float32 on the CPU with `threads` threads, or as many as there are cores."""
+    """Float32 on the CPU with `threads` threads, or one for each core."""
 
     name = "onnxruntime/f32/cpu"
 

@@ -26,17 +26,17 @@ from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 
 
 class OpenVinoEngine(Engine):
-    """Float32 on the CPU with `threads` threads, or as many as there are cores.
+    """Float32 on the CPU with `threads` threads, or one for each core.
 
-    The graph is compiled anew for each batch shape, when it first comes up: with its shapes
-    known it is faster, and there are few of them. That takes seconds each, so what was compiled is
-    kept for the next process (`engine.runtimes.blob_cache`).
+    The graph is compiled for each batch shape when the shape first occurs: fixed shapes run
+    faster, and there are few of them. Compiling takes seconds, so the result is cached for later
+    processes (`engine.runtimes.blob_cache`).
 
     Args:
-        model: what to run.
-        threads: at most.
-        kernel: run `promptiml::MSDeformAttn` by our own kernel; None: if it was compiled. Results
-            agree to 1e-5 with and without.
+        model: the model to run.
+        threads: most CPU threads.
+        kernel: run `promptiml::MSDeformAttn` with our own kernel; None: if it was compiled.
+            Results with and without it agree to 1e-5.
 
     Attributes:
         name: `openvino+kernel/f32/cpu`, or `openvino/f32/cpu` without it.
@@ -50,8 +50,8 @@ class OpenVinoEngine(Engine):
         self._core = core(self._kernel)
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it: 5e-2 off
-            "ENABLE_CPU_PINNING": False,  # else all actors of a node sit on the same cores
+            "INFERENCE_PRECISION_HINT": "f32",  # or it takes bf16 where the CPU has it: 5e-2 off
+            "ENABLE_CPU_PINNING": False,  # or all actors of a node share the same cores
         } | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         try:
             self._graph = self._core.read_model(model.graph)
@@ -79,7 +79,7 @@ class OpenVinoEngine(Engine):
         return Done(Detection(outputs["mask_logits"], outputs["score_logit"]))
 
     def _request(self, feeds: dict[str, NDArray[np.generic]]) -> openvino.InferRequest:
-        """Compiled for the shape of the batch."""
+        """Return the request for the shape of the batch, compiled on first use."""
         shape = feeds["image"].shape
         if shape not in self._requests:
             shapes = {name: list(feed.shape) for name, feed in feeds.items()}
@@ -105,7 +105,8 @@ class OpenVinoEngine(Engine):
         return compiled
 
     def _key(self, shapes: dict[str, list[int]]) -> str:
-        """Digest of all that shapes what is compiled: model, this file, OpenVINO, processor."""
+        """Return the digest of everything that shapes the compiled network: model, this file,
+        OpenVINO, processor."""
         made_of = [
             self._model.sha256,
             file_digest(self._model.graph),
@@ -121,7 +122,7 @@ class OpenVinoEngine(Engine):
 
 
 def core(kernel: bool = False) -> openvino.Core:
-    """OpenVINO, made to know the network's operator: by our kernel, or in its own operations."""
+    """Return OpenVINO with the network's operator: our kernel, or OpenVINO's own operations."""
     runtime = openvino.Core()
     if kernel:
         runtime.add_extension(MSDeformAttn)
@@ -133,14 +134,14 @@ def core(kernel: bool = False) -> openvino.Core:
 class MSDeformAttn(Op):  # type: ignore[misc]
     """`promptiml::MSDeformAttn` as an operation of OpenVINO: the CPU kernel, in one thread.
 
-    Inputs are those of `engine.operator.torch_op`; what comes out has the shape (N, Q, M*D).
+    Inputs are those of `engine.operator.torch_op`; the output has the shape (N, Q, M*D).
     """
 
     def __init__(self, inputs: list[Output] | None = None) -> None:
         super().__init__(self, inputs)
 
     def validate_and_infer_types(self) -> None:
-        """Static once the graph is reshaped to a batch's shape."""
+        """Set the output's type and shape; static once the graph has a batch's shape."""
         value, locations = self.get_input_partial_shape(0), self.get_input_partial_shape(2)
         known = value[2].is_static and value[3].is_static
         channels = value[2].get_length() * value[3].get_length() if known else -1
@@ -148,11 +149,11 @@ class MSDeformAttn(Op):  # type: ignore[misc]
         self.set_output_type(0, self.get_input_element_type(0), shape)
 
     def clone_with_new_inputs(self, inputs: list[Output]) -> MSDeformAttn:
-        """As OpenVINO asks for it."""
+        """Return a copy on other inputs, as OpenVINO requires."""
         return MSDeformAttn(inputs)
 
     def has_evaluate(self) -> bool:
-        """It runs here."""
+        """Return that `evaluate` is implemented."""
         return True
 
     def evaluate(self, outputs: list[Tensor], inputs: list[Tensor]) -> bool:
@@ -165,7 +166,7 @@ class MSDeformAttn(Op):  # type: ignore[misc]
         return True
 
     def visit_attributes(self, visitor: openvino.AttributeVisitor) -> bool:
-        """It has none."""
+        """Return that there are no attributes."""
         return True
 
 
@@ -175,20 +176,20 @@ def _kernel_node(node: NodeContext) -> list[Output]:
 
 
 def _line(error: RuntimeError) -> str:
-    """OpenVINO's messages run over many lines."""
+    """Join the lines of an OpenVINO message."""
     return " ".join(str(error).split())
 
 
 def _recorded_digest(graph: openvino.Model) -> str | None:
-    """What the ONNX file's metadata has under `WEIGHTS_DIGEST`."""
+    """Return the digest under `WEIGHTS_DIGEST` in the ONNX file's metadata."""
     path = ["framework", WEIGHTS_DIGEST]
     return str(graph.get_rt_info(path).value) if graph.has_rt_info(path) else None
 
 
 def _ms_deform_attn(node: NodeContext) -> list[Output]:
-    """`promptiml::MSDeformAttn` in OpenVINO's operations, which expand no local function.
+    """Build `promptiml::MSDeformAttn` from OpenVINO's operations, which expand no local function.
 
-    One GridSample a level: several times faster here than the gathers of the local function.
+    One GridSample a level is several times faster here than the gathers of the local function.
     Shapes in names are those of `engine.operator.torch_op`, and B = N*M.
     """
     value_NSMD, sizes_L2, locations, weights = (node.get_input(i) for i in range(4))
@@ -214,7 +215,7 @@ def _ms_deform_attn(node: NodeContext) -> list[Output]:
 
 
 def _sample(map_BDHW: Node, grid_BQP2: Node, weights_B1QP: Node) -> Node:
-    """(B, D, Q): bilinear samples, zero outside, summed over P under the weights."""
+    """Return (B, D, Q): bilinear samples, zero outside, weighted and summed over P."""
     mode = {"align_corners": False, "mode": "bilinear", "padding_mode": "zeros"}
     sampled_BDQP = ops.grid_sample(map_BDHW, grid_BQP2, mode)
     return ops.reduce_sum(ops.multiply(sampled_BDQP, weights_B1QP), _ints(-1))
@@ -225,12 +226,12 @@ def _ints(*values: int) -> Node:
 
 
 def _at(x: Output, index: int) -> Node:
-    """x[index]."""
+    """Return x[index]."""
     return ops.gather(x, ops.constant(np.int64(index)), _ints(0))
 
 
 def _shape(x: Output) -> list[Output]:
-    """Each size as a tensor (1,)."""
+    """Return each size as a tensor (1,)."""
     rank = x.get_partial_shape().rank.get_length()
     sizes: list[Output] = ops.split(ops.shape_of(x, "i64"), ops.constant(0), rank).outputs()
     return sizes

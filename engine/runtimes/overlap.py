@@ -1,4 +1,4 @@
-"""An engine on a GPU: while one batch computes, the next one travels there.
+"""An engine on a GPU that uploads one batch while the previous one computes.
 
     submit    batch -> pinned memory -> (copy stream) -> device -> (compute stream) the network
     result    device -> (copy stream) -> pinned memory -> Detection
@@ -33,45 +33,46 @@ SLOTS = 2
 
 
 class Device(Protocol):
-    """Memory, streams and events of one GPU; `buffer`, `stream` and `event` are its own things.
+    """Memory, streams and events of one GPU. Buffers, streams and events are of its own types.
 
-    All but `pinned`, `buffer`, `stream` and `synchronize` only queue, in the order of a stream.
+    All methods but `pinned`, `buffer`, `stream` and `synchronize` only queue work on a stream,
+    which runs its work in order.
     """
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """Host memory that a copy can go on from by itself."""
+        """Allocate pinned host memory, from which copies run asynchronously."""
         ...
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """Device memory. Raises `DeviceFull`."""
+        """Allocate device memory. Raises `DeviceFull`."""
         ...
 
     def stream(self) -> Any:
-        """A new stream."""
+        """Create a stream."""
         ...
 
     def upload(self, source: Array, target: Any, stream: Any) -> None:
-        """Pinned to device memory."""
+        """Copy from pinned to device memory."""
         ...
 
     def download(self, source: Any, target: Array, stream: Any) -> None:
-        """Device to pinned memory."""
+        """Copy from device to pinned memory."""
         ...
 
     def record(self, stream: Any) -> Any:
-        """An event behind what the stream holds so far."""
+        """Queue an event after all work of the stream so far."""
         ...
 
     def wait(self, stream: Any, event: Any) -> None:
-        """What the stream gets from now on comes after the event."""
+        """Make later work of the stream wait for the event."""
         ...
 
     def synchronize(self, event: Any) -> None:
-        """Return when the event has come. Raises `InferError` when the device failed."""
+        """Block until the event has happened. Raises `InferError` when the device failed."""
         ...
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Callable[[], None]:
-        """What `work` queues, as one launch (a CUDA graph); it is not run yet."""
+        """Record what `work` queues as one launch (a CUDA graph), without running it."""
         ...
 
 
@@ -79,26 +80,33 @@ class Program(Protocol):
     """A network on a device.
 
     Attributes:
-        name: as `Engine.name`.
-        largest: images of a batch, at most.
+        name: see `Engine.name`.
+        largest: most images in a batch.
     """
 
     name: str
     largest: int
 
     def enqueue(self, shape: Shape, buffers: Buffers, stream: Any) -> None:
-        """Queue one run. Always the same buffers for one slot and shape.
+        """Queue one run. A slot has the same buffers in every run.
 
         Raises:
-            InferError: it was not made for this shape.
-            DeviceFull: the device has no room for it.
+            InferError: the program was not built for this shape.
+            DeviceFull: the device has no room for the run.
         """
         ...
 
 
 @dataclass(slots=True)
 class _Slot:
-    """Memory for one batch of one shape, and the launch of its run once there is one."""
+    """Memory for one batch of one shape.
+
+    Attributes:
+        host, device: pinned and device memory by the name of the graph's input or output.
+        runs: how often it was used.
+        launch: the captured CUDA graph of a run, if there is one.
+        taken: whether a pending batch uses it.
+    """
 
     host: dict[str, Array]
     device: dict[str, Any]
@@ -122,13 +130,10 @@ class _PendingBatch:
 
 
 class OverlappingEngine(Engine):
-    """A program on a device, as a scan's engine.
+    """An engine that runs a program on a device.
 
     Args:
-        graphs: launch what a slot has run twice before as one CUDA graph.
-
-    Attributes:
-        batch, depth: as in `engine.runtimes.protocol.Engine`.
+        graphs: from its third run on, launch a slot's run as one CUDA graph.
     """
 
     depth = SLOTS
@@ -143,13 +148,13 @@ class OverlappingEngine(Engine):
         self.load_prompts(model.prompts)
 
     def load_prompts(self, prompts: PromptSet) -> None:
-        """Use another prompt set from the next batch on; those under way finish with theirs."""
+        """Use another prompt set from the next batch on; pending batches keep theirs."""
         for name, tensor in graph_inputs(prompts, self._model.config).items():
             host = self._device.pinned(tensor.shape, "float32")
             np.copyto(host, tensor)
             if name not in self._prompts:
                 self._prompts[name] = self._device.buffer(tensor.shape, "float32")
-            # On the compute stream: behind the runs that still read the old ones.
+            # On the compute stream, after the runs that still read the old prompts.
             self._device.upload(host, self._prompts[name], self._compute)
             self._device.synchronize(self._device.record(self._compute))
 
@@ -157,7 +162,7 @@ class OverlappingEngine(Engine):
         """Start a batch; at most `depth` may be pending.
 
         Raises:
-            InferError: the network was not made for this shape.
+            InferError: the network was not built for this shape.
             DeviceFull: no room on the device for a batch of this size.
         """
         try:
@@ -198,7 +203,7 @@ class OverlappingEngine(Engine):
         raise InferError(f"{self.name}: more than {SLOTS} batches pending")
 
     def _release(self, size: int) -> None:
-        """Forget the memory of batches this large, but of those under way."""
+        """Free the slots of batches of at least this size that are not pending."""
         for key, slot in list(self._slots.items()):
             if key[0][0] >= size and not slot.taken:
                 del self._slots[key]
@@ -217,7 +222,7 @@ class OverlappingEngine(Engine):
         )
 
     def _run(self, slot: _Slot, shape: Shape) -> None:
-        """Twice as it is, as libraries set themselves up in the first runs; then as a graph."""
+        """Queue a run. The first two are direct, as libraries initialise in them; then a graph."""
 
         def enqueue() -> None:
             self._program.enqueue(shape, {**slot.device, **self._prompts}, self._compute)

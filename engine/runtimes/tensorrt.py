@@ -1,7 +1,7 @@
-"""TensorRT plans in a scan: one for each tile size, a profile in it for each batch size.
+"""Run TensorRT plans: one for each tile size, with a profile for each batch size.
 
-This needs TensorRT's runtime and the CUDA bindings, and neither plugin nor builder: the kernel is
-in the plan. Plans come from `engine.runtimes.plans`, which gives out none that was not compared.
+The module needs TensorRT's runtime and the CUDA bindings, but neither plugin nor builder: the plan
+contains the kernel. `engine.runtimes.plans` holds only plans that passed the comparison.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class TensorRtProgram:
     Args:
         trt: the module `tensorrt`.
         plans: by (height, width) of the tiles.
-        precision: as rows name it: `f16`.
+        precision: as `Recipe.short_precision`: `f16`.
 
     Raises:
-        DamagedModel: TensorRT does not take a plan: another version of it, or another GPU.
+        DamagedModel: a plan is of another TensorRT version or of another GPU.
     """
 
     def __init__(self, trt: Any, plans: Mapping[tuple[int, int], bytes], precision: str) -> None:
@@ -53,7 +53,7 @@ class TensorRtProgram:
         return engine
 
     def _context(self, shape: Shape, stream: Any) -> Any:
-        """For a batch of exactly this shape."""
+        """Return the context for batches of exactly this shape."""
         if shape not in self._contexts:
             size, *tile = shape
             engine = self._engines.get((tile[0], tile[1]))
@@ -82,15 +82,15 @@ def import_tensorrt() -> Any:
 
 
 def machine(trt: Any, device: CudaDevice) -> list[str]:
-    """What plans are bound to: TensorRT's version, the GPU, its compute capability."""
+    """Return what plans depend on: TensorRT's version, the GPU's name and compute capability."""
     return [trt.__version__, device.name, "{}.{}".format(*device.capability)]
 
 
 def open_tensorrt(model: Model) -> OverlappingEngine:
-    """The engine that `prompt-iml build` made for this model and this GPU.
+    """Open the engine that `prompt-iml build` built for this model and this GPU.
 
     Raises:
-        MissingDependency: no TensorRT, no GPU, or none was built.
+        MissingDependency: there is no TensorRT, no GPU, or no built engine.
     """
     trt, device = import_tensorrt(), CudaDevice()
     built = current(BlobCache(), model, machine(trt, device))
@@ -103,11 +103,11 @@ def open_tensorrt(model: Model) -> OverlappingEngine:
 
 
 def _profiles(engine: Any) -> dict[int, int]:
-    """Profile by batch size."""
+    """Return the profile numbers by batch size."""
     profiles = range(engine.num_optimization_profiles)
     return {engine.get_tensor_profile_shape("image", index)[2][0]: index for index in profiles}
 
 
 def _tensors(engine: Any) -> list[str]:
-    """Names of inputs and outputs."""
+    """Return the names of inputs and outputs."""
     return [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]

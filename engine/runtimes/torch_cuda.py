@@ -1,6 +1,6 @@
-"""GPUs without TensorRT: PyTorch in bfloat16 with our kernel, on the overlapping engine.
+"""PyTorch on a GPU, in bfloat16 with our kernel, as an `engine.runtimes.overlap.OverlappingEngine`.
 
-PyTorch is device and program at once: its streams, events, pinned memory and CUDA graphs.
+PyTorch is both device (streams, events, pinned memory, CUDA graphs) and program.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.runtimes.overlap import Buffers, OverlappingEngine, Shape
 from prompt_iml.engine.runtimes.torch_cpu import load_network
 
-BATCH = 16  # tiles; where they do not fit, the scan halves it
+BATCH = 16  # tiles; a scan halves it where they do not fit
 
 Array = NDArray[Any]
 
@@ -89,9 +89,9 @@ class TorchProgram:
     """The network in PyTorch. See `engine.runtimes.overlap.Program`.
 
     Args:
-        model: whose weights.
-        device: where to.
-        dtype: of all that autocast does not keep in float32.
+        model: the model to run.
+        device: GPU, or in tests the CPU.
+        dtype: of all operators that autocast does not keep in float32.
     """
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""`prompt-iml doctor`: what this machine can run, what is missing, and what mends it."""
+"""`prompt-iml doctor`: report what this machine can run, what is missing, and how to install it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ COMPILE = "install a C++ compiler, then prompt-iml again: pip install --force-re
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at.
+    """Result of one check.
 
     Attributes:
-        name: what.
-        state: `ok`; `missing`: nothing runs without it; `optional`: it would be faster with it.
-        found: what there is.
-        fix: the command, empty where nothing is to be mended.
+        name: the component.
+        state: `ok`; `missing`: no scan runs without it; `optional`: scans would be faster with it.
+        found: what was found.
+        fix: the command that installs it; empty if there is nothing to do.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Check:
 
 
 def doctor(settings: DoctorSettings) -> Json:
-    """Look at this machine.
+    """Run all checks and report them.
 
     Returns:
-        `checks`, and `engines`: those that `--engine` can name here, the default first.
+        `checks`, and `engines`: values of `--engine` that run here, the default first.
 
     Raises:
         UsageError: the model cannot be opened.
@@ -78,11 +78,11 @@ def _kernel() -> Check:
     name = "CPU kernel"
     if cpu.available():
         return Check(name, "ok", "compiled")
-    return Check(name, "optional", "not compiled, and the default engine slower", COMPILE)
+    return Check(name, "optional", "not compiled: the default engine is slower", COMPILE)
 
 
 def _gpu(model: Model) -> list[Check]:
-    """GPU, TensorRT and what was built, as far as each needs the one before."""
+    """Check the GPU, then TensorRT, then the built engine; stop at the first that is missing."""
     from prompt_iml.engine.runtimes.cuda_device import CudaDevice
     from prompt_iml.engine.runtimes.tensorrt import import_tensorrt, machine
 

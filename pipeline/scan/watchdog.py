@@ -1,4 +1,4 @@
-"""Ends a process that is stuck in an image, so that the image can be found and named."""
+"""End a process that is stuck in an image, so that the scan can find and name the image."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ TICK_SECONDS = 1.0
 
 
 class Watch(Protocol):
-    """Whoever wants to know what a scan is doing."""
+    """Notified of the work of a scan: a watchdog, or the line to a parent process."""
 
     def working(self, stage: Stage) -> AbstractContextManager[None]:
-        """Around one image's decode, or one run of the engine."""
+        """Return a context for the decode of one image, or for one call of the engine."""
         ...
 
 
 class Unwatched:
-    """Nobody."""
+    """A `Watch` that does nothing."""
 
     def working(self, stage: Stage) -> AbstractContextManager[None]:
-        """Nothing."""
+        """See `Watch`."""
         return nullcontext()
 
 
 class Watchdog:
-    """Ends the process when a decode, or a run of the engine, takes longer than `seconds`.
+    """Ends the process when a decode, or a call of the engine, takes longer than `seconds`.
 
-    A loop that lets other threads run is seen by a thread of ours; one that does not, in native
-    code that holds Python's lock, by a timer of `faulthandler` that this thread would put off.
-    Both leave the stacks of all threads on stderr.
+    A thread checks every `TICK_SECONDS`. Where native code holds Python's lock, so that the thread
+    cannot run, a timer of `faulthandler`, which the thread restarts at every check, ends the
+    process. Both print the stacks of all threads on stderr.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -83,7 +83,7 @@ class _WatchedBatch:
 
 
 class WatchedEngine(Engine):
-    """An engine whose runs are watched."""
+    """An engine whose calls are watched."""
 
     def __init__(self, engine: Engine, watch: Watch) -> None:
         self.name, self.batch, self.depth = engine.name, engine.batch, engine.depth
