@@ -1,4 +1,5 @@
-"""The parts of the network that the paper does not have.
+"""What the paper does not have, each part an option that the config switches on.
 
-Pixels and the file's quantisation table enter; features for the high-frequency branch leave.
+Enter: the same pixels, and the file's quantisation table. Leave: an addition to a map of the
+high-frequency branch.
 """
