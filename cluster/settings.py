@@ -7,8 +7,11 @@ from typing import Literal
 from pydantic import ByteSize, Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from prompt_iml.engine.network.config import Fusion
 from prompt_iml.pipeline.settings import Command, ScanSettings
+
+# Of the paper's ablation: one branch alone; both added; added after alignment; fused by deformable
+# attention without alignment; the whole network.
+Variant = Literal["semantic", "high_frequency", "add", "align", "fuse", "full"]
 
 
 class TrainSettings(Command):
@@ -33,8 +36,9 @@ class TrainSettings(Command):
     """Parquet of reviewers' labels to mix in."""
     preset: str = "prompt-iml-micro"
     """Shape of the network, where `start` does not tell."""
-    fusion: Fusion = "full"
-    """What of the two branches reaches the decoder; for ablations."""
+    fusion: Variant = "full"
+    """Variant of the network to train: one branch alone, the branches added, with alignment or
+    deformable fusion only, or the whole network."""
     prompts: int | None = Field(None, ge=0)
     """Prompts a block, where `start` does not tell; for ablations."""
     grow: bool = False

@@ -185,7 +185,6 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
         prompt_set=None if current is None else _write_prompts(old, f"{output}/{name}-prompts"),
         labels=labels,
         output=f"{output}/{name}",
-        fusion=old.config.fusion,
         judge_every=max(1, min(settings.samples // 4, 2000)),
         judged=min(settings.samples, 64),
         workers=settings.workers,

@@ -23,6 +23,7 @@ from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.judge import judge
 from prompt_iml.cluster.training.losses import training_loss
 from prompt_iml.cluster.training.schedule import learning_rate, precision, weight_decay_groups
+from prompt_iml.cluster.variants import make_variant
 from prompt_iml.engine.errors import FetchError, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.prompts import PREFIX, check_fits, parameters
@@ -49,7 +50,8 @@ class Objective(nn.Module):
 
     def forward(self, image_BHW3: Tensor, qtable_B64: Tensor, mask_BHW: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return training_loss(*self.network.predictions(image_BHW3, qtable_B64), mask_BHW)
+        fused_BHWC = self.network.extract(image_BHW3, qtable_B64)
+        return training_loss(*self.network.localize(fused_BHWC), mask_BHW)
 
 
 class Run:
@@ -137,7 +139,8 @@ def start_network(settings: TrainSettings) -> PromptIML:
         model = load_model(settings.start)
         tensors = load_network(model).state_dict()
         config = config if settings.grow else model.config
-    network = PromptIML(replace(config, fusion=settings.fusion))
+    network = PromptIML(config)
+    make_variant(network, settings.fusion)
     try:
         if tensors is not None:
             network.load_state_dict(_new_parts(network) | tensors)

@@ -1,9 +1,17 @@
-"""The network: pixels (and a quantisation table, and prompts) in, mask and score logits out.
+"""Prompt-IML (arXiv 2401.00653): RGB pixels in, mask logits and the logit of a score out.
 
-Reads top to bottom: `model` is the whole in thirty lines, `stems` and `swin` the two branches,
-`beyond` the options beside them, `fusion` what joins them, `decoder` what makes
-the mask.
-Shapes in tensor names: B batch, H W rows and columns, C channels, N windows, T tokens of a
-window, P prompts (or points), M heads, D channels a head, S tokens of all levels, L levels,
-Q queries. Feature maps are channels-last (BHWC), as Swin has them.
+To be read in this order:
+
+    config    the sizes, and which of them the paper states
+    model     the whole: the paper's figure 2
+    stems     from pixels to tokens: equations 1 and 2
+    swin      the layers of both branches, and the prompts: equations 3 and 8
+    fusion    what joins the branches: equations 4 to 7
+    decoder   from four fused maps to a mask: section 3.3
+    beyond/   what the paper does not have
+
+Each file begins with what the paper states (**P**, with section and equation) and what we chose
+where it is silent (**C**, with the reason); the same marks stand beside the lines they are about.
+A suffix of a tensor's name is its shape: `map_BHWC` is (B, H, W, C), and the file's docstring says
+what the letters count. Feature maps are channels-last (BHWC), as Swin has them.
 """

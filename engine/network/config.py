@@ -1,27 +1,28 @@
-"""The network's shape, as plain frozen values: what a checkpoint's metadata holds.
+"""The network's sizes, as plain frozen values: what a checkpoint's metadata holds.
 
-In the comments **P** is what the paper states (arXiv 2401.00653) and **C** our choice where it is
-silent, with the reason. No torch here: a scan reads this too.
+**P** is what the paper states (arXiv 2401.00653), with section and equation, and **C** our choice
+where it is silent, with the reason. No torch here: a scan reads this too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-Fusion = Literal["semantic", "high_frequency", "add", "align", "fuse", "full"]
+# Headers of weights name it since version 1, and the same weights shall keep their digest.
+_WHOLE = {"fusion": "full"}
 
 
 @dataclass(frozen=True, slots=True)
 class SwinConfig:
-    """Shape of one Swin branch; both branches have the same.
+    """Shape of one Swin branch; both branches have the same (P 3.2).
 
     Attributes:
         channels: C of the first stage; doubles from stage to stage.
-        depths: blocks a stage.
-        heads: attention heads a stage.
-        windows: side of the attention windows a stage, in tokens.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        windows: side of the attention windows of each stage, in tokens.
         mlp_ratio: width of a block's MLP over C.
         patch: stride of the stem, in pixels; each stage doubles it.
         position_grid: side of a learnable position embedding in the semantic stem; 0 = none.
@@ -32,8 +33,8 @@ class SwinConfig:
     heads: tuple[int, ...]
     windows: tuple[int, ...]
     mlp_ratio: int = 4
-    patch: int = 4  # P
-    position_grid: int = 0  # C: the paper draws one; stock Swin, whose weights we load, has none
+    patch: int = 4  # P 3.2, as Swin
+    position_grid: int = 0  # C: P eq. 1 has one; stock Swin, whose weights we load, has none
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
@@ -48,14 +49,14 @@ class SwinConfig:
 
 @dataclass(frozen=True, slots=True)
 class JpegViewConfig:
-    """Block-DCT histograms beside the high-frequency branch (beyond the paper).
+    """Block-DCT histograms beside the high-frequency branch; not of the paper.
 
     Attributes:
         coefficients: how many of the lowest AC coefficients, in zig-zag order.
         bins: histogram bins, for |c| = 0, 1, ... with the last one open.
         channels: width of the view.
-        likelihood_ratios: whether each coefficient is also told how likely it is if it was saved
-            once, and if it was saved twice.
+        likelihood_ratios: whether to add how likely each coefficient is if it was saved once
+            over how likely if it was saved twice.
     """
 
     coefficients: int = 20  # C: higher ones quantise to zero in most files
@@ -66,12 +67,12 @@ class JpegViewConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """Pixel decoder and one-query transformer decoder.
+    """Pixel decoder and transformer decoder with one query (P 3.3, as Mask2Former).
 
     Attributes:
         hidden: channels throughout.
         heads: heads of every attention.
-        points: samples a level and head of the deformable attention.
+        points: samples of each level and head of the deformable attention.
         encoder_layers: deformable layers of the pixel decoder.
         encoder_ffn: their feed-forward width.
         decoder_layers: masked-attention layers, over the coarser maps, coarse to fine, in turn.
@@ -81,9 +82,9 @@ class DecoderConfig:
     hidden: int = 256
     heads: int = 8
     points: int = 4
-    encoder_layers: int = 6  # P, as Mask2Former
+    encoder_layers: int = 6
     encoder_ffn: int = 1024
-    decoder_layers: int = 9  # P: three times over the three levels
+    decoder_layers: int = 9  # three times over the three levels
     decoder_ffn: int = 2048
 
 
@@ -94,16 +95,14 @@ class NetworkConfig:
     Attributes:
         name: of the preset.
         swin: shape of both branches.
-        stem_width: channels between two convolutions of the high-frequency stem; 0: one, linear.
+        stem_width: channels between the two convolutions of the wide high-frequency stem; 0: the
+            paper's stem.
         stem_blocks: residual blocks of 3x3 convolutions between those two.
         prompts: prompt tokens n_p that join every window of every semantic block.
-        fusion: what of the two branches reaches the decoder, as the paper's ablation has it:
-            `semantic` or `high_frequency` alone; `add`, their sum; `align`, the sum after each
-            took from the other; `fuse`, deformable attention without that; `full`, both.
-        fusion_points: samples a head of the deformable attention between the branches.
+        fusion_points: samples of each head of the deformable attention between the branches.
         decoder: shape of the decoder.
         jpeg_view: the JPEG view, or None without it; with it the network takes `qtable`.
-        matches: whether the high-frequency branch is told where the image lies in itself twice.
+        matches: whether the high-frequency branch gets where the image repeats itself.
         views: how an image becomes input, the preferred way first: `native` cuts it into
             tiles without resizing, `fit` scales it to one tile.
         sides: the sides H and W may have, in pixels, smallest first; any mix.
@@ -111,26 +110,25 @@ class NetworkConfig:
 
     name: str
     swin: SwinConfig
-    stem_width: int = 0  # P
-    stem_blocks: int = 0  # P
-    prompts: int = 5  # C: gives the 0.09 M the paper's successor reports, for two sets
-    fusion: Fusion = "full"  # P
+    stem_width: int = 0  # P eq. 2
+    stem_blocks: int = 0  # P eq. 2
+    prompts: int = 5  # C: gives the 0.09 M that the paper's successor (MM) reports for two sets
     fusion_points: int = 4  # C: the usual number for deformable attention
     decoder: DecoderConfig = DecoderConfig()
-    jpeg_view: JpegViewConfig | None = None  # off = the paper
-    matches: bool = False  # off = the paper
-    views: tuple[str, ...] = ("fit",)  # P
-    sides: tuple[int, ...] = (512,)  # P
+    jpeg_view: JpegViewConfig | None = None  # P: none
+    matches: bool = False  # P: none
+    views: tuple[str, ...] = ("fit",)  # P 4.1: images are resized
+    sides: tuple[int, ...] = (512,)  # P 4.1
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON's types."""
-        return asdict(self)
+        """Return the fields as JSON's types."""
+        return asdict(self) | _WHOLE
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> NetworkConfig:
-        """What `to_dict` gave, also after a way through JSON. Raises TypeError on a field
-        this version does not know."""
-        nested = dict(fields)
+        """Return the config that `to_dict` wrote, also by way of JSON. Raises TypeError on a field
+        that this version does not know, and on a part of the network in place of the whole."""
+        nested = {n: v for n, v in fields.items() if (n, v) not in _WHOLE.items()}
         nested["swin"] = SwinConfig(**_tuples(fields["swin"]))
         nested["decoder"] = DecoderConfig(**fields["decoder"])
         if fields["jpeg_view"] is not None:
@@ -139,7 +137,7 @@ class NetworkConfig:
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no tuples."""
+    """Turn JSON's lists back into tuples."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
@@ -148,7 +146,7 @@ PRESETS = {
     for config in (
         NetworkConfig(
             name="prompt-iml-s",
-            # C: Swin-S; MM's 93.14 M for two backbones is 2 x 48,835,722 in units of 2^20
+            # C: Swin-S, as MM's 93.14 M for two backbones is 2 x 48,835,722 in units of 2^20
             swin=SwinConfig(
                 channels=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24), windows=(7,) * 4
             ),
@@ -169,11 +167,11 @@ PRESETS = {
                 patch=8,
             ),
             # C: a patch of 8 has 192 values and a token 32 channels: one linear map of them
-            # loses how strong the noise is. 2,400 samples, high-frequency branch alone: flagged
-            # .30 of the authentic, one linear map .47
+            # loses how strong the noise is. After 2,400 samples of the high-frequency branch alone,
+            # .30 of the authentic images had a mask, with one linear map .47
             stem_width=64,
-            # C: to tell traces of pixels apart takes more than one layer. It costs 97 ms of a core
-            # for 75 at 512x512 (OpenVINO); its gain was not measured apart from longer training
+            # C: traces of several kinds need more than one layer. An image of 512x512 takes 97 ms
+            # of a core, not 75 (OpenVINO); the gain was not measured apart from longer training
             stem_blocks=1,
             decoder=DecoderConfig(
                 hidden=64,

@@ -1,7 +1,19 @@
-"""Four fused maps in, one mask and one score out: Mask2Former's decoder with a single query.
+"""Manipulation localization network: four fused maps in, mask logits out.
 
-Mask2Former: Cheng et al., arXiv 2112.01527. With one query there is nothing to match and no
-class to tell, and self-attention, a softmax over one, is a projection.
+Paper (P):
+    3.3: the architecture of Mask2Former (Cheng et al., arXiv 2112.01527): a pixel decoder that
+        upsamples step by step, and a transformer decoder with masked attention over the maps.
+    3.3: a single query.
+Choices (C):
+    With one query there is nothing to match and no class to predict: the mask logits are the
+        query's embedding times the mask features. Self-attention, a softmax over one query, is
+        a projection.
+    The mask of every layer is returned, for deep supervision as in Mask2Former.
+    Where the finest map is coarser than the mask features (stride 4), a sub-pixel convolution
+        (Shi et al., arXiv 1609.05158) makes several of them from each cell.
+    Group norm has 8 channels a group: Mask2Former's 256 channels in 32 groups.
+Letters: B images, H W rows and columns, C channels of a fused map, D channels of the decoder,
+S cells, of one map or of several in one row, M heads.
 """
 
 from __future__ import annotations
@@ -9,7 +21,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +29,16 @@ from torch.nn import functional
 from prompt_iml.engine.network.config import DecoderConfig
 from prompt_iml.engine.network.fusion import DeformableAttention, cell_centres
 
-MASK_STRIDE = 4
-SHARPNESS = (0.5, 1.0, 4.0)  # of the score's looks at the mask: broad, by odds, at its peak
+MASK_STRIDE = 4  # pixels between mask features, as in Mask2Former
 
 
 class PixelDecoder(nn.Module):
     """Deformable encoder over the three coarser maps, then a step of feature pyramid.
 
-    The mask features have stride 4. Where the finest map's is `spread` times that, each of its
-    cells has spread x spread of them, from a sub-pixel convolution (arXiv 1609.05158).
+    Args:
+        config: sizes.
+        channels: C of each fused map, the finest first.
+        spread: mask features on either axis of a cell of the finest map.
     """
 
     def __init__(self, config: DecoderConfig, channels: Sequence[int], spread: int = 1) -> None:
@@ -40,9 +52,10 @@ class PixelDecoder(nn.Module):
         self.smooth = nn.Sequential(_conv_norm(d, d, 3), nn.ReLU())
         self.mask_features = nn.Conv2d(d, d * spread**2, 1)
 
-    def forward(self, maps_BHWC: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Mask features (B, D, H/4, W/4), and the coarser maps (B, D, H/s, W/s)."""
-        finest, *coarse = (map_BHWC.permute(0, 3, 1, 2) for map_BHWC in maps_BHWC)
+    def forward(self, fused_BHWC: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Mask features (B, D, H/4, W/4), and the coarser maps (B, D, H/s, W/s), of an image of
+        H x W pixels."""
+        finest, *coarse = (map_BHWC.permute(0, 3, 1, 2) for map_BHWC in fused_BHWC)
         maps = self.encode([conv(x) for conv, x in zip(self.inputs, coarse, strict=True)])
         lateral = self.lateral(finest)
         upsampled = functional.interpolate(
@@ -52,7 +65,7 @@ class PixelDecoder(nn.Module):
         return functional.pixel_shuffle(features, self.spread), maps
 
     def encode(self, maps_BDHW: Sequence[Tensor]) -> list[Tensor]:
-        """The deformable encoder; same shapes out as in."""
+        """Run the deformable encoder; same shapes out as in."""
         sizes = [(x.shape[2], x.shape[3]) for x in maps_BDHW]
         x_BSD = torch.cat([x.flatten(2).transpose(1, 2) for x in maps_BDHW], 1)
         positions = [
@@ -96,7 +109,7 @@ class EncoderLayer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """One query reads the maps, coarse to fine, each time only where its last mask was."""
+    """One query (P 3.3) reads the maps, coarse to fine, where its last mask was positive."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -113,32 +126,29 @@ class MaskDecoder(nn.Module):
     def forward(
         self, features_BDHW: Tensor, maps_BDHW: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Mask logits (B, H/4, W/4) before the first and after each layer, and the query (B, D).
-
-        All of them may be trained (deep supervision); the last is the answer.
-        """
+        """Mask logits (B, H, W) before the first and after each layer, and the query (B, D)."""
         query_B1D = self.query.expand(features_BDHW.shape[0], -1, -1)
-        masks = [self.predict(query_B1D, features_BDHW)]
+        masks_BHW = [self.predict(query_B1D, features_BDHW)]
         for index, layer in enumerate(self.layers):
             level = 2 - index % 3  # coarse to fine
             height, width = size = maps_BDHW[level].shape[2:]
             memory_BSD = maps_BDHW[level].flatten(2).transpose(1, 2)
             position_SD = sine_position(height, width, memory_BSD)
             memory_BSD = memory_BSD + self.level_embed[level]
-            attend_B1S = attention_mask(masks[-1], (size[0], size[1]))[:, None]
+            attend_B1S = attention_mask(masks_BHW[-1], (size[0], size[1]))[:, None]
             query_B1D = layer(query_B1D, self.query_position, memory_BSD, position_SD, attend_B1S)
-            masks.append(self.predict(query_B1D, features_BDHW))
-        return masks, self.norm(query_B1D)[:, 0]
+            masks_BHW.append(self.predict(query_B1D, features_BDHW))
+        return masks_BHW, self.norm(query_B1D)[:, 0]
 
     def predict(self, query_B1D: Tensor, features_BDHW: Tensor) -> Tensor:
-        """Mask logits (B, H/4, W/4)."""
+        """Mask logits (B, H, W), as many as there are features."""
         embedding_B1D = self.mask_embed(self.norm(query_B1D))
         logits_B1S: Tensor = embedding_B1D @ features_BDHW.flatten(2)
         return logits_B1S.reshape(-1, *features_BDHW.shape[2:])
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, feed-forward, post-norm."""
+    """Masked cross-attention (P 3.3), self-attention, feed-forward, post-norm."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -181,57 +191,10 @@ class DecoderLayer(nn.Module):
         return x_BSD.reshape(b, s, self.heads, d // self.heads).transpose(1, 2)
 
 
-class ScoreHead(nn.Module):
-    """The image score: the evidence in the mask, weighed against what the query, the fused maps
-    and the features inside and outside of the mask say."""
-
-    def __init__(self, hidden: int, channels: Sequence[int]) -> None:
-        super().__init__()
-        width = 3 * hidden + sum(channels)
-        self.norm = nn.LayerNorm(width)
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1)
-        )  # not ReLU: all of its units died within 10,000 samples
-        self.evidence = nn.Linear(len(SHARPNESS), 1)
-        # Begins as the evidence alone: the rest has hundreds of numbers to be wrong about.
-        nn.init.zeros_(cast("nn.Linear", self.layers[2]).weight)
-        nn.init.constant_(self.evidence.weight, 1 / len(SHARPNESS))
-
-    def forward(
-        self,
-        query_BD: Tensor,
-        features_BDHW: Tensor,
-        mask_BHW: Tensor,
-        maps_BHWC: Sequence[Tensor],
-    ) -> Tensor:
-        """Logits (B,)."""
-        logits_BS = mask_BHW.flatten(1)
-        inside_BS1 = logits_BS.detach().sigmoid()[:, :, None]
-        features_BDS = features_BDHW.flatten(2)
-        inside_BD = features_BDS @ (inside_BS1 / (inside_BS1.sum(1, keepdim=True) + 1))
-        outside_BS1 = 1 - inside_BS1
-        outside_BD = features_BDS @ (outside_BS1 / (outside_BS1.sum(1, keepdim=True) + 1))
-        pooled = [map_BHWC.mean((1, 2)) for map_BHWC in maps_BHWC]
-        found = torch.cat([query_BD, inside_BD[:, :, 0], outside_BD[:, :, 0], *pooled], 1)
-        evidence_BK = torch.stack([soft_maximum(logits_BS, r) for r in SHARPNESS], 1)
-        y: Tensor = self.layers(self.norm(found)) + self.evidence(evidence_BK)
-        return y[:, 0]
-
-
-def soft_maximum(x_BS: Tensor, sharpness: float) -> Tensor:
-    """(B,) between the mean (sharpness 0) and the maximum: log mean exp.
-
-    Not `logsumexp` less the logarithm of the size: an exported graph would keep that of one size.
-    """
-    x_BS = sharpness * x_BS
-    highest_B1 = x_BS.detach().amax(1, keepdim=True)
-    return ((x_BS - highest_B1).exp().mean(1).log() + highest_B1[:, 0]) / sharpness
-
-
 def attention_mask(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, S) bool: where the mask, scaled to `size`, is positive; everywhere if nowhere.
 
-    An untouched image has an empty mask, and a softmax over nothing is not a number.
+    An untouched image has an empty mask, and a softmax over nothing is not a number (C).
     """
     scaled_B1HW = functional.interpolate(
         mask_BHW.detach()[:, None], size, mode="bilinear", align_corners=False
@@ -240,17 +203,17 @@ def attention_mask(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:
     return attend_BS | ~attend_BS.any(1, keepdim=True)
 
 
-def sine_position(height: int, width: int, like_BSC: Tensor) -> Tensor:
-    """(H*W, C): sines and cosines of the row, then of the column, over the whole map."""
-    c, device = like_BSC.shape[2] // 2, like_BSC.device
-    row_HC, column_WC = _sine(height, c, device), _sine(width, c, device)
-    rows = row_HC[:, None].expand(height, width, c)
-    columns = column_WC[None].expand(height, width, c)
-    return torch.cat([rows, columns], -1).reshape(height * width, 2 * c).to(like_BSC.dtype)
+def sine_position(height: int, width: int, like_BSD: Tensor) -> Tensor:
+    """(S, D): sines and cosines of the row, then of the column, over the whole map."""
+    half, device = like_BSD.shape[2] // 2, like_BSD.device
+    row, column = _sine(height, half, device), _sine(width, half, device)
+    rows = row[:, None].expand(height, width, half)
+    columns = column[None].expand(height, width, half)
+    return torch.cat([rows, columns], -1).reshape(height * width, 2 * half).to(like_BSD.dtype)
 
 
 def _sine(size: int, channels: int, device: torch.device) -> Tensor:
-    """(size, C): one axis."""
+    """(size, channels): sines, then cosines, of the places along one axis."""
     position = 2 * math.pi * (torch.arange(size, device=device) + 1) / size
     period = 10000 ** (torch.arange(channels // 2, device=device) / (channels // 2))
     angle = position[:, None] / period
@@ -258,7 +221,7 @@ def _sine(size: int, channels: int, device: torch.device) -> Tensor:
 
 
 def _conv_norm(in_channels: int, channels: int, size: int) -> nn.Sequential:
-    """Convolution and group norm, 8 channels a group as Mask2Former's 256 in 32."""
+    """Convolution and group norm."""
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, size, padding=size // 2, bias=False),
         nn.GroupNorm(channels // 8, channels),

@@ -1,4 +1,23 @@
-"""FAF, feature alignment and fusion, after each layer; and the deformable attention it uses."""
+"""Feature alignment and fusion (FAF): two maps become two aligned maps and a fused one.
+
+Paper (P):
+    3.2, equation 4: channel weights of both branches from an MLP on their average-pooled maps.
+    3.2, equation 5: spatial weights from two 1x1 convolutions with a ReLU between.
+    3.2, equation 6: each branch adds the other's map, under the other's weights.
+    3.2, equation 7: each branch queries the other by deformable attention (Zhu et al., arXiv
+        2010.04159); the fused map is a learnable weighting of the two sums.
+Choices (C):
+    Both weights end in a sigmoid and begin small: from 0.5 each branch would begin with as much of
+        the other as of itself.
+    Equation 7 reads layer norms of the aligned maps, so that neither branch outweighs the other
+        by its scale; what goes on to the next layers is not normalised.
+    The value of its second attention is F_sem of layer i. The paper has i + 1, which does not
+        exist yet and has other sizes: taken for a misprint.
+    Deformable attention as usual: four points, 32 channels a head (as many heads as Swin's), and
+        reference points at the cells' own centres. The branches count alike at first (0.5).
+Letters: B images, H W rows and columns, C channels, M heads, D channels of a head, L levels (the
+maps of one image), S cells of all levels, Q queries, P points of a head and level.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +32,10 @@ from prompt_iml.engine.operator.torch_op import ms_deform_attn
 
 
 class Fusion(nn.Module):
-    """One FAF module (paper, section 2.3): two maps of C channels in, both aligned, and one."""
+    """One FAF module, after one layer of the branches."""
 
-    def __init__(self, channels: int, heads: int, points: int, aligns: bool, fuses: bool) -> None:
+    def __init__(self, channels: int, heads: int, points: int) -> None:
         super().__init__()
-        self.aligns, self.fuses = aligns, fuses
         c = channels
         self.channel_weights = nn.Sequential(
             nn.Linear(2 * c, 2 * c), nn.ReLU(), nn.Linear(2 * c, 2 * c), nn.Sigmoid()
@@ -31,35 +49,26 @@ class Fusion(nn.Module):
         self.gate_sem = nn.Parameter(torch.tensor(0.5))
         self.gate_hfq = nn.Parameter(torch.tensor(0.5))
         for weights in (self.channel_weights, self.spatial_weights):
-            # C: each begins as itself; with 0 the other branch would come in at full strength
             nn.init.constant_(cast("nn.Linear", weights[2]).bias, -2.0)
 
     def forward(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Semantic and high-frequency maps -> the two for the next layers, and the fused one."""
-        if self.aligns:
-            sem_BHWC, hfq_BHWC = self.align(sem_BHWC, hfq_BHWC)
+        sem_BHWC, hfq_BHWC = self.align(sem_BHWC, hfq_BHWC)
         return sem_BHWC, hfq_BHWC, self.fuse(self.norm_sem(sem_BHWC), self.norm_hfq(hfq_BHWC))
 
-    def unused(self) -> list[nn.Module]:
-        """Parts that an ablation switched off."""
-        align = [] if self.aligns else [self.channel_weights, self.spatial_weights]
-        return align + ([] if self.fuses else [self.attend_sem, self.attend_hfq])
-
     def align(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Each takes from the other, weighted by channel and by place."""
-        both_BHWC = torch.cat([sem_BHWC, hfq_BHWC], -1)
-        channel_B11C = self.channel_weights(both_BHWC.mean((1, 2)))[:, None, None]
-        channel_sem, channel_hfq = channel_B11C.chunk(2, -1)
-        spatial_sem, spatial_hfq = self.spatial_weights(both_BHWC).chunk(2, -1)
-        return (
+        """Add to each map the other, weighted by channel and by place."""
+        both = torch.cat([sem_BHWC, hfq_BHWC], -1)
+        channel = self.channel_weights(both.mean((1, 2)))[:, None, None]  # P eq. 4
+        channel_sem, channel_hfq = channel.chunk(2, -1)  # (B, 1, 1, C)
+        spatial_sem, spatial_hfq = self.spatial_weights(both).chunk(2, -1)  # P eq. 5: (B, H, W, 1)
+        return (  # P eq. 6
             sem_BHWC + (channel_hfq + spatial_hfq) * hfq_BHWC,
             hfq_BHWC + (channel_sem + spatial_sem) * sem_BHWC,
         )
 
     def fuse(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> Tensor:
-        """Each looks into the other, if they do; their sum, gated."""
-        if not self.fuses:
-            return self.gate_sem * sem_BHWC + self.gate_hfq * hfq_BHWC
+        """Attend from each map to the other, and add up (P eq. 7)."""
         _, height, width, _ = shape = sem_BHWC.shape
         sem, hfq = sem_BHWC.flatten(1, 2), hfq_BHWC.flatten(1, 2)
         centres, sizes = cell_centres(height, width, sem.device), [(height, width)]
@@ -82,7 +91,7 @@ class DeformableAttention(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """At first each head looks along its own direction, a pixel further a point."""
+        """At first each head reads along its own direction, a cell further with each point."""
         angle_M = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction_M2 = torch.stack([angle_M.cos(), angle_M.sin()], -1)
         steps_P = torch.arange(1.0, self.points + 1)
@@ -109,8 +118,8 @@ class DeformableAttention(nn.Module):
         Args:
             query_BQC: what offsets and weights are computed from.
             reference_Q2: (x, y) in 0..1, float32.
-            value_BSC: the levels' maps, flattened, one after the other.
-            sizes: (H, W) of each level.
+            value_BSC: the levels' maps, flattened row by row, one after the other.
+            sizes: rows and columns of each level.
 
         Returns:
             (B, Q, C).
@@ -120,7 +129,7 @@ class DeformableAttention(nn.Module):
         value_BSMD = self.value_proj(value_BSC).reshape(b, -1, m, c // m)
         offsets = self.sampling_offsets(query_BQC).reshape(b, q, m, n_levels, p, 2)
         weights = self.attention_weights(query_BQC).reshape(b, q, m, n_levels * p).softmax(-1)
-        # float32 at every precision: half of it costs up to half a pixel (network.md)
+        # float32 at every precision: over 128 columns float16 is 0.06 columns wrong, bfloat16 0.5
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         cells_L12 = torch.stack([_width_height(h, w, offsets) for h, w in sizes])[:, None]
         locations = reference_Q2[:, None, None, None] + offsets / cells_L12
@@ -138,6 +147,6 @@ def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _width_height(height: int, width: int, like: Tensor) -> Tensor:
-    """(2,) from sizes that may be symbolic."""
+    """(2,): width and height, which may be symbolic."""
     sizes = torch.stack([torch.scalar_tensor(size, device=like.device) for size in (width, height)])
     return sizes.to(like.dtype)

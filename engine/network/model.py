@@ -1,30 +1,44 @@
-"""Prompt-IML, whole. Liu et al., arXiv 2401.00653; each part's module says what is ours."""
+"""The whole network: an RGB image in, mask logits and a score logit out.
+
+Paper (P):
+    3.1, figure 2: a feature extraction network of two branches, joined by a fusion module after
+        each of four layers, then a manipulation localization network over the four fused maps.
+    3.2: both branches are Swins of the same structure; the semantic one is pretrained and frozen.
+    3.4: of the semantic branch only the prompts train, and every block has its own.
+Choices (C):
+    Pixels are normalised by ImageNet's mean and deviation, in both branches: the frozen weights
+        were trained on such images.
+    Patches are merged after the fusion, so that a fused map has the resolution of its layer.
+    Prompts are drawn as VPT draws them (Jia et al., arXiv 2203.12119).
+Letters: B images, H W rows and columns, C channels, D channels of the decoder, K blocks of a layer,
+P prompts of a block.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from prompt_iml.engine.network.beyond.jpeg_view import BLOCK, JpegView
 from prompt_iml.engine.network.beyond.matches import Matches
+from prompt_iml.engine.network.beyond.score_head import ScoreHead
+from prompt_iml.engine.network.beyond.wide_stem import WideStem
 from prompt_iml.engine.network.config import NetworkConfig
-from prompt_iml.engine.network.decoder import MASK_STRIDE, MaskDecoder, PixelDecoder, ScoreHead
+from prompt_iml.engine.network.decoder import MASK_STRIDE, MaskDecoder, PixelDecoder
 from prompt_iml.engine.network.fusion import Fusion
 from prompt_iml.engine.network.stems import HighFrequencyStem, PatchEmbedding
-from prompt_iml.engine.network.swin import Swin
+from prompt_iml.engine.network.swin import Swin, SwinLayer
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the frozen weights saw
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # C: ImageNet's, of values 0..1
+
+Layer = tuple[SwinLayer, SwinLayer, nn.Module, Tensor]
 
 
 class PromptIML(nn.Module):
-    """Two Swin branches, fused after each layer, and a one-query mask decoder.
-
-    The semantic branch is frozen from the start: of it only the prompts train.
-    """
+    """Two Swin branches, fused after each layer, and a decoder with one query."""
 
     mean: Tensor
     std: Tensor
@@ -34,23 +48,14 @@ class PromptIML(nn.Module):
         self.config = config
         swin, channels = config.swin, config.swin.stage_channels
         self.semantic = Swin(swin, PatchEmbedding(swin.channels, swin.patch, swin.position_grid))
-        self.high_frequency = Swin(
-            swin,
-            HighFrequencyStem(swin.channels, swin.patch, config.stem_width, config.stem_blocks),
-        )
+        self.high_frequency = Swin(swin, _high_frequency_stem(config))
         self.prompts = nn.ParameterList(_prompts(config))
         self.block_stage = swin.strides.index(BLOCK)
         beside = channels[self.block_stage]
         self.jpeg_view = JpegView(config.jpeg_view, beside) if config.jpeg_view else None
         self.matches = Matches(beside) if config.matches else None
         self.fusion = nn.ModuleList(
-            Fusion(
-                c,
-                heads,
-                config.fusion_points,
-                aligns=config.fusion in ("align", "full"),
-                fuses=config.fusion in ("fuse", "full"),
-            )
+            Fusion(c, heads, config.fusion_points)
             for c, heads in zip(channels, swin.heads, strict=True)
         )
         self.pixel_decoder = PixelDecoder(config.decoder, channels, swin.patch // MASK_STRIDE)
@@ -58,21 +63,9 @@ class PromptIML(nn.Module):
         self.score_head = ScoreHead(config.decoder.hidden, channels)
         self.register_buffer("mean", 255 * torch.tensor(MEAN), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD), persistent=False)
-        self.semantic.layers.requires_grad_(False)
+        self.semantic.layers.requires_grad_(False)  # P 3.2: it remains untrained
         self.semantic.patch_embed.proj.requires_grad_(False)
         self.semantic.patch_embed.norm.requires_grad_(False)
-        for unused in self._unused():
-            unused.requires_grad_(False)
-
-    def _unused(self) -> list[nn.Module]:
-        """What the config's way of fusion leaves out; nothing of the paper's."""
-        if self.config.fusion == "semantic":
-            views = [view for view in (self.jpeg_view, self.matches) if view is not None]
-            return [self.high_frequency, self.fusion, *views]
-        if self.config.fusion == "high_frequency":
-            return [self.semantic, self.prompts, self.fusion]
-        fusions = cast("list[Fusion]", list(self.fusion))
-        return [part for fusion in fusions for part in fusion.unused()]
 
     def forward(
         self,
@@ -80,83 +73,76 @@ class PromptIML(nn.Module):
         qtable_B64: Tensor | None = None,
         prompts: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Find what was manipulated.
+        """Locate what was manipulated, and score the image.
 
         Args:
             image_BHW3: RGB, 0..255, uint8 or floating.
             qtable_B64: JPEG luma quantisation tables in natural order, ones where there is
                 none; needed where the JPEG view is on.
-            prompts: (depth, P, C) a stage, instead of the network's own.
+            prompts: (K, P, C) a layer, instead of the network's own.
 
         Returns:
             Mask logits (B, H/4, W/4), above 0 means manipulated, and score logits (B,).
         """
-        masks, score_B = self.predictions(image_BHW3, qtable_B64, prompts)
+        masks, score_B = self.localize(self.extract(image_BHW3, qtable_B64, prompts))
         return masks[-1], score_B
 
-    def predictions(
+    def extract(
         self,
         image_BHW3: Tensor,
         qtable_B64: Tensor | None = None,
         prompts: Sequence[Tensor] | None = None,
-    ) -> tuple[list[Tensor], Tensor]:
-        """As `forward`, with the mask logits of every decoder layer, for deep supervision."""
-        maps_BHWC = self.fused_maps(image_BHW3, qtable_B64, prompts or list(self.prompts))
-        features_BDHW, maps_BDHW = self.pixel_decoder(maps_BHWC)
-        masks, query_BD = self.mask_decoder(features_BDHW, maps_BDHW)
-        return masks, self.score_head(query_BD, features_BDHW, masks[-1], maps_BHWC)
-
-    def fused_maps(
-        self, image_BHW3: Tensor, qtable_B64: Tensor | None, prompts: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Both branches: (B, H/s, W/s, C), s the config's strides."""
+        """P 3.2, the feature extraction network: the fused map (B, H/s, W/s, C) of each layer, s
+        the config's strides. Arguments as for `forward`."""
         pixels_BHW3 = image_BHW3.to(self.mean.dtype)
         normal_B3HW = ((pixels_BHW3 - self.mean) / self.std).permute(0, 3, 1, 2)
-        if self.config.fusion == "semantic":
-            maps: list[Tensor] = self.semantic(normal_B3HW, prompts)
-            return maps
-        views_BHWC = self._views(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
-        if self.config.fusion == "high_frequency":
-            return self._high_frequency_maps(normal_B3HW, views_BHWC)
-        sem = self.semantic.patch_embed(normal_B3HW)
-        hfq = self.high_frequency.patch_embed(normal_B3HW)
-        stages = zip(
-            self.semantic.stages(), self.high_frequency.stages(), self.fusion, prompts, strict=True
-        )
+        additions_BHWC = self._beyond(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
+        sem = self.semantic.patch_embed(normal_B3HW)  # P eq. 1
+        hfq = self.high_frequency.patch_embed(normal_B3HW)  # P eq. 2
         fused: list[Tensor] = []
-        for stage, (sem_layer, hfq_layer, fuse, prompts_depthPC) in enumerate(stages):
-            hfq = self._with_views(hfq, views_BHWC, stage)
-            sem, hfq, both = fuse(sem_layer(sem, prompts_depthPC), hfq_layer(hfq))
+        for stage, (sem_layer, hfq_layer, fuse, prompts_KPC) in enumerate(self._layers(prompts)):
+            if stage == self.block_stage:
+                hfq = sum(additions_BHWC, hfq)
+            sem, hfq = sem_layer(sem, prompts_KPC), hfq_layer(hfq)  # P eq. 8 and 3
+            sem, hfq, both = fuse(sem, hfq)  # P eq. 4 to 7
             sem, hfq = sem_layer.downsample(sem), hfq_layer.downsample(hfq)
             fused.append(both)
         return fused
 
-    def _views(self, pixels_B3HW: Tensor, qtable_B64: Tensor | None) -> list[Tensor]:
-        """What is told besides the pixels, (B, H/8, W/8, C) each."""
-        views: list[Tensor] = []
+    def localize(self, fused_BHWC: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """P 3.3, the manipulation localization network: mask logits before the first and after
+        each decoder layer, the last of which is the answer, and score logits (B,)."""
+        features_BDHW, maps_BDHW = self.pixel_decoder(fused_BHWC)
+        masks_BHW, query_BD = self.mask_decoder(features_BDHW, maps_BDHW)
+        return masks_BHW, self.score_head(query_BD, features_BDHW, masks_BHW[-1], fused_BHWC)
+
+    def _layers(self, prompts: Sequence[Tensor] | None) -> Iterator[Layer]:
+        """For each stage: semantic layer, high-frequency layer, fusion, prompts."""
+        branches = self.semantic.stages(), self.high_frequency.stages()
+        return zip(*branches, self.fusion, prompts or self.prompts, strict=True)
+
+    def _beyond(self, pixels_B3HW: Tensor, qtable_B64: Tensor | None) -> list[Tensor]:
+        """Additions (B, H/8, W/8, C) to the high-frequency branch, at the layer whose tokens are 8
+        pixels apart, as JPEG's blocks are. The paper has none."""
+        additions_BHWC: list[Tensor] = []
         if self.jpeg_view is not None:
-            views.append(self.jpeg_view(pixels_B3HW, qtable_B64))
+            additions_BHWC.append(self.jpeg_view(pixels_B3HW, qtable_B64))
         if self.matches is not None:
-            views.append(self.matches(pixels_B3HW))
-        return views
+            additions_BHWC.append(self.matches(pixels_B3HW))
+        return additions_BHWC
 
-    def _high_frequency_maps(
-        self, image_B3HW: Tensor, views_BHWC: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """The branch alone, as in the ablation."""
-        x_BHWC, maps = self.high_frequency.patch_embed(image_B3HW), []
-        for stage, layer in enumerate(self.high_frequency.stages()):
-            maps.append(layer(self._with_views(x_BHWC, views_BHWC, stage)))
-            x_BHWC = layer.downsample(maps[-1])
-        return maps
 
-    def _with_views(self, x_BHWC: Tensor, views_BHWC: Sequence[Tensor], stage: int) -> Tensor:
-        """They join the high-frequency branch where its stride is a block's side."""
-        return sum(views_BHWC, x_BHWC) if stage == self.block_stage else x_BHWC
+def _high_frequency_stem(config: NetworkConfig) -> nn.Module:
+    """The paper's stem, or the wider one if the config has a width for it."""
+    channels, patch = config.swin.channels, config.swin.patch
+    if config.stem_width:
+        return WideStem(channels, patch, config.stem_width, config.stem_blocks)
+    return HighFrequencyStem(channels, patch)
 
 
 def _prompts(config: NetworkConfig) -> list[nn.Parameter]:
-    """(depth, P, C) a stage, drawn as VPT draws them; where there are none, nothing to train."""
+    """(K, P, C) a layer; without prompts, P = 0, there is nothing to train."""
     limit = math.sqrt(6 / (3 * config.swin.patch**2 + config.swin.channels))
     return [
         nn.Parameter(

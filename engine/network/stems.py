@@ -1,15 +1,25 @@
-"""The two stems: pixels to tokens, a patch each, (B, 3, H, W) -> (B, H/patch, W/patch, C)."""
+"""The two stems: a patch of pixels becomes a token, (B, 3, H, W) -> (B, H/patch, W/patch, C).
+
+Paper (P):
+    3.2, equation 1: semantic stem, Norm(Conv(X)) + a learnable position embedding.
+    3.2, equation 2: high-frequency stem, the concatenation of BayarConvs of 3x3, 5x5 and 7x7 taps.
+Choices (C):
+    The position embedding is off by default: the stock Swin, whose weights we load, has none.
+    The BayarConvs are 3 -> 3 channels each at full resolution, and their 9 channels go through a
+        patch embedding and norm like the other stem's, so that both branches have the same
+        tokens: BayarConvs with a stride would skip pixels.
+    Bayar and Stamm's constraint (every 2-D slice has -1 at its centre and other taps that sum to
+        1) is computed in every forward, so that no optimiser step and no evaluation has to
+        mend the weights.
+    High-frequency tokens are computed in float32: they are small differences of large values.
+Letters: B images, H W rows and columns, C channels.
+"""
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-WIDE_PATCH = 4  # pixels: the paper's, and with `width` the first of two steps
-GAIN = 16.0  # residuals are a few grey levels, a twentieth of the unit that images come in
 
 
 def pad_to_patches(image_B3HW: Tensor, patch: int) -> Tensor:
@@ -19,7 +29,7 @@ def pad_to_patches(image_B3HW: Tensor, patch: int) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Semantic stem: patch embedding, norm, and a learnable position embedding if asked."""
+    """Semantic stem (P eq. 1): patch embedding, norm, and perhaps a position embedding."""
 
     def __init__(self, channels: int, patch: int = 4, position_grid: int = 0) -> None:
         super().__init__()
@@ -44,15 +54,12 @@ class PatchEmbedding(nn.Module):
 
 
 class BayarKernel(nn.Module):
-    """Weights of a constrained convolution 3 -> 3: every 2-D slice predicts its centre.
-
-    Bayar and Stamm's constraint, held by construction in every forward, so that no optimiser
-    step and no evaluation ever has to mend the weights.
-    """
+    """Weights of a BayarConv 3 -> 3: the other pixels of a window predict its centre."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
+        # C: positive, so that no sum begins near 0
         self.taps = nn.Parameter(torch.empty(3, 3, size * size - 1).uniform_(0.5, 1.5))
 
     def forward(self) -> Tensor:
@@ -66,46 +73,24 @@ class BayarKernel(nn.Module):
         return kernel.reshape(3, 3, self.size, self.size)
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions whose answer is added to what came in; at first the identity, so that
-    it can be put into a network that is trained already."""
+class BayarPatches(nn.Module):
+    """Three BayarConvs side by side (P eq. 2), then a patch embedding of their 9 channels (C).
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(cast("Tensor", self.conv2.bias))
+    Both are linear with nothing between, so they run as one strided convolution.
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
-        y: Tensor = x_BCHW + self.conv2(functional.relu(self.conv1(x_BCHW)))
-        return y
-
-
-class HighFrequencyStem(nn.Module):
-    """HF stem: three BayarConvs side by side, then the patch embedding and norm.
-
-    The full-resolution BayarConvs (padding size // 2) and the patch embedding over their
-    9 channels are both linear with nothing between, so they run as one strided convolution.
-
-    With `width`, patches of 4 become `width` rectified channels, of which a second, strided
-    convolution makes the tokens: what tells noise from noise is its strength, and no linear
-    map of a patch to fewer numbers than it has keeps that. Between the two come `blocks`.
+    Args:
+        channels: C of the result.
+        stride: side of the patches, in pixels.
+        multiple: H and W are padded to multiples of this, in pixels.
     """
 
     sizes = (3, 5, 7)
 
-    def __init__(self, channels: int, patch: int = 4, width: int = 0, blocks: int = 0) -> None:
+    def __init__(self, channels: int, stride: int, multiple: int) -> None:
         super().__init__()
-        self.patch, self.width = patch, width
-        self.stride = WIDE_PATCH if width else patch
+        self.stride, self.multiple = stride, multiple
         self.bayar = nn.ModuleList(BayarKernel(size) for size in self.sizes)
-        self.proj = nn.Conv2d(3 * len(self.sizes), width or channels, self.stride, self.stride)
-        if width:
-            self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
-            self.merge = nn.Conv2d(width, channels, 3, patch // WIDE_PATCH, padding=1)
-        self.norm = nn.LayerNorm(channels)
+        self.proj = nn.Conv2d(3 * len(self.sizes), channels, stride, stride)
 
     def kernel(self) -> Tensor:
         """(C, 3, stride + 6, stride + 6) float32: patch embedding after BayarConvs, as one."""
@@ -118,22 +103,28 @@ class HighFrequencyStem(nn.Module):
         )
         return functional.conv_transpose2d(self.proj.weight.to(bayar_9377.dtype), bayar_9377)
 
-    def forward(self, image_B3HW: Tensor) -> Tensor:
-        """(B, H/patch, W/patch, C). Residuals are small differences: they are told in float32."""
-        with torch.autocast(image_B3HW.device.type, enabled=False):
-            tokens_BCHW = self.residuals(image_B3HW)
-        if self.width:
-            tokens_BCHW = self.merge(self.blocks(functional.relu(GAIN * tokens_BCHW)))
-        tokens_BHWC: Tensor = self.norm(tokens_BCHW.permute(0, 2, 3, 1).to(self.norm.weight.dtype))
-        return tokens_BHWC
-
     def residuals(self, image_B3HW: Tensor) -> Tensor:
-        """(B, width or C, H/stride, W/stride), in float32."""
-        kernel = self.kernel()
-        return functional.conv2d(
-            pad_to_patches(image_B3HW.to(kernel.dtype), self.patch),
-            kernel,
-            self.proj.bias.to(kernel.dtype) if self.proj.bias is not None else None,
-            stride=self.stride,
-            padding=max(self.sizes) // 2,
-        )
+        """(B, C, H/stride, W/stride) in float32, also under autocast."""
+        with torch.autocast(image_B3HW.device.type, enabled=False):
+            kernel = self.kernel()
+            return functional.conv2d(
+                pad_to_patches(image_B3HW.to(kernel.dtype), self.multiple),
+                kernel,
+                self.proj.bias.to(kernel.dtype) if self.proj.bias is not None else None,
+                stride=self.stride,
+                padding=max(self.sizes) // 2,
+            )
+
+
+class HighFrequencyStem(BayarPatches):
+    """High-frequency stem (P eq. 2): BayarConvs, patch embedding, norm."""
+
+    def __init__(self, channels: int, patch: int = 4) -> None:
+        super().__init__(channels, patch, patch)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """(B, H/patch, W/patch, C)."""
+        tokens_BHWC = self.residuals(image_B3HW).permute(0, 2, 3, 1)
+        y: Tensor = self.norm(tokens_BHWC.to(self.norm.weight.dtype))
+        return y

@@ -1,8 +1,18 @@
-"""Swin Transformer whose windows take in prompts; parameter names are the official ones.
+"""One branch: tokens become four maps of falling resolution, in a Swin that takes prompts.
 
-Swin: Liu et al., arXiv 2103.14030. Prompts: VPT-deep, Jia et al., arXiv 2203.12119: every block
-has its own prompts, they join the tokens of every window as keys and values, and as the next
-block brings its own, what a block would make of its prompts is never computed.
+Paper (P):
+    3.2, equation 3: four layers of blocks, each self-attention then an MLP, both pre-norm and
+        residual. This is the Swin Transformer (Liu et al., arXiv 2103.14030), whose windows,
+        shifts and patch merging are here as there.
+    3.4, equation 8: a block's own prompts are concatenated with its tokens, the same n_p prompts
+        with those of every window (VPT-deep, Jia et al., arXiv 2203.12119).
+Choices (C):
+    Prompts enter as keys and values only. As a block brings its own, what the block before made
+        of its prompts (the paper averages it over windows) is used by nothing.
+    Prompts have no place: no relative-position bias, and every shifted window sees them.
+    Parameters have the official Swin's names, so that its checkpoints load.
+Letters: B images, H W rows and columns, C channels, N windows, T tokens of a window, M heads,
+D channels of a head, K blocks of a layer, P prompts of a block.
 """
 
 from __future__ import annotations
@@ -19,7 +29,7 @@ from prompt_iml.engine.network.config import SwinConfig
 
 
 class Swin(nn.Module):
-    """One branch: a stem and four layers of blocks, each but the last with patch merging."""
+    """A stem and its layers, each but the last with patch merging."""
 
     def __init__(self, config: SwinConfig, patch_embed: nn.Module) -> None:
         super().__init__()
@@ -33,8 +43,8 @@ class Swin(nn.Module):
     def forward(
         self, image_B3HW: Tensor, prompts: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
-        """Each layer's (B, H/s, W/s, C) before merging, s the config's strides; `prompts` as
-        (depth, P, C) a layer. The branch alone; in the network, fusion comes in between."""
+        """Each layer's map (B, H/s, W/s, C) before merging, s the config's strides; `prompts` as
+        (K, P, C) a layer. For pretraining: in `PromptIML` fusion comes after each layer."""
         x_BHWC, outputs = self.patch_embed(image_B3HW), []
         for stage, layer in enumerate(self.stages()):
             outputs.append(layer(x_BHWC, prompts[stage] if prompts else None))
@@ -47,7 +57,7 @@ class Swin(nn.Module):
 
 
 class SwinLayer(nn.Module):
-    """Blocks in plain and shifted windows by turns. `downsample` is left to the caller."""
+    """Blocks, in plain and shifted windows by turns. `downsample` is left to the caller."""
 
     def __init__(self, config: SwinConfig, stage: int, merge: bool) -> None:
         super().__init__()
@@ -59,21 +69,21 @@ class SwinLayer(nn.Module):
         )
         self.downsample = PatchMerging(channels) if merge else nn.Identity()
 
-    def forward(self, x_BHWC: Tensor, prompts_depthPC: Tensor | None = None) -> Tensor:
-        """(B, H, W, C), with the blocks' prompts (depth, P, C)."""
+    def forward(self, x_BHWC: Tensor, prompts_KPC: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> the same."""
         height, width = (size + -size % self.window for size in x_BHWC.shape[1:3])
         mask_N1TT = shift_mask(height, width, self.window, x_BHWC.device).to(x_BHWC.dtype)
         mask_N1TT = mask_N1TT.repeat(x_BHWC.shape[0], 1, 1, 1)
-        if prompts_depthPC is not None:
-            mask_N1TT = functional.pad(mask_N1TT, (prompts_depthPC.shape[1], 0))
+        if prompts_KPC is not None:
+            mask_N1TT = functional.pad(mask_N1TT, (prompts_KPC.shape[1], 0))
         for depth, block in enumerate(self.blocks):
-            prompts_PC = None if prompts_depthPC is None else prompts_depthPC[depth]
+            prompts_PC = None if prompts_KPC is None else prompts_KPC[depth]
             x_BHWC = block(x_BHWC, prompts_PC, mask_N1TT)
         return x_BHWC
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, pre-norm."""
+    """Window attention, then an MLP (P eq. 3)."""
 
     def __init__(self, channels: int, heads: int, window: int, shift: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -83,11 +93,11 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(channels, channels * mlp_ratio)
 
     def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
-        """(B, H, W, C); `mask_N1TT` from `shift_mask`."""
+        """(B, H, W, C) -> the same; `mask_N1TT` from `shift_mask`, with zeros for prompts."""
         if prompts_PC is not None:
-            prompts_PC = self.norm1(prompts_PC)
-        x_BHWC = x_BHWC + self.attn(self.norm1(x_BHWC), prompts_PC, mask_N1TT)
-        y: Tensor = x_BHWC + self.mlp(self.norm2(x_BHWC))
+            prompts_PC = self.norm1(prompts_PC)  # P eq. 8: as the tokens
+        z_BHWC = x_BHWC + self.attn(self.norm1(x_BHWC), prompts_PC, mask_N1TT)
+        y: Tensor = z_BHWC + self.mlp(self.norm2(z_BHWC))
         return y
 
 
@@ -121,7 +131,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", index_TT, persistent=False)
 
     def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
-        """(B, H, W, C) -> the same; windows that stick out are filled with zeros."""
+        """(B, H, W, C) -> the same; windows beyond the border are filled with zeros."""
         b, height, width, _ = x_BHWC.shape
         w, right, bottom = self.window, -width % self.window, -height % self.window
         if right or bottom:
@@ -138,12 +148,12 @@ class WindowAttention(nn.Module):
         return x_BHWC[:, :height, :width] if right or bottom else x_BHWC
 
     def attend(self, x_NTC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
-        """Attention within each window; here N runs over the images of the batch, too."""
+        """Attention within each window of all images: (N, T, C) -> the same."""
         qkv = torch.unflatten(self.qkv(x_NTC), 2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.position_bias()
         if prompts_PC is not None and prompts_PC.shape[0]:
-            key, value = self.join_prompts(prompts_PC, key, value)
+            key, value = self.join_prompts(prompts_PC, key, value)  # P eq. 8
             bias = functional.pad(bias, (prompts_PC.shape[0], 0))
         if self.shift:
             bias = bias + mask_N1TT
@@ -154,7 +164,7 @@ class WindowAttention(nn.Module):
     def join_prompts(
         self, prompts_PC: Tensor, key_NMTD: Tensor, value_NMTD: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Put the prompts before the tokens of every window of every image."""
+        """Keys and values (N, M, P + T, D): the prompts before the tokens of every window."""
         n, m, _, d = key_NMTD.shape
         p, c = prompts_PC.shape
         both_P2C = functional.linear(prompts_PC, self.qkv.weight[c:], self.qkv.bias[c:])
@@ -168,7 +178,7 @@ class WindowAttention(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token of twice the channels."""
+    """Four neighbouring tokens become one of twice the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -201,7 +211,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """(N, 1, T, T): -100 between tokens that only the shift brought into one window, else 0."""
+    """(N, 1, T, T), of one image: -100 between tokens that the shift alone brought together."""
     row = _rolled_in(height // window, window, device)[:, None, :, None]
     column = _rolled_in(width // window, window, device)[None, :, None, :]
     region_NT = (2 * row + column).flatten(0, 1).flatten(1, 2)
@@ -210,7 +220,7 @@ def shift_mask(height: int, width: int, window: int, device: torch.device) -> Te
 
 
 def _rolled_in(windows: int, window: int, device: torch.device) -> Tensor:
-    """(windows, window) int: 1 in the last window's part that came from the other side."""
+    """(windows, window) int: 1 in the part of the last window that wrapped around, else 0."""
     last = torch.arange(windows, device=device) == windows - 1
     late = torch.arange(window, device=device) >= window - window // 2
     return (last[:, None] & late[None, :]).long()
@@ -219,8 +229,8 @@ def _rolled_in(windows: int, window: int, device: torch.device) -> Tensor:
 def load_official(branch: Swin, tensors: Mapping[str, Tensor]) -> None:
     """Load official Swin weights: an ImageNet checkpoint, or Mask2Former's backbone.
 
-    What the branch has no place for by design is dropped: the classification head, output
-    norms, index and mask buffers, and all that is not under `backbone.` where anything is.
+    Dropped are the classification head, output norms, index and mask buffers, and every name
+    without the prefix `backbone.` if any name has it.
 
     Raises:
         ValueError: a parameter is missing, of another shape, or unknown.

@@ -1,8 +1,18 @@
-"""JPEG view: histograms of the image's own DCT coefficients, in units of its quantisation table.
+"""JPEG view: histograms of an image's DCT coefficients, in units of its own quantisation table.
 
-Saving twice leaves gaps and peaks in these histograms, and a region that came from elsewhere
-has others than its surroundings. It needs pixels on their native 8x8 grid. Beyond the paper;
-the idea is that of CAT-Net's DCT stream (Kwon et al., arXiv 2108.12947).
+Saving twice leaves gaps and peaks in these histograms, and a region from elsewhere has others
+than its surroundings. It needs pixels on their native 8x8 grid.
+
+Paper (P): it has nothing of the kind.
+Choices (C):
+    The idea is that of CAT-Net's DCT stream (Kwon et al., arXiv 2108.12947).
+    Likelihood ratios by gaps follow Bianchi and Piva, "Image forgery localization via block-grained
+        analysis of JPEG artifacts", 2012: smoothed, the histogram of an image saved twice is that
+        of a region saved once, so what lies in a gap is of such a region.
+    Likelihood ratios by steps: where the first save was the coarser, its step can be estimated,
+        and what is no multiple of it was not saved then.
+Letters: B images, H W rows and columns (of pixels or of blocks, as the name says), C channels,
+K coefficients of a block, N sizes |c| of a coefficient, S blocks, Q candidate steps.
 """
 
 from __future__ import annotations
@@ -17,10 +27,10 @@ from prompt_iml.engine.network.config import JpegViewConfig
 
 BLOCK = 8  # pixels
 AROUND = 2  # bins on either side that a histogram is smoothed over
-RARE = 1e-3  # a share of the coefficients below which it is chance how many there are
-FIRST_STEPS = 2, 34  # quantisation steps that a first save is sought among
+RARE = 1e-3  # added to shares of coefficients: below it, how many there are is chance
+FIRST_STEPS = 2, 34  # range of quantisation steps that a first save may have
 STRAY = 0.15  # share of the coefficients that are not where the first save put them
-FAINT = 0.03  # mean log likelihood ratio up to which there was no first save that would show
+FAINT = 0.03  # mean log likelihood ratio up to which no first save is assumed
 LUMA = (0.299, 0.587, 0.114)  # JFIF
 
 
@@ -40,9 +50,9 @@ def dct_basis() -> Tensor:
 
 
 def smoothing(bins: int) -> Tensor:
-    """(2, bins, bins): matrices from the shares of the sizes |c| = 0, 1, ... to those of the values
-    c, of one sign, and to the same smoothed over `AROUND` values on either side. The last bin is
-    open: it has neither."""
+    """(2, N, N) matrices that turn shares of the sizes |c| = 0, 1, ... into shares of the values c
+    of one sign, and into the same smoothed over `AROUND` values on either side. Zero for the
+    last bin, which is open."""
     shares = torch.zeros(2, bins, bins)
     for size in range(bins - 1):
         shares[0, size, size] = 1 if size == 0 else 0.5
@@ -53,7 +63,7 @@ def smoothing(bins: int) -> Tensor:
 
 
 class JpegView(nn.Module):
-    """(B, 3, H, W) pixels and (B, 64) tables -> (B, H/8, W/8, out)."""
+    """(B, 3, H, W) pixels and (B, 64) tables -> (B, H/8, W/8, C)."""
 
     basis: Tensor
     order: Tensor
@@ -73,13 +83,13 @@ class JpegView(nn.Module):
         if config.likelihood_ratios:
             self.register_buffer("smoothing", smoothing(config.bins), persistent=False)
             self.ratios = nn.Conv2d(2 * config.coefficients, width, 1, bias=False)
-            nn.init.zeros_(self.ratios.weight)  # it can be put into a network that is trained
+            nn.init.zeros_(self.ratios.weight)  # C: it can be added to a trained network
         self.local = nn.Conv2d(3 * width, width, 1)
         self.whole = nn.Linear(width + 64, width)
         self.out = nn.Conv2d(width, out_channels, 1)
 
     def coefficients(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
-        """(B, coefficients, H/8, W/8): AC coefficients of the luma over the table, not rounded.
+        """(B, K, H/8, W/8): AC coefficients of the luma over the table, not rounded.
 
         Pixels are 0..255. The luma is rounded, which undoes most of the decoder's rounding of
         RGB. The level shift touches the DC alone, which is not among them.
@@ -89,10 +99,10 @@ class JpegView(nn.Module):
         return coefficients / qtable_B64[:, self.order, None, None]
 
     def forward(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
-        """Histograms at a block, around it (3x3, 7x7) and over the image, and the table.
+        """Embed the histograms at a block, around it (3x3, 7x7) and over the image, and the table.
 
-        Histograms are means of one-hot vectors; as a mean commutes with a 1x1 convolution, the
-        320 channels are brought down to 64 before anything is averaged.
+        Histograms are means of one-hot vectors. As a mean commutes with a 1x1 convolution, the
+        K*N channels are reduced to `width` before anything is averaged.
         """
         with torch.autocast(image_B3HW.device.type, enabled=False):
             bin_BKHW = self.coefficients(image_B3HW, qtable_B64).abs().round()
@@ -113,13 +123,7 @@ class JpegView(nn.Module):
 
     def likelihood_ratios(self, bin_BKHW: Tensor, onehot_BKNHW: Tensor, step_BK: Tensor) -> Tensor:
         """(B, 2K, H, W) float32: logarithms of how much likelier each coefficient is if its block
-        was saved once, by gaps, then if it was saved twice, by steps; 0 in the open bin.
-
-        Saved twice, an image has a histogram with gaps and peaks; smoothed, it is that of a region
-        which was saved once. So what lies in a gap is of such a region (Bianchi and Piva, "Image
-        forgery localization via block-grained analysis of JPEG artifacts", 2012). Where the first
-        save was the coarser, its step can be told, and what is no multiple of it is, too.
-        """
+        was saved once, by gaps, then if it was saved twice, by steps; 0 in the open bin."""
         share_BKN = onehot_BKNHW.to(self.smoothing.dtype).mean((3, 4))
         as_they_are, smoothed = self.smoothing.mT
         gaps_BKN = ((share_BKN @ smoothed + RARE) / (share_BKN @ as_they_are + RARE)).log()
@@ -134,8 +138,8 @@ def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
     over how likely if there was none; 0 where no step explains much, and in the open bin.
 
     Args:
-        share_BKN: of the coefficients, at each size in units of the last save's step.
-        step_BK: of the last save; 1 where none is known.
+        share_BKN: share of the coefficients at each size, in units of the last save's step.
+        step_BK: step of the last save; 1 where none is known.
     """
     steps_Q = torch.arange(*FIRST_STEPS, device=step_BK.device).to(step_BK.dtype)
     last_BK11 = step_BK[:, :, None, None]
@@ -143,11 +147,11 @@ def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
     value_BKN1 = size_N1 * last_BK11
     first_BKNQ = (value_BKN1 / steps_Q).round() * steps_Q
     again_BKNQ = (first_BKNQ / last_BK11).round() * last_BK11
-    sigma_BK11 = 0.45 + 0.1 * last_BK11  # rounding to pixels, and more of it if they were unsaved
+    sigma_BK11 = 0.45 + 0.1 * last_BK11  # of rounding to pixels, and of the last save
     close = (-((value_BKN1 - again_BKNQ) ** 2) / (2 * sigma_BK11**2)).exp() * (first_BKNQ > 0)
-    peaks = steps_Q / last_BK11.clamp(min=1.25)  # so much rarer than all sizes, they are likelier
+    peaks = steps_Q / last_BK11.clamp(min=1.25)  # fewer sizes share the same probability
     ratio_BKNQ = ((1 - STRAY) * peaks * close + STRAY).log()
-    # What is near 0 is a multiple of all, and the open bin of none.
+    # Sizes near 0 are multiples of every step, and the open bin has no size.
     ratio_BKNQ = ratio_BKNQ * ((value_BKN1 > 1.7) & (size_N1 < share_BKN.shape[2] - 1))
     gain_BKQ = (share_BKN[..., None] * ratio_BKNQ).sum(2)
     gain_BKQ = torch.where(steps_Q > step_BK[:, :, None], gain_BKQ, -1.0)
@@ -157,16 +161,17 @@ def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
 
 
 def _mean(x_BCHW: Tensor, size: int) -> Tensor:
-    """Local mean over size x size; at the border, over what is there.
+    """Local mean over size x size; at the border, over what lies inside.
 
-    As products of matrices, since PyTorch's pooling takes a tenth of a training step on a CPU.
+    Computed as products of matrices, since PyTorch's pooling takes a tenth of a training step on a
+    CPU.
     """
     rows_HH, columns_WW = (_band(n, size // 2, x_BCHW) for n in x_BCHW.shape[2:])
     return rows_HH @ (x_BCHW @ columns_WW.T)
 
 
 def _band(n: int, half: int, like: Tensor) -> Tensor:
-    """(n, n): each row the mean over what lies at most `half` away."""
-    place_N = torch.arange(n, device=like.device)
-    near_NN = ((place_N[:, None] - place_N[None]).abs() <= half).to(like.dtype)
-    return near_NN / near_NN.sum(1, keepdim=True)
+    """(n, n): each row takes the mean over the places at most `half` away."""
+    place = torch.arange(n, device=like.device)
+    near = ((place[:, None] - place[None]).abs() <= half).to(like.dtype)
+    return near / near.sum(1, keepdim=True)

@@ -42,7 +42,7 @@ def _copied(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.asarray(saved)
 
 
-def test_neighbours_of_a_copy_agree_and_others_do_not() -> None:
+def test_neighbours_in_a_copy_have_one_displacement_and_others_do_not() -> None:
     pixels = np.ascontiguousarray(PHOTOGRAPH[:256, 128:384])
     forged, authentic = _search(_copied(pixels)), _search(pixels)
     inside = torch.zeros(32, 32, dtype=torch.bool)
@@ -55,20 +55,20 @@ def test_neighbours_of_a_copy_agree_and_others_do_not() -> None:
 def test_a_match_lies_where_it_was_copied_from() -> None:
     matches, pixels = Matches(8), np.ascontiguousarray(PHOTOGRAPH[:256, 128:384])
     luma_B1HW = (_tensor(_copied(pixels)) * matches.luma).sum(1, keepdim=True)
-    looks_BPHW, _ = matches.looks(luma_B1HW)
-    _, way_B2HW = best_matches(looks_BPHW)
-    middle_2N = CELL * way_B2HW[0, :, 22:27, 5:10].flatten(1)
+    descriptors_BPHW, _ = matches.descriptors(luma_B1HW)
+    _, displacement_B2HW = best_matches(descriptors_BPHW)
+    middle_2N = CELL * displacement_B2HW[0, :, 22:27, 5:10].flatten(1)
     found_2 = middle_2N.median(1).values
     assert (found_2 - torch.tensor([DOWN, RIGHT])).abs().max() <= CELL
 
 
 def test_what_is_near_is_no_match() -> None:
     torch.manual_seed(0)
-    looks_BPHW = torch.randn(2, 25, 24, 40).cumsum(2).cumsum(3)  # alike where near
-    looks_BPHW = torch.nn.functional.normalize(looks_BPHW, dim=1)
-    _, way_B2HW = best_matches(looks_BPHW)
-    assert way_B2HW.shape == (2, 2, 12, 20)
-    assert way_B2HW.abs().amax(1).min() >= NEAR
+    descriptors_BPHW = torch.randn(2, 25, 24, 40).cumsum(2).cumsum(3)  # similar where near
+    descriptors_BPHW = torch.nn.functional.normalize(descriptors_BPHW, dim=1)
+    _, displacement_B2HW = best_matches(descriptors_BPHW)
+    assert displacement_B2HW.shape == (2, 2, 12, 20)
+    assert displacement_B2HW.abs().amax(1).min() >= NEAR
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])

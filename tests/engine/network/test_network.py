@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prompt_iml.cluster.settings import Variant
+from prompt_iml.cluster.variants import make_variant
+from prompt_iml.engine.network.beyond.wide_stem import WideStem
 from prompt_iml.engine.network.config import (
     PRESETS,
     DecoderConfig,
-    Fusion,
     JpegViewConfig,
     NetworkConfig,
     SwinConfig,
 )
 from prompt_iml.engine.network.decoder import DecoderLayer, attention_mask
-from prompt_iml.engine.network.fusion import DeformableAttention, cell_centres
+from prompt_iml.engine.network.fusion import DeformableAttention, Fusion, cell_centres
 from prompt_iml.engine.network.model import PromptIML
 from prompt_iml.engine.network.stems import BayarKernel, HighFrequencyStem, PatchEmbedding
 
@@ -61,6 +64,13 @@ def test_parameter_counts(preset: str, prompts: int, limit: float) -> None:
     assert sum(p.numel() for p in network.parameters()) < limit
 
 
+def test_weights_of_a_part_of_the_network_are_refused() -> None:
+    """Headers name it since version 1."""
+    assert TINY.to_dict()["fusion"] == "full"
+    with pytest.raises(TypeError, match="fusion"):
+        NetworkConfig.from_dict(TINY.to_dict() | {"fusion": "add"})
+
+
 @pytest.mark.parametrize("config", [*PRESETS.values(), TINY], ids=lambda config: config.name)
 def test_config_survives_json(config: NetworkConfig) -> None:
     assert NetworkConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -84,7 +94,7 @@ COARSE = replace(TINY, swin=replace(TINY.swin, patch=8, windows=(4, 4, 4, 2)))
 def test_patches_of_8_still_give_masks_at_stride_4() -> None:
     network, (image, table) = PromptIML(COARSE), _batch(1, 128, 64)
     assert network(image, table.float())[0].shape == (1, 32, 16)
-    maps = network.fused_maps(image, table.float(), list(network.prompts))
+    maps = network.extract(image, table.float())
     assert [x.shape[1:3] for x in maps] == [(16, 8), (8, 4), (4, 2), (2, 1)]
 
 
@@ -94,14 +104,13 @@ def test_the_jpeg_view_joins_where_blocks_are_tokens(patch: int) -> None:
     torch.manual_seed(0)
     network = PromptIML(replace(COARSE, swin=replace(COARSE.swin, patch=patch))).eval()
     image, table = _batch(1, 128, 64)
-    prompts = list(network.prompts)
-    plain, other = (network.fused_maps(image, t.float(), prompts) for t in (table, table + 9))
+    plain, other = (network.extract(image, t.float()) for t in (table, table + 9))
     changed = [not torch.equal(a, b) for a, b in zip(plain, other, strict=True)]
     assert changed == [patch == 8, True, True, True]
 
 
-@pytest.mark.parametrize(
-    ("fusion", "idle"),
+VARIANTS = pytest.mark.parametrize(
+    ("variant", "idle"),
     [
         ("semantic", {"high_frequency", "jpeg_view", "fusion"}),
         ("high_frequency", {"prompts", "fusion"}),
@@ -111,15 +120,62 @@ def test_the_jpeg_view_joins_where_blocks_are_tokens(patch: int) -> None:
         ("full", set()),
     ],
 )
-def test_an_ablation_trains_what_it_uses(fusion: Fusion, idle: set[str]) -> None:
+
+
+def _variant(variant: Variant) -> PromptIML:
+    network = _tiny()
+    make_variant(network, variant)
+    return network
+
+
+@VARIANTS
+def test_a_variant_trains_what_it_uses(variant: Variant, idle: set[str]) -> None:
     """No more, or a distributed run waits for gradients that never come; and no less."""
-    network, (image, table) = PromptIML(replace(TINY, fusion=fusion)), _batch(2)
-    masks, score = network.predictions(image, table.float())
+    network, (image, table) = _variant(variant), _batch(2)
+    masks, score = network.localize(network.extract(image, table.float()))
     (sum(mask.square().sum() for mask in masks) + score.sum()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None), name
     still = {n.split(".")[0] for n, p in network.named_parameters() if not p.requires_grad}
     assert still == idle | {"semantic"}
+
+
+@VARIANTS
+def test_weights_of_a_variant_start_the_whole(variant: Variant, idle: set[str]) -> None:
+    assert list(_variant(variant).state_dict()) == list(_tiny().state_dict())
+
+
+def test_one_branch_alone_fuses_nothing() -> None:
+    network, (image, _) = _tiny(), _batch(1)
+    normal = ((image - network.mean) / network.std).permute(0, 3, 1, 2)
+    expected = network.semantic(normal, list(network.prompts))
+    found = _variant("semantic").extract(image)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_added_branches_are_added() -> None:
+    network, sem, hfq = _variant("add"), torch.randn(1, 4, 4, 8), torch.randn(1, 4, 4, 8)
+    fusion = network.fusion[0]
+    fusion.gate_hfq.data.fill_(2)
+    found = fusion(sem, hfq)
+    expected = sem, hfq, 0.5 * fusion.norm_sem(sem) + 2 * fusion.norm_hfq(hfq)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_alignment_takes_from_the_values_before_it() -> None:
+    """Equations 4 to 6 of the paper, one channel and one place at a time."""
+    torch.manual_seed(0)
+    fusion = Fusion(channels=2, heads=1, points=1).double()
+    sem, hfq = torch.randn(2, 1, 3, 4, 2).double()
+    channel = fusion.channel_weights(torch.cat([sem.mean((1, 2)), hfq.mean((1, 2))], 1))[0]
+    spatial = fusion.spatial_weights(torch.cat([sem, hfq], 3))[0]
+    new_sem, new_hfq = fusion.align(sem, hfq)
+    for row, column, c in np.ndindex(3, 4, 2):
+        s, h = sem[0, row, column, c], hfq[0, row, column, c]
+        expected_sem = s + channel[2 + c] * h + spatial[row, column, 1] * h
+        expected_hfq = h + channel[c] * s + spatial[row, column, 0] * s
+        assert new_sem[0, row, column, c].item() == pytest.approx(expected_sem.item())
+        assert new_hfq[0, row, column, c].item() == pytest.approx(expected_hfq.item())
 
 
 def test_bytes_and_floats_are_the_same_image() -> None:
@@ -141,7 +197,7 @@ def test_only_the_prompts_of_the_semantic_branch_train() -> None:
     network, (image, table) = _tiny(), _batch(2)
     for parameter in network.parameters():  # heads that start at zero would pass no gradient
         parameter.data.add_(torch.randn_like(parameter), alpha=0.01)
-    masks, score = network.predictions(image, table.float())
+    masks, score = network.localize(network.extract(image, table.float()))
     torch.autograd.backward(torch.stack(masks).square().sum() + score.square().sum())
     idle = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert idle == {name for name, _ in network.named_parameters() if name.startswith("semantic.")}
@@ -217,7 +273,7 @@ def test_bayar_kernels_stay_constrained_through_training() -> None:
 
 
 @pytest.mark.parametrize("total", [0.0, 1e-7, -1e-7])
-def test_bayar_kernel_survives_taps_that_sum_to_nothing(total: float) -> None:
+def test_bayar_kernel_stays_bounded_where_taps_sum_to_zero(total: float) -> None:
     kernel = BayarKernel(3)
     kernel.taps.data.copy_(torch.tensor([1.0, -1, 0.5, -0.5, 0, 0, 0, total]))
     assert kernel().abs().max() < 1001
@@ -234,7 +290,7 @@ def test_high_frequency_stem_is_bayar_convolutions_then_patches() -> None:
     torch.testing.assert_close(stem(image), stem.norm(patches.permute(0, 2, 3, 1)))
 
 
-def test_high_frequency_stem_sees_nothing_in_a_flat_image() -> None:
+def test_high_frequency_stem_gives_nothing_for_a_flat_image() -> None:
     stem = HighFrequencyStem(4).double()
     constant = torch.full((1, 3, 32, 32), 3.0).double()
     residual = functional.conv2d(constant, stem.kernel(), stride=4, padding=3)
@@ -252,13 +308,13 @@ def test_high_frequency_stem_is_float32_under_autocast() -> None:
 
 def test_new_blocks_of_the_stem_change_nothing() -> None:
     torch.manual_seed(0)
-    stem, image = HighFrequencyStem(4, 8, width=16), torch.randn(1, 3, 32, 32)
-    grown = HighFrequencyStem(4, 8, width=16, blocks=2)
+    stem, image = WideStem(4, 8, width=16), torch.randn(1, 3, 32, 32)
+    grown = WideStem(4, 8, width=16, blocks=2)
     grown.load_state_dict(grown.state_dict() | stem.state_dict())
     assert torch.equal(grown(image), stem(image))
 
 
-def test_stems_see_the_same_patches() -> None:
+def test_both_stems_have_the_same_patches() -> None:
     image = torch.zeros(1, 3, 40, 56)
     image[:, :, 22, 30] = 1
     flat = torch.zeros_like(image)
@@ -287,7 +343,7 @@ def test_deformable_attention_reads_where_its_offsets_say(right: int, down: int)
     torch.testing.assert_close(found.reshape(5, 7, 4)[1:-2, 0:-2], expected, atol=1e-5, rtol=0)
 
 
-def test_deformable_attention_starts_by_looking_around() -> None:
+def test_deformable_attention_starts_by_reading_around() -> None:
     offsets = DeformableAttention(channels=8, heads=4, levels=2, points=3).sampling_offsets
     offsets_MLP2 = offsets.bias.detach().reshape(4, 2, 3, 2)
     assert not offsets.weight.any()

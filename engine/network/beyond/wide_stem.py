@@ -1,0 +1,55 @@
+"""Wide stem: the high-frequency stem with a rectifier and residual blocks between two convolutions.
+
+Paper (P): its stem is linear (equation 2, `engine.network.stems`).
+Choices (C):
+    Patches of 4 become many rectified channels, of which a second convolution makes the tokens.
+        Noise differs from noise in its strength, and no linear map from a patch to fewer numbers
+        than it has pixels keeps that.
+    A new block begins as the identity, so that it can be added to a trained network.
+Letters: B images, H W rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prompt_iml.engine.network.stems import BayarPatches
+
+PATCH = 4  # pixels: the paper's patch; the second convolution goes on to larger ones
+GAIN = 16.0  # residuals are a few grey levels, a twentieth of the unit that images come in
+
+
+class WideStem(BayarPatches):
+    """BayarConvs, patch embedding to `width` channels, rectifier, blocks, convolution, norm."""
+
+    def __init__(self, channels: int, patch: int, width: int, blocks: int = 0) -> None:
+        super().__init__(width, PATCH, patch)
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.merge = nn.Conv2d(width, channels, 3, patch // PATCH, padding=1)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """(B, H/patch, W/patch, C)."""
+        rectified_BCHW = functional.relu(GAIN * self.residuals(image_B3HW))
+        tokens_BHWC = self.merge(self.blocks(rectified_BCHW)).permute(0, 2, 3, 1)
+        y: Tensor = self.norm(tokens_BHWC.to(self.norm.weight.dtype))
+        return y
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions whose result is added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(cast("Tensor", self.conv2.bias))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        y: Tensor = x_BCHW + self.conv2(functional.relu(self.conv1(x_BCHW)))
+        return y
