@@ -1,12 +1,12 @@
-"""The paper's ablation in our size: what each part is worth at equal budgets.
+"""The paper's ablation (section 4.4, table 2) in our size: each part at equal budgets.
 
     python -m prompt_iml.cluster.training.ablation --photos DIR --semantic FILE \
         --output DIR --samples 4000
 
-Every variant trains from the same seed on the same examples and is judged on the same forgeries
-of photographs held back. Variants that finished are not run again. Prints a table and writes it
-to `ablation.csv`. Without --semantic the frozen branch is random; `--variant semantic` alone
-compares ways to make it (`cluster.training.distill`, `cluster.training.masked`).
+Every variant (`cluster.variants`) trains from the same seed on the same examples and is evaluated
+on the same forgeries of photographs held back. Variants that finished are not run again. Prints a
+table and writes it to `ablation.csv`. Without --semantic the frozen branch is random; `--variant
+semantic` alone compares ways to make it (`cluster.training.distill`, `cluster.training.masked`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ JUDGED = 400
 
 
 def ablate(base: TrainSettings, variants: Sequence[str]) -> dict[str, dict[str, Judgement]]:
-    """Train and judge variants of a run; by variant, the judgements of `cluster.training.judge`."""
+    """Train and evaluate variants of a run; by variant, the results of `cluster.training.judge`."""
     forger = Forger(split(list_photos(Path(base.photos)))[1])
     held_back = [forger.example(base.seed, number, 3) for number in range(JUDGED)]
     return {name: _variant(base, name, VARIANTS[name], held_back) for name in variants}
@@ -60,7 +60,7 @@ def _variant(
 
 
 def table(judgements: dict[str, dict[str, Judgement]]) -> str:
-    """Pixel F1 of each group, and what else is known of all."""
+    """Pixel F1 of each group, and pixel AUC and false alarms over all of them."""
     lines = [
         f"{'':<18}" + "".join(f"{'F1 ' + g:>14}" for g in GROUPS) + f"{'AUC':>8}{'flagged':>9}"
     ]

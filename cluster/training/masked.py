@@ -1,11 +1,13 @@
-"""The frozen semantic branch without a teacher: it fills in what is hidden of a photograph.
+"""Pretrain the frozen semantic branch without a teacher, by predicting hidden parts of photographs.
 
     python -m prompt_iml.cluster.training.masked --photos DIR --output FILE --samples 24000
 
 SimMIM (Xie et al., arXiv 2111.09886) for a Swin of four maps: half of the photograph is hidden in
-blocks as large as the coarsest token, and each layer predicts, through a linear head that is
-thrown away, what lies under its hidden tokens. Writes the Swin's weights under their official
-names, as `cluster.training.distill` does.
+blocks as large as the coarsest token, and each layer predicts the pixels of its hidden tokens
+through a linear head that is not kept. Writes the Swin's weights under their official names, as
+`cluster.training.distill` does.
+
+Letters: B images, H W rows and columns (of pixels or tokens), C channels.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from prompt_iml.engine.network.swin import Swin
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos
 
 HIDDEN_SHARE = 0.5
-DETAIL = 4  # a token's area is predicted as so many values a side, of three colours
+DETAIL = 4  # values on either side of a token that are predicted, of three colours
 
 
-class Filler(nn.Module):
-    """A semantic branch and the heads that draw."""
+class MaskedPretraining(nn.Module):
+    """A semantic branch, and a linear head for each of its maps that predicts pixels."""
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -40,36 +42,36 @@ class Filler(nn.Module):
         )
 
     def losses(self, image_BHW3: Tensor) -> list[Tensor]:
-        """Mean absolute error under the hidden tokens of each map, in standard deviations of
-        colour; what is hidden is drawn anew at each call."""
+        """Mean absolute error of each map under its hidden tokens, in standard deviations of
+        colour; which tokens are hidden is sampled in each call."""
         image_B3HW = normalised(image_BHW3)
         batch, _, height, width = image_B3HW.shape
         coarsest = self.strides[-1]
-        hidden_B1hw = (
+        hidden_B1HW = (
             torch.rand(batch, 1, height // coarsest, width // coarsest) < HIDDEN_SHARE
         ).float()
-        shown = functional.interpolate(1 - hidden_B1hw, (height, width))
+        shown = functional.interpolate(1 - hidden_B1HW, (height, width))
         maps_BHWC = self.swin(image_B3HW * shown)
         errors = []
         for stride, head, x in zip(self.strides, self.heads, maps_BHWC, strict=True):
-            error_BhwC = (head(x) - drawn(image_B3HW, stride)).abs()
-            weights = functional.interpolate(hidden_B1hw, error_BhwC.shape[1:3])[:, 0, ..., None]
-            errors.append((error_BhwC * weights).mean() / weights.mean().clamp(min=1e-6))
+            error_BHWC = (head(x) - targets(image_B3HW, stride)).abs()
+            weights = functional.interpolate(hidden_B1HW, error_BHWC.shape[1:3])[:, 0, ..., None]
+            errors.append((error_BHWC * weights).mean() / weights.mean().clamp(min=1e-6))
         return errors
 
 
-def drawn(image_B3HW: Tensor, stride: int) -> Tensor:
-    """(B, H/stride, W/stride, 48): each token's area, averaged down to 4 x 4 values a colour."""
+def targets(image_B3HW: Tensor, stride: int) -> Tensor:
+    """(B, H/stride, W/stride, 48): each token's pixels, averaged to 4 x 4 values of each colour."""
     small = functional.avg_pool2d(image_B3HW, stride // DETAIL)
     return functional.pixel_unshuffle(small, DETAIL).permute(0, 2, 3, 1)
 
 
-def train_filler(config: SwinConfig, photos: Sequence[Photo], samples: int, seed: int = 0) -> Swin:
+def train_masked(config: SwinConfig, photos: Sequence[Photo], samples: int, seed: int = 0) -> Swin:
     """Train a semantic branch on `samples` crops; prints the losses."""
     torch.manual_seed(seed)
-    filler = Filler(config)
-    pretrain(filler, filler.losses, photos, samples, seed)
-    return filler.swin
+    pretraining = MaskedPretraining(config)
+    pretrain(pretraining, pretraining.losses, photos, samples, seed)
+    return pretraining.swin
 
 
 def main() -> None:
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    swin = train_filler(
+    swin = train_masked(
         PRESETS[args.preset].swin, list_photos(args.photos), args.samples, args.seed
     )
     save_file(swin.state_dict(), args.output)

@@ -119,8 +119,8 @@ class PromptIML(nn.Module):
 
     def _layers(self, prompts: Sequence[Tensor] | None) -> Iterator[Layer]:
         """For each stage: semantic layer, high-frequency layer, fusion, prompts."""
-        branches = self.semantic.stages(), self.high_frequency.stages()
-        return zip(*branches, self.fusion, prompts or self.prompts, strict=True)
+        semantic, high_frequency = self.semantic.stages(), self.high_frequency.stages()
+        return zip(semantic, high_frequency, self.fusion, prompts or self.prompts, strict=True)
 
     def _beyond(self, pixels_B3HW: Tensor, qtable_B64: Tensor | None) -> list[Tensor]:
         """Additions (B, H/8, W/8, C) to the high-frequency branch, at the layer whose tokens are 8

@@ -16,7 +16,7 @@ from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.distill import standardised, teacher_features, unexplained
 from prompt_iml.cluster.training.loop import Objective, Run, start_network
 from prompt_iml.cluster.training.losses import score_loss, training_loss
-from prompt_iml.cluster.training.masked import Filler, drawn
+from prompt_iml.cluster.training.masked import MaskedPretraining, targets
 from prompt_iml.cluster.training.pretrain import varied
 from prompt_iml.cluster.training.schedule import learning_rate, weight_decay_groups
 from prompt_iml.engine.network.config import PRESETS, JpegViewConfig, SwinConfig
@@ -162,22 +162,22 @@ def test_explaining_all_of_the_teacher_costs_nothing() -> None:
     assert unexplained([torch.zeros(2, 4, 4, 3)], teacher) == [pytest.approx(1, abs=1e-3)]
 
 
-def test_only_what_is_hidden_is_asked_for() -> None:
-    """A filler that draws grey errs nowhere on a grey photograph, and by all of it on a white."""
-    filler = Filler(MICRO.swin)
-    for head in filler.heads:
+def test_only_hidden_tokens_count() -> None:
+    """Predicting grey is no error on a grey photograph, and as large as white on a white one."""
+    pretraining = MaskedPretraining(MICRO.swin)
+    for head in pretraining.heads:
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
     grey = torch.tensor(MEAN).expand(2, 256, 256, 3) * 255
     white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
-    assert [e.item() for e in filler.losses(grey)] == [pytest.approx(0, abs=1e-5)] * 4
-    errors = filler.losses(torch.full((2, 256, 256, 3), 255.0))
+    assert [e.item() for e in pretraining.losses(grey)] == [pytest.approx(0, abs=1e-5)] * 4
+    errors = pretraining.losses(torch.full((2, 256, 256, 3), 255.0))
     assert [e.item() for e in errors] == [pytest.approx(float(white.mean()), rel=1e-4)] * 4
 
 
-def test_a_token_s_area_is_drawn_in_place() -> None:
+def test_a_token_s_pixels_are_predicted_in_place() -> None:
     image = torch.arange(64.0).repeat(3, 64, 1)[None]
-    assert torch.equal(drawn(image, 8)[0, 0, :, :4], torch.arange(64.0).reshape(8, 4, 2).mean(-1))
+    assert torch.equal(targets(image, 8)[0, 0, :, :4], torch.arange(64.0).reshape(8, 4, 2).mean(-1))
 
 
 @pytest.mark.skipif(not TEACHER.exists(), reason="needs ../shared/data/backbones")

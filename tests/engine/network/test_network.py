@@ -156,6 +156,7 @@ def test_one_branch_alone_fuses_nothing() -> None:
 def test_added_branches_are_added() -> None:
     network, sem, hfq = _variant("add"), torch.randn(1, 4, 4, 8), torch.randn(1, 4, 4, 8)
     fusion = network.fusion[0]
+    assert isinstance(fusion, Fusion)
     fusion.gate_hfq.data.fill_(2)
     found = fusion(sem, hfq)
     expected = sem, hfq, 0.5 * fusion.norm_sem(sem) + 2 * fusion.norm_hfq(hfq)
