@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Literal
 
-from prompt_iml.engine.errors import ImageError
+from prompt_iml.engine.errors import ImageError, TooLarge
 
 UnitKind = Literal["objects", "tar", "parquet"]
 
@@ -99,6 +99,9 @@ class Sample:
         data: the exact bytes; None exactly when `error` is set.
         error: a `FetchError`, or what the source itself refuses (`TooLarge`, `Unsupported`,
             `Empty`).
+        claims_image: whether the name has an image's extension.
+        media_type: detected from the first bytes, where reading the source has needed it; None:
+            decoding detects it.
     """
 
     uri: str
@@ -106,3 +109,15 @@ class Sample:
     content_id: str | None = None
     data: bytes | None = None
     error: ImageError | None = None
+    claims_image: bool = True
+    media_type: str | None = None
+
+
+def too_large(size_bytes: int, max_object_bytes: int) -> TooLarge | None:
+    """Return the error of an image of that size, or None if it is within the limit."""
+    if size_bytes <= max_object_bytes:
+        return None
+    return TooLarge(
+        f"{size_bytes} bytes, more than the limit of {max_object_bytes}",
+        {"size_bytes": size_bytes},
+    )

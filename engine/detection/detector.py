@@ -30,7 +30,6 @@ from prompt_iml.engine.detection.views import (
 )
 from prompt_iml.engine.detection.views import tile as cut_tile
 from prompt_iml.engine.errors import DeviceFull, InferError
-from prompt_iml.engine.jpeg_quality import estimate_quality
 from prompt_iml.engine.model.policy import Label, Policy
 from prompt_iml.engine.runtimes.protocol import Batch, Engine, Pending
 
@@ -277,7 +276,7 @@ class Detector:
         for key, image in images:
             tilings = cut(image, self.view), cut_enlarged(image, self.view)
             views = [_ImageView(tiling) for tiling in tilings if tiling]
-            for tiles in batcher.add(_PendingImage(key, views, _jpeg_quality(image))):
+            for tiles in batcher.add(_PendingImage(key, views, image.jpeg_quality)):
                 pending.append(batcher.submit(tiles))
                 yield from self._collect(batcher, pending, self.engine.depth - 1)
         for tiles in batcher.flush():
@@ -329,10 +328,6 @@ class Detector:
             preprocess=image.views[-1].tiling.preprocess,
             infer_ms=sum(output.infer_ms for view in image.views for output in view.outputs),
         )
-
-
-def _jpeg_quality(image: Image) -> int | None:
-    return None if image.luma_table is None else estimate_quality(image.luma_table)
 
 
 def _parts(tiles: list[_Tile[K]], size: int) -> list[list[_Tile[K]]]:

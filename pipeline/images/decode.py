@@ -42,7 +42,7 @@ from PIL import (
 from PIL import Image as PilImage
 from PIL.ImageFile import ImageFile
 
-from prompt_iml.engine.detection.image import Image
+from prompt_iml.engine.detection.image import Image, estimate_quality
 from prompt_iml.engine.errors import (
     DecodeError,
     Empty,
@@ -51,7 +51,6 @@ from prompt_iml.engine.errors import (
     Truncated,
     Unsupported,
 )
-from prompt_iml.engine.jpeg_quality import estimate_quality
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
 
 # Decoders' settings are the process's. Pixels: `DecodeLimits` decides; this only bounds what a
@@ -139,40 +138,41 @@ class DecodeLimits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One image, with what its file says of itself under the results' column names.
+    """One image, with the columns of its row that decoding finds.
 
     Attributes:
-        image: pixels in the stored frame, and the JPEG luma table.
-        media_type: sniffed from the bytes, one of `ALLOWED`.
-        width, height: of the pixels.
-        exif_orientation: 1..8, not applied; None when there is none.
-        frame_count: pictures in the file; None when they cannot be counted.
-        jpeg_quality: 1..100, estimated from the luma table; None if not JPEG.
+        image: pixels in the stored frame, the JPEG luma table and quality.
+        facts: `media_type`, one of `ALLOWED`; `width` and `height` of the pixels;
+            `exif_orientation`, 1..8, not applied, None when there is none; `frame_count`, None
+            when the pictures in the file cannot be counted; `jpeg_quality`, None if not JPEG.
     """
 
     image: Image
-    media_type: str
-    width: int
-    height: int
-    exif_orientation: int | None
-    frame_count: int | None
-    jpeg_quality: int | None
+    facts: dict[str, Any]
 
 
-def decode(payload: bytes, limits: DecodeLimits, *, claims_image: bool = True) -> Decoded:
+def decode(
+    payload: bytes,
+    limits: DecodeLimits,
+    *,
+    media_type: str | None = None,
+    claims_image: bool = True,
+) -> Decoded:
     """Decode the bytes of one image. Thread-safe.
 
     Args:
         payload: the whole file.
         limits: what the image may cost.
-        claims_image: whether the name says image; bytes that are none are then `Unsupported`,
-            otherwise `NotAnImage`, which is skipped.
+        media_type: of the payload, where the caller has detected it.
+        claims_image: whether the name is an image's; bytes of no known format are then
+            `Unsupported`, otherwise `NotAnImage`, whose row is skipped.
 
     Raises:
         DecodeError: or one of its kinds, and nothing else; `facts` holds the result columns known
             by then.
     """
-    facts: dict[str, Any] = {"media_type": _allowed_type(payload, claims_image)}
+    media_type = media_type or sniff(payload[:HEAD_BYTES])
+    facts: dict[str, Any] = {"media_type": _allowed(media_type, payload, claims_image)}
     _check_boxes(payload, facts, limits)
     try:
         picture = _DECODERS[facts["media_type"]](io.BytesIO(payload))
@@ -180,18 +180,18 @@ def decode(payload: bytes, limits: DecodeLimits, *, claims_image: bool = True) -
         facts |= {"width": _int32(width), "height": _int32(height)}
         facts["exif_orientation"] = _orientation(picture)
         luma_table = _luma_table(picture)
-        facts["jpeg_quality"] = None if luma_table is None else estimate_quality(luma_table)
+        quality = None if luma_table is None else estimate_quality(luma_table)
+        facts["jpeg_quality"] = quality
         _check_size(width, height, facts, limits, _count_scans(payload, picture))
         pixels = _to_rgb(picture, facts)
         facts["height"], facts["width"] = pixels.shape[:2]
     except _BROKEN as error:
         raise _as_decode_error(error, payload, facts) from error
     facts["frame_count"] = _count_frames(payload, picture)
-    return Decoded(image=Image(pixels, luma_table), **facts)
+    return Decoded(Image(pixels, luma_table, quality), facts)
 
 
-def _allowed_type(payload: bytes, claims_image: bool) -> str:
-    media_type = sniff(payload[:HEAD_BYTES])
+def _allowed(media_type: str | None, payload: bytes, claims_image: bool) -> str:
     if media_type in ALLOWED:
         return media_type
     if media_type is not None:

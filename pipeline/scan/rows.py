@@ -15,7 +15,6 @@ from prompt_iml.engine.detection.detector import Finding
 from prompt_iml.engine.detection.views import LogitMap
 from prompt_iml.engine.errors import ImageError
 from prompt_iml.engine.model.folder import Model
-from prompt_iml.pipeline.images.decode import Decoded
 from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.run.schema import encode_mask, image_id
 from prompt_iml.pipeline.storage.storage import display_name
@@ -53,18 +52,6 @@ def identity(sample: Sample) -> Row:
         row["sha256"] = hashlib.sha256(sample.data).hexdigest()
         row["size_bytes"] = len(sample.data)
     return row
-
-
-def picture(decoded: Decoded) -> Row:
-    """What the bytes are."""
-    return {
-        "media_type": decoded.media_type,
-        "width": decoded.width,
-        "height": decoded.height,
-        "exif_orientation": decoded.exif_orientation,
-        "frame_count": decoded.frame_count,
-        "jpeg_quality": decoded.jpeg_quality,
-    }
 
 
 def failure(error: ImageError) -> Row:

@@ -23,14 +23,14 @@ from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
 from prompt_iml.pipeline.logs import Format, tell
 from prompt_iml.pipeline.monitoring.meter import Meter
+from prompt_iml.pipeline.ordered import in_order
 from prompt_iml.pipeline.registry.registry import CurrentPrompts, PromptSource
 from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.run.schema import RowWriter, read_summary
-from prompt_iml.pipeline.scan.rows import Row, failure, identity, picture, provenance, result
+from prompt_iml.pipeline.scan.rows import Row, failure, identity, provenance, result
 from prompt_iml.pipeline.scan.watchdog import Unwatched, Watch, WatchedEngine
-from prompt_iml.pipeline.sources import claims_to_be_image, read_unit
+from prompt_iml.pipeline.sources import read_unit
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.storage.ordered import in_order
 from prompt_iml.pipeline.units import Sample, Unit
 
 Tick = Callable[[int, int], None]
@@ -229,7 +229,7 @@ class Scanner:
             if isinstance(outcome, ImageError):
                 without_image.append(row | failure(outcome))
             else:
-                yield row | picture(outcome), outcome.image
+                yield row | outcome.facts, outcome.image
 
     def _queue(self, count: int) -> None:
         self._meter.queue = count
@@ -239,12 +239,14 @@ class Scanner:
         row = identity(sample)
         if sample.error:
             return row, sample.error
-        claims_image = claims_to_be_image(sample.member or sample.uri)
         started = time.perf_counter()
         try:
             with self._watch.working("decode"):
                 outcome: Decoded | ImageError = decode(
-                    sample.data or b"", self._limits, claims_image=claims_image
+                    sample.data or b"",
+                    self._limits,
+                    media_type=sample.media_type,
+                    claims_image=sample.claims_image,
                 )
         except ImageError as error:
             outcome = error

@@ -7,9 +7,9 @@ image listed becomes one sample: with its bytes, or with the reason why there ar
 
 from __future__ import annotations
 
-from prompt_iml.pipeline.sources.names import Format, claims_to_be_image
+from prompt_iml.pipeline.sources.names import Format
 from prompt_iml.pipeline.sources.packing import list_units
 from prompt_iml.pipeline.sources.reading import read_unit
 from prompt_iml.pipeline.storage.storage import display_name
 
-__all__ = ["Format", "claims_to_be_image", "display_name", "list_units", "read_unit"]
+__all__ = ["Format", "display_name", "list_units", "read_unit"]

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prompt_iml.engine.errors import DamagedShard, Empty, FetchError, UsageError
-from prompt_iml.pipeline.sources.limits import too_large
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.units import ObjectRef, Sample, Unit
+from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
 BATCH_BYTES = 16 << 20
 MAX_BATCH_ROWS = 1024
@@ -230,7 +229,7 @@ def _sample(uri: str, row: int, cells: tuple[Any, ...], max_object_bytes: int) -
         return Sample(uri, str(row), content_id, error=Empty("null in place of image bytes"))
     if error := too_large(value.as_buffer().size, max_object_bytes):
         return Sample(uri, str(row), content_id, error=error)
-    return Sample(uri, str(row), content_id, value.as_py())
+    return Sample(uri, str(row), content_id, value.as_py(), claims_image=False)
 
 
 def _bytes_and_path(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:

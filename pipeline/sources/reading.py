@@ -16,12 +16,12 @@ from prompt_iml.engine.errors import (
     Unsupported,
     UsageError,
 )
-from prompt_iml.pipeline.sources.limits import too_large
+from prompt_iml.pipeline.ordered import in_order
+from prompt_iml.pipeline.sources.names import claims_to_be_image
 from prompt_iml.pipeline.sources.parquet import read_parquet
 from prompt_iml.pipeline.sources.tar import read_tar
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.storage.ordered import in_order
-from prompt_iml.pipeline.units import ObjectRef, Sample, Unit
+from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
 
 def read_unit(unit: Unit, *, max_object_bytes: int, threads: int) -> Iterator[Sample]:
@@ -87,7 +87,8 @@ def _fetch(ref: ObjectRef, max_object_bytes: int) -> Sample:
         data = None if error else storage.read_bytes(ref.uri, size)
     except ImageError as failure:
         data, error = None, failure
-    return Sample(ref.uri, content_id=ref.content_id, data=data, error=error)
+    claims_image = claims_to_be_image(ref.uri)
+    return Sample(ref.uri, None, ref.content_id, data, error, claims_image)
 
 
 def _size_bytes(uri: str) -> int:

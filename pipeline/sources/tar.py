@@ -15,10 +15,9 @@ from typing import BinaryIO, cast
 
 from prompt_iml.engine.errors import DamagedShard, FetchError, ImageError, Unsupported
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
-from prompt_iml.pipeline.sources.limits import too_large
 from prompt_iml.pipeline.sources.names import claims_to_be_image, in_hidden
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.units import Sample
+from prompt_iml.pipeline.units import Sample, too_large
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_EXTENSION = 1 << 20  # bytes of a long name or a pax header; real ones have hundreds
@@ -119,14 +118,17 @@ def _read(uri: str, stream: BinaryIO, max_object_bytes: int) -> Iterator[Sample]
     for member in _members(archive):
         head = archive.read(min(member.size_bytes, HEAD_BYTES))
         rest = member.size_bytes - len(head)
-        is_image = claims_to_be_image(member.name) or sniff(head) is not None
-        if not is_image or in_hidden(member.name):
+        claims_image, media_type = claims_to_be_image(member.name), sniff(head)
+        if not (claims_image or media_type) or in_hidden(member.name):
             archive.skip(rest)
         elif error := _refusal(member, max_object_bytes):
             yield Sample(uri, member.name, error=error)
             archive.skip(rest)
         else:
-            yield Sample(uri, member.name, data=head + archive.read(rest))
+            data = head + archive.read(rest)
+            yield Sample(
+                uri, member.name, data=data, claims_image=claims_image, media_type=media_type
+            )
         archive.skip(-member.size_bytes % _BLOCK)
 
 

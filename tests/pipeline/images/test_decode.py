@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from prompt_iml.engine.detection.image import estimate_quality
 from prompt_iml.engine.errors import (
     DecodeError,
     Empty,
@@ -27,7 +28,6 @@ from prompt_iml.engine.errors import (
     Truncated,
     Unsupported,
 )
-from prompt_iml.engine.jpeg_quality import estimate_quality
 from prompt_iml.pipeline.images.decode import ALLOWED, Decoded, DecodeLimits, decode
 from prompt_iml.pipeline.images.sniff import sniff
 
@@ -88,8 +88,8 @@ def close(found: NDArray[Any], expected: Any, tolerance: int = 0) -> bool:
 @pytest.mark.parametrize("media_type", samples())
 def test_every_format_decodes(media_type: str) -> None:
     found = decode(samples()[media_type], LIMITS)
-    assert found.media_type == media_type
-    assert (found.width, found.height, found.frame_count) == (48, 32, 1)
+    known = {"media_type": media_type, "width": 48, "height": 32, "frame_count": 1}
+    assert found.facts == found.facts | known
     assert found.image.pixels.dtype == np.uint8
     assert close(found.image.pixels, scene(), tolerance=8)
 
@@ -192,22 +192,22 @@ def tagged(orientation: int) -> Image.Exif:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_told_and_not_applied(kind: str, orientation: int) -> None:
     found = opened(scene(), kind, exif=tagged(orientation), **CLEAN.get(kind, {}))
-    assert found.exif_orientation == orientation
-    assert (found.width, found.height) == (48, 32)
+    known = {"exif_orientation": orientation, "width": 48, "height": 32}
+    assert found.facts == found.facts | known
     assert close(found.image.pixels, scene(), 8)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_compressed_tiff_keeps_its_stored_frame(orientation: int) -> None:
     found = opened(scene(), "TIFF", exif=tagged(orientation), compression="tiff_lzw")
-    assert (found.width, found.exif_orientation) == (48, orientation)
+    assert (found.facts["width"], found.facts["exif_orientation"]) == (48, orientation)
     assert close(found.image.pixels, scene())
 
 
 def test_an_orientation_that_means_nothing_is_null() -> None:
-    assert opened(scene(), "JPEG", exif=tagged(9)).exif_orientation is None
-    assert opened(scene(), "JPEG", exif=b"Exif\0\0garbage").exif_orientation is None
-    assert opened(scene(), "JPEG").exif_orientation is None
+    assert opened(scene(), "JPEG", exif=tagged(9)).facts["exif_orientation"] is None
+    assert opened(scene(), "JPEG", exif=b"Exif\0\0garbage").facts["exif_orientation"] is None
+    assert opened(scene(), "JPEG").facts["exif_orientation"] is None
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
@@ -215,19 +215,21 @@ def test_the_first_of_several_frames_is_decoded(kind: str) -> None:
     white = Image.new("RGB", (48, 32), "white")
     options = CLEAN.get(kind, {}) | {"save_all": True, "append_images": [white, scene()]}
     found = opened(scene(), kind, **options)
-    assert found.frame_count == 3
+    assert found.facts["frame_count"] == 3
     assert close(found.image.pixels, scene(), 8)
 
 
 def test_mpo_is_a_jpeg_with_several_frames() -> None:
     found = opened(scene(), "MPO", save_all=True, append_images=[scene()], quality=90)
-    assert (found.media_type, found.frame_count, found.jpeg_quality) == ("image/jpeg", 2, 90)
+    known = {"media_type": "image/jpeg", "frame_count": 2, "jpeg_quality": 90}
+    assert found.facts == found.facts | known
+    assert found.image.jpeg_quality == 90
 
 
 def test_a_damaged_later_frame_leaves_the_first() -> None:
     payload = save(scene(), "GIF", save_all=True, append_images=[scene().rotate(180)])
     second = payload.rindex(b"\x2c\0\0\0\0")
-    assert decode(payload[: second + 5], LIMITS).frame_count is None
+    assert decode(payload[: second + 5], LIMITS).facts["frame_count"] is None
 
 
 def test_the_luma_table_is_in_natural_order() -> None:
@@ -244,11 +246,11 @@ def test_the_luma_table_is_in_natural_order() -> None:
 def test_only_jpeg_has_a_luma_table() -> None:
     found = opened(scene(), "TIFF", compression="jpeg")
     assert found.image.luma_table is None
-    assert found.jpeg_quality is None
+    assert found.facts["jpeg_quality"] is None
 
 
 def test_jpeg_quality_is_exact_for_standard_tables() -> None:
-    found = [opened(scene(8, 8), "JPEG", quality=q).jpeg_quality for q in range(1, 101)]
+    found = [opened(scene(8, 8), "JPEG", quality=q).facts["jpeg_quality"] for q in range(1, 101)]
     assert found == list(range(1, 101))
 
 
@@ -261,7 +263,7 @@ def test_pixels_are_limited_from_the_header() -> None:
     with pytest.raises(TooLarge, match="48x32") as caught:
         decode(samples()["image/png"], DecodeLimits(max_pixels=48 * 32 - 1))
     assert caught.value.facts["height"] == 32
-    assert decode(samples()["image/png"], DecodeLimits(max_pixels=48 * 32)).width == 48
+    assert decode(samples()["image/png"], DecodeLimits(max_pixels=48 * 32)).facts["width"] == 48
 
 
 def test_a_size_beyond_the_schema_is_too_large() -> None:
@@ -282,7 +284,7 @@ def test_avif_size_is_limited_before_its_decoder() -> None:
 
 def test_scans_of_a_jpeg_are_limited() -> None:
     payload = save(scene(), "JPEG", progressive=True)
-    assert decode(payload, DecodeLimits(max_pixels=48 * 32)).width == 48
+    assert decode(payload, DecodeLimits(max_pixels=48 * 32)).facts["width"] == 48
     last = payload.rindex(b"\xff\xda")
     bomb = payload[:-2] + payload[last:-2] * 20 + b"\xff\xd9"
     with pytest.raises(TooLarge, match="30 scans"):
@@ -321,7 +323,8 @@ def test_a_format_off_the_list_is_named() -> None:
 
 
 def test_content_decides_whatever_the_name_claims() -> None:
-    assert decode(samples()["image/png"], LIMITS, claims_image=False).media_type == "image/png"
+    found = decode(samples()["image/png"], LIMITS, claims_image=False)
+    assert found.facts["media_type"] == "image/png"
 
 
 @pytest.mark.parametrize("media_type", samples())
@@ -413,4 +416,4 @@ def test_no_bytes_raise_anything_but_image_errors(payload: bytes) -> None:
         found = decode(payload, LIMITS)
     except ImageError:
         return
-    assert found.image.pixels.shape == (found.height, found.width, 3)
+    assert found.image.pixels.shape == (found.facts["height"], found.facts["width"], 3)

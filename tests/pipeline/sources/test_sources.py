@@ -25,7 +25,8 @@ from prompt_iml.engine.errors import (
     Unsupported,
     UsageError,
 )
-from prompt_iml.pipeline.sources import claims_to_be_image, inputs, list_units, read_unit
+from prompt_iml.pipeline.sources import inputs, list_units, read_unit
+from prompt_iml.pipeline.sources.names import claims_to_be_image
 from prompt_iml.pipeline.storage import listing
 from prompt_iml.pipeline.units import Sample, Unit
 
@@ -156,7 +157,7 @@ def test_a_photograph_is_an_input(store: Store, photographs: Photographs) -> Non
 
 def test_a_file_that_is_nothing_we_know_is_an_object(folder: Folder) -> None:
     assert scan(folder.put("noise", b"\x00\x01")) == [
-        Sample(f"{folder.uri}/noise", data=b"\x00\x01")
+        Sample(f"{folder.uri}/noise", data=b"\x00\x01", claims_image=False)
     ]
 
 
@@ -427,6 +428,13 @@ def test_a_member_over_the_limit_is_not_read(folder: Folder, tar_of: TarOf) -> N
     assert isinstance(big.error, TooLarge)
     assert big.member == "a.jpg"
     assert small.data == b"2"
+
+
+def test_what_a_tar_knows_of_a_member_is_carried(folder: Folder, tar_of: TarOf) -> None:
+    png = b"\x89PNG\r\n\x1a\n"
+    shard = folder.put("a.tar", tar_of({"a.jpg": png, "b.jpg": b"?", "c": png, "d": b"?"}))
+    found = {s.member: (s.claims_image, s.media_type) for s in scan(shard)}
+    assert found == {"a.jpg": (True, "image/png"), "b.jpg": (True, None), "c": (False, "image/png")}
 
 
 # MEMBERS as a tar: headers at 0, 1536, 2560; bodies at 512, 2048, 3072; end mark at 4096.
