@@ -5,7 +5,7 @@
     413 larger than --max-bytes    422 no image that can be scanned, with its row
     500 the engine failed, with its row; or the replica died    503 come again: Retry-After
 
-A replica holds one `Scanner` and scans one image after another, in a thread beside its event loop;
+A replica holds one `RowMaker` and scans one image after another, in a thread beside its event loop;
 requests of several clients share no batch, tiles of one large image do. An image that kills or
 hangs its decoder ends the replica, and the requests it had get a 500: Serve begins another. A child
 process, as a scan has (`pipeline.scan.isolated`), would load an engine for each image.
@@ -28,7 +28,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import ray
@@ -45,10 +44,10 @@ from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.monitoring.progress import say
 from prompt_iml.pipeline.registry.registry import PromptSource, Registry, look_up_version
-from prompt_iml.pipeline.run.folder import Json, Run
+from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import to_batch
 from prompt_iml.pipeline.scan.rows import Row, failure
-from prompt_iml.pipeline.scan.scanner import Scanner, ScanSpec
+from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.scan.session import ray_address, ray_session
 from prompt_iml.pipeline.scan.watchdog import Watchdog
 from prompt_iml.pipeline.storage import storage
@@ -57,8 +56,8 @@ from prompt_iml.pipeline.units import Sample
 NAME = "prompt-iml"
 TOKEN = "PROMPT_IML_SERVE_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-NAMELESS = Sample("posted.jpg")  # by this name bytes of no known format are `unsupported`
-UNTOLD = ["image_id", "uri", "member", "content_id", "run_id", "heatmap_png"]  # of a place, a run
+# Columns of a place or of a run; a posted image has neither.
+NOT_ANSWERED = ["image_id", "uri", "member", "content_id", "run_id", "heatmap_png"]
 BODY_SECONDS = 30.0
 ONGOING = 4  # of a replica: one is scanned while the bodies of others arrive
 RETRY_SECONDS = 1.0
@@ -91,15 +90,14 @@ def application(args: Json) -> Application:
     return deployment.bind(endpoint_spec(settings), settings.max_bytes, settings.require_token)
 
 
-def endpoint_spec(settings: EndpointSettings) -> ScanSpec:
-    """What the scanner of a replica needs to know; raises `UsageError`."""
+def endpoint_spec(settings: EndpointSettings) -> RowSpec:
+    """How a replica makes rows; raises `UsageError`."""
     model = load_model(settings.model)
     prompts = None
     if settings.registry:
         registry = Registry(storage.canonical(settings.registry), model.sha256)
         prompts = PromptSource(registry.uri, look_up_version(registry, settings.prompts))
-    return ScanSpec(
-        run=Run("", ""),
+    return RowSpec(
         model=model.reference,
         model_sha256=model.sha256,
         engine=settings.engine,
@@ -116,7 +114,7 @@ class Endpoint:
     """A replica.
 
     Args:
-        spec: of its scanner.
+        spec: how it makes rows.
         max_bytes: of a body.
         require_token: refuse to start without one.
 
@@ -125,12 +123,12 @@ class Endpoint:
         RuntimeError: the engine does not run.
     """
 
-    def __init__(self, spec: ScanSpec, max_bytes: int, require_token: bool) -> None:
+    def __init__(self, spec: RowSpec, max_bytes: int, require_token: bool) -> None:
         self._token = os.environ.get(TOKEN, "").encode()
         if require_token and not self._token:
             raise UsageError(f"set {TOKEN} where the replicas run")
         self._max_bytes = max_bytes
-        self._scanner = Scanner(spec, Watchdog(spec.image_timeout))
+        self._maker = RowMaker(spec, Watchdog(spec.image_timeout))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")  # it serves one at a time
         row = self._row(_blank_png())  # compiled by now for its shape of tiles; others come later
         if row["status"] != "ok":
@@ -178,8 +176,8 @@ class Endpoint:
             raise TooLarge(f"more than {self._max_bytes} bytes")
 
     def _row(self, body: bytes) -> Row:
-        (row,) = self._scanner.rows([replace(NAMELESS, data=body)])
-        return row | self._scanner.provenance | {"scanned_at": datetime.now(UTC)}
+        (row,) = self._maker.rows([Sample("", data=body)])
+        return row | self._maker.provenance | {"scanned_at": datetime.now(UTC)}
 
 
 def _blank_png() -> bytes:
@@ -195,7 +193,7 @@ def _refused(status: int, message: str, headers: dict[str, str] | None = None) -
 def as_json(row: Row) -> Json:
     """The columns as a table holds them, float32 and all, but those of a place and of a run."""
     told: Json
-    (told,) = to_batch([row]).drop_columns(UNTOLD).to_pylist()
+    (told,) = to_batch([row]).drop_columns(NOT_ANSWERED).to_pylist()
     mask = told["mask_rle"]
     return told | {
         "mask_rle": mask and mask.decode("ascii"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Stage = Literal["fetch", "decode", "wait", "infer", "commit"]
@@ -48,6 +48,13 @@ class Meter:
             finally:
                 self.seconds[stage] += time.perf_counter() - started
             yield each
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """Count a row."""
+        self.images[row["status"], row.get("error_code") or ""] += 1
+        self.size_bytes += row.get("size_bytes") or 0
+        self.seconds["decode"] += (row.get("decode_ms") or 0) / 1e3
+        self.seconds["infer"] += (row.get("infer_ms") or 0) / 1e3
 
     def batch(self, tiles: int, slots: int) -> None:
         """Count a batch."""

@@ -28,7 +28,7 @@ from prompt_iml.pipeline.monitoring.progress import Done, Tally, say
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.scan.drain import Drain
 from prompt_iml.pipeline.scan.isolated import isolated_rows
-from prompt_iml.pipeline.scan.scanner import Part, Scanner, ScanSpec
+from prompt_iml.pipeline.scan.scanner import Part, RowMaker, Scanner, ScanSpec
 from prompt_iml.pipeline.scan.watchdog import Watchdog
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import unit_from_json
@@ -53,7 +53,8 @@ class ScanActor:
         told = logging.INFO if spec.log == "json" else logging.WARNING
         configure(spec.log, told, run=spec.run.run_id)
         self._meter, self._metrics = Meter(), RayMetrics(spec.run.run_id)
-        self._scanner = Scanner(spec, Watchdog(spec.image_timeout), self._meter)
+        watchdog = Watchdog(spec.rows.image_timeout)
+        self._scanner = Scanner(spec.run, RowMaker(spec.rows, watchdog, self._meter))
         self._tally = tally
         self._drain = Drain()
         self._images = self._bytes = self._of_unit = 0

@@ -29,7 +29,7 @@ import pyarrow as pa
 from prompt_iml.engine.errors import Crashed, Fatal, OutOfMemory, PromptImlError, TimedOut
 from prompt_iml.pipeline.run.schema import to_batch
 from prompt_iml.pipeline.scan.rows import Row, failure, identity
-from prompt_iml.pipeline.scan.scanner import Scanner, ScanSpec
+from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.scan.watchdog import Stage
 from prompt_iml.pipeline.units import Sample, Unit, unit_from_json, unit_to_json
 
@@ -42,7 +42,7 @@ FETCH_SECONDS = 1800  # between two images: the store has its own, shorter patie
 PR_SET_PDEATHSIG = 1
 
 
-def isolated_rows(spec: ScanSpec, unit: Unit) -> Iterator[Row]:
+def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
     """One row for every image of the unit, whatever the images do.
 
     Raises:
@@ -101,7 +101,7 @@ class Child:
         ready: whether it has loaded the engine.
     """
 
-    def __init__(self, spec: ScanSpec, unit: Unit, done: int) -> None:
+    def __init__(self, spec: RowSpec, unit: Unit, done: int) -> None:
         self.death: Fatal | None = None
         self.at: Row | None = None
         self.ready = False
@@ -203,15 +203,15 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # an actor takes it along
     connection = Connection(int(sys.argv[1]))
     job = json.loads(connection.recv_bytes())
-    spec, unit = ScanSpec.from_json(job["spec"]), unit_from_json(job["unit"])
+    spec, unit = RowSpec.from_json(job["spec"]), unit_from_json(job["unit"])
     line = _Line(connection)
-    scanner = Scanner(spec, line)
+    maker = RowMaker(spec, line)
     if sys.platform == "linux":
         _limit_memory(spec.max_pixels)
     line.say("ready")
-    for sample in islice(scanner.samples(unit), job["done"], None):
+    for sample in islice(maker.samples(unit), job["done"], None):
         line.say("begin", identity(sample))
-        for row in scanner.rows([sample]):
+        for row in maker.rows([sample]):
             line.say("done", row)
     line.say("end")
 

@@ -9,7 +9,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError, WorkerCrashe
 
 from prompt_iml.engine.errors import PromptImlError, UsageError
 from prompt_iml.pipeline.monitoring.progress import say
-from prompt_iml.pipeline.scan.scanner import Scanner, ScanSpec
+from prompt_iml.pipeline.scan.scanner import RowMaker, ScanSpec
 from prompt_iml.pipeline.storage import storage
 
 FREE_SECONDS = 300.0  # the model may have to be fetched
@@ -53,7 +53,7 @@ def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = FREE_SECONDS)
 def _complaint(spec: ScanSpec) -> str:
     """Why this node cannot scan; empty: it can."""
     try:
-        Scanner(spec)
+        RowMaker(spec.rows)
         storage.exists(spec.run.plan_uri)
     except PromptImlError as error:
         return str(error)

@@ -15,7 +15,6 @@ from prompt_iml.engine.detection.detector import Finding
 from prompt_iml.engine.detection.views import LogitMap
 from prompt_iml.engine.errors import ImageError
 from prompt_iml.engine.model.folder import Model
-from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.run.schema import encode_mask, image_id
 from prompt_iml.pipeline.storage.storage import display_name
 from prompt_iml.pipeline.units import Sample
@@ -26,10 +25,9 @@ MESSAGE_CHARACTERS = 300
 HEATMAP_LEVELS = 16
 
 
-def provenance(run: Run, model: Model, engine_name: str) -> Row:
-    """The columns that are the same in every row of an actor."""
+def provenance(model: Model, engine_name: str) -> Row:
+    """Columns that name what made a row."""
     return {
-        "run_id": run.run_id,
         "model": model.id,
         "model_sha256": model.sha256,
         "prompt_set": model.prompts.id,

@@ -29,7 +29,7 @@ from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
 from prompt_iml.pipeline.scan.actors import pool_size, read_tally, scan_wave, shared_tally
 from prompt_iml.pipeline.scan.earlier import ScannedIn, check_retry, complete_run, retry_units
 from prompt_iml.pipeline.scan.preflight import FREE_SECONDS, NODE_SECONDS, check_node
-from prompt_iml.pipeline.scan.scanner import Part, ScanSpec
+from prompt_iml.pipeline.scan.scanner import Part, RowSpec, ScanSpec
 from prompt_iml.pipeline.scan.session import ray_address, ray_session
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
@@ -105,7 +105,8 @@ def scan(settings: ScanSettings) -> Json:
         say(f"already complete: run {run.run_id}; another --run-id scans again")
     else:
         plan = plan_of(run, settings, earlier)
-        totals = scan_plan(settings, scan_spec(settings, run, model, source), plan)
+        spec = ScanSpec(run, row_spec(settings, model, source), settings.log)
+        totals = scan_plan(settings, spec, plan)
         manifest = run.commit(make_manifest(run, model, config, plan, totals))
     summary = summarize(run, model, manifest, totals.new_rows, time.monotonic() - started)
     run.write_summary(summary)
@@ -244,12 +245,9 @@ def _share(unit: Unit, shares: int) -> int:
     return int.from_bytes(digest[:8], "big") % shares + 1
 
 
-def scan_spec(
-    settings: ScanSettings, run: Run, model: Model, source: PromptSource | None = None
-) -> ScanSpec:
-    """What the actors of a run need to know."""
-    return ScanSpec(
-        run=run,
+def row_spec(settings: ScanSettings, model: Model, source: PromptSource | None = None) -> RowSpec:
+    """How the actors of a run make rows."""
+    return RowSpec(
         model=model.reference,
         model_sha256=model.sha256,
         engine=settings.engine,
@@ -259,7 +257,6 @@ def scan_spec(
         heatmap=settings.heatmap,
         image_timeout=settings.image_timeout,
         prompts=source,
-        log=settings.log,
     )
 
 

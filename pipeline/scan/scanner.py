@@ -1,6 +1,9 @@
-"""One unit from source to committed rows: what runs inside a scan actor.
+"""From images to rows, and from the rows of a unit to one file: what runs inside a scan actor.
 
-read_unit -> decode (threads) -> Detector (tiles, engine, masks) -> rows -> one file, once
+    RowMaker  read_unit -> decode (threads) -> Detector (tiles, engine, masks) -> rows
+    Scanner   rows of a unit -> one Parquet file, created once
+
+The online endpoint, and the child that scans a suspect unit, use a `RowMaker` alone.
 """
 
 from __future__ import annotations
@@ -39,23 +42,20 @@ FETCH_THREADS = 16  # objects fetched at once: they wait for the store, not for 
 
 
 @dataclass(frozen=True, slots=True)
-class ScanSpec:
-    """What an actor needs to know; small, because it travels to every actor.
+class RowSpec:
+    """What making rows needs; small, because it travels to every actor.
 
     Attributes:
-        run: where results go.
         model: name or path of the model folder.
-        model_sha256: digest of the model that the run is bound to.
+        model_sha256: digest that the model must have.
         engine: runtime, as the settings name it.
         threads: threads for the engine, and for decoding.
         max_pixels, max_object_bytes: limits of one image.
         heatmap: whether rows carry the probabilities at network resolution.
         image_timeout: seconds that an image's decode, or a run of the engine, may take.
-        prompts: registry to take prompts and policy from; None: they come with the model.
-        log: how lines of the actors look.
+        prompts: registry to take prompts and policy from; None: the model's own.
     """
 
-    run: Run
     model: str
     model_sha256: str
     engine: str
@@ -65,62 +65,52 @@ class ScanSpec:
     heatmap: bool
     image_timeout: float
     prompts: PromptSource | None = None
-    log: Format = "text"
 
     def to_json(self) -> str:
-        """For another process."""
+        """Serialize for another process."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> ScanSpec:
-        """What `to_json` gave."""
+    def from_json(cls, text: str) -> RowSpec:
+        """Restore what `to_json` wrote."""
         fields = json.loads(text)
         prompts = fields.pop("prompts")
-        source = PromptSource(**prompts) if prompts else None
-        return cls(**fields | {"run": Run(**fields["run"])}, prompts=source)
-
-
-RowsOf = Callable[[ScanSpec, Unit], Iterator[Row]]
+        return cls(**fields, prompts=PromptSource(**prompts) if prompts else None)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A committed unit, as its file tells.
+class ScanSpec:
+    """What a scan actor needs.
 
     Attributes:
-        file: name below the output.
-        rows, size_bytes, sha256: of the file.
-        statuses: rows by status.
-        codes: rows by error code.
-        new: whether this launch wrote it.
+        run: where results go.
+        rows: how they are made.
+        log: format of the actor's log.
     """
 
-    file: str
-    rows: int
-    size_bytes: int
-    sha256: str
-    statuses: dict[str, int]
-    codes: dict[str, int]
-    new: bool
+    run: Run
+    rows: RowSpec
+    log: Format = "text"
 
 
-class Scanner:
-    """Scans units, one after another, with one engine.
+class RowMaker:
+    """Turns images into rows with one engine; it knows no run and no output.
 
     Args:
-        spec: what it needs to know.
-        watch: told of each decode and each run of the engine.
+        spec: how rows are made.
+        watch: observes each decode and each run of the engine.
         meter: counts what is done.
 
     Attributes:
+        meter: as given.
         provenance: columns that `rows` leaves out: what made them.
 
     Raises:
-        UsageError: the model is not here, or is another one than the run's.
+        UsageError: the model is not on this machine, or is another one.
     """
 
     def __init__(
-        self, spec: ScanSpec, watch: Watch | None = None, meter: Meter | None = None
+        self, spec: RowSpec, watch: Watch | None = None, meter: Meter | None = None
     ) -> None:
         model = load_model(spec.model)
         if model.sha256 != spec.model_sha256:
@@ -128,7 +118,7 @@ class Scanner:
                 f"{spec.model} is {model.id} here, and not what the run began with: install the "
                 "same version of prompt-iml on every node"
             )
-        self._watch, self._meter = watch or Unwatched(), meter or Meter()
+        self._watch, self.meter = watch or Unwatched(), meter or Meter()
         self._current = CurrentPrompts(model, spec.prompts) if spec.prompts else None
         engine = open_engine(model, spec.engine, threads=spec.threads)
         self._engine = WatchedEngine(engine, self._watch)
@@ -137,72 +127,27 @@ class Scanner:
         self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         self._use(self._current.model if self._current else model)
 
-    def scan(self, unit_id: str, unit: Unit, tick: Tick, rows_of: RowsOf | None = None) -> Part:
-        """Scan a unit and commit its rows, unless they are committed already.
-
-        Args:
-            unit_id: the unit's id in this run.
-            unit: what to read.
-            tick: told the images and bytes done since the last call, for progress.
-            rows_of: who makes the rows; None: this process.
-        """
-        uri = self._spec.run.part_uri(unit_id)
-        if storage.exists(uri):
-            return self._part(uri, storage.read_bytes(uri), new=False)
-        if self._current and self._current.look():
-            self._use(self._current.model)
-        writer = RowWriter(unit_id=unit_id, run_id=self._spec.run.run_id)
-        rows = rows_of(self._spec_now(), unit) if rows_of else self.rows(self.samples(unit))
-        self._meter.begun = time.time()
-        for row in rows:
-            writer.add(row | self.provenance | {"scanned_at": datetime.now(UTC)})
-            self._count(row)
-            tick(1, row.get("size_bytes") or 0)
-        started = time.perf_counter()
-        payload = writer.close()
-        created = storage.create_once(uri, payload)
-        self._meter.seconds["commit"] += time.perf_counter() - started
-        self._meter.begun = 0.0
-        if created:
-            return self._part(uri, payload, new=True)
-        told = f"unit {unit_id} was committed by another; these rows of it are dropped"
-        tell(told, logging.WARNING, unit=unit_id)
-        return self._part(uri, storage.read_bytes(uri), new=False)
-
-    def _count(self, row: Row) -> None:
-        meter = self._meter
-        meter.images[row["status"], row.get("error_code") or ""] += 1
-        meter.size_bytes += row.get("size_bytes") or 0
-        meter.seconds["decode"] += (row.get("decode_ms") or 0) / 1e3
-        meter.seconds["infer"] += (row.get("infer_ms") or 0) / 1e3
-
-    def _spec_now(self) -> ScanSpec:
-        """With the prompts of this moment, for another process."""
+    @property
+    def spec(self) -> RowSpec:
+        """How another process makes the same rows: with the prompts of this moment."""
         return replace(self._spec, prompts=self._current.source if self._current else None)
 
+    def refresh_prompts(self) -> None:
+        """Use the prompts that the registry names now, where the spec asks to follow it."""
+        if self._current and self._current.look():
+            self._use(self._current.model)
+
     def _use(self, model: Model) -> None:
-        """Scan with the model's prompts and policy from now on, and say so in the rows."""
+        """Detect with the model's prompts and policy from now on, and name them in the rows."""
         self._engine.load_prompts(model.prompts)
         self._detector = Detector(
-            self._engine, model.view, model.policy, self._engine.batch, self._meter.batch
+            self._engine, model.view, model.policy, self._engine.batch, self.meter.batch
         )
-        self._meter.model = (model.id, model.prompts.id, self._engine.name)
-        self.provenance = provenance(self._spec.run, model, self._engine.name)
-
-    def _part(self, uri: str, payload: bytes, *, new: bool) -> Part:
-        summary = read_summary(payload)
-        return Part(
-            file=uri.removeprefix(self._spec.run.output + "/"),
-            rows=summary["rows"],
-            size_bytes=len(payload),
-            sha256=hashlib.sha256(payload).hexdigest(),
-            statuses=summary["statuses"],
-            codes=summary["codes"],
-            new=new,
-        )
+        self.meter.model = (model.id, model.prompts.id, self._engine.name)
+        self.provenance = provenance(model, self._engine.name)
 
     def samples(self, unit: Unit) -> Iterator[Sample]:
-        """What there is to scan in a unit."""
+        """Read the images of a unit."""
         return read_unit(unit, max_object_bytes=self._spec.max_object_bytes, threads=FETCH_THREADS)
 
     def rows(self, samples: Iterable[Sample]) -> Iterator[Row]:
@@ -223,16 +168,16 @@ class Scanner:
         """The images that decode; rows of the others go to `without_image`."""
         # In flight at most 2 images a thread, so that a shard is never held whole.
         ahead = 2 * self._spec.threads
-        fetched = self._meter.timed("fetch", samples)
+        fetched = self.meter.timed("fetch", samples)
         opened = in_order(self._pool, self._open, fetched, ahead, self._queue)
-        for row, outcome in self._meter.timed("wait", opened):
+        for row, outcome in self.meter.timed("wait", opened):
             if isinstance(outcome, ImageError):
                 without_image.append(row | failure(outcome))
             else:
                 yield row | outcome.facts, outcome.image
 
     def _queue(self, count: int) -> None:
-        self._meter.queue = count
+        self.meter.queue = count
 
     def _open(self, sample: Sample) -> tuple[Row, Decoded | ImageError]:
         """Decode one sample; whatever goes wrong is this image's own failure."""
@@ -256,3 +201,89 @@ class Scanner:
             outcome = DecodeError(f"{type(error).__name__}: {error}")
         row["decode_ms"] = 1e3 * (time.perf_counter() - started)
         return row, outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A committed unit, as described by its file.
+
+    Attributes:
+        file: name below the output.
+        rows, size_bytes, sha256: of the file.
+        statuses: rows by status.
+        codes: rows by error code.
+        new: whether this launch wrote it.
+    """
+
+    file: str
+    rows: int
+    size_bytes: int
+    sha256: str
+    statuses: dict[str, int]
+    codes: dict[str, int]
+    new: bool
+
+
+RowsOf = Callable[[RowSpec, Unit], Iterator[Row]]
+
+
+class Scanner:
+    """Scans units, one after another, and commits the rows of each as one file.
+
+    Args:
+        run: whose units they are.
+        maker: makes the rows.
+    """
+
+    def __init__(self, run: Run, maker: RowMaker) -> None:
+        self._run, self._maker, self._meter = run, maker, maker.meter
+
+    def scan(self, unit_id: str, unit: Unit, tick: Tick, rows_of: RowsOf | None = None) -> Part:
+        """Scan a unit and commit its rows, unless they are committed already.
+
+        Args:
+            unit_id: the unit's id in this run.
+            unit: what to read.
+            tick: called with the images and bytes done since its last call, for progress.
+            rows_of: makes the rows in place of this process.
+        """
+        uri = self._run.part_uri(unit_id)
+        if storage.exists(uri):
+            return self._part(uri, storage.read_bytes(uri), new=False)
+        writer = RowWriter(unit_id=unit_id, run_id=self._run.run_id)
+        for row in self._rows(unit, rows_of):
+            writer.add(row)
+            self._meter.count(row)
+            tick(1, row.get("size_bytes") or 0)
+        started = time.perf_counter()
+        payload = writer.close()
+        created = storage.create_once(uri, payload)
+        self._meter.seconds["commit"] += time.perf_counter() - started
+        self._meter.begun = 0.0
+        if created:
+            return self._part(uri, payload, new=True)
+        message = f"unit {unit_id} was committed by another actor: the rows made here are dropped"
+        tell(message, logging.WARNING, unit=unit_id)
+        return self._part(uri, storage.read_bytes(uri), new=False)
+
+    def _rows(self, unit: Unit, rows_of: RowsOf | None) -> Iterator[Row]:
+        """Complete rows: with what made them, for which run and when."""
+        maker = self._maker
+        maker.refresh_prompts()
+        self._meter.begun = time.time()
+        rows = rows_of(maker.spec, unit) if rows_of else maker.rows(maker.samples(unit))
+        common = maker.provenance | {"run_id": self._run.run_id}
+        for row in rows:
+            yield row | common | {"scanned_at": datetime.now(UTC)}
+
+    def _part(self, uri: str, payload: bytes, *, new: bool) -> Part:
+        summary = read_summary(payload)
+        return Part(
+            file=uri.removeprefix(self._run.output + "/"),
+            rows=summary["rows"],
+            size_bytes=len(payload),
+            sha256=hashlib.sha256(payload).hexdigest(),
+            statuses=summary["statuses"],
+            codes=summary["codes"],
+            new=new,
+        )

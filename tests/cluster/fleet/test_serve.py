@@ -27,7 +27,7 @@ from prompt_iml.pipeline.demo.photographs import forge_set
 from prompt_iml.pipeline.registry.registry import PromptSource
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import RowWriter
-from prompt_iml.pipeline.scan.scanner import Scanner
+from prompt_iml.pipeline.scan.scanner import RowMaker
 from prompt_iml.pipeline.units import Sample
 from tests.conftest import free_port
 
@@ -100,10 +100,10 @@ def forged() -> bytes:
 
 def test_a_forgery_is_told_as_a_scan_tells_it(server: Server, forged: bytes) -> None:
     status, told = server.ask(forged)
-    scanner = Scanner(endpoint_spec(EndpointSettings()))
-    (row,) = scanner.rows([Sample("/there/forged.jpg", data=forged)])
+    maker = RowMaker(endpoint_spec(EndpointSettings()))
+    (row,) = maker.rows([Sample("/there/forged.jpg", data=forged)])
     writer = RowWriter("unit", "run")
-    writer.add(row | scanner.provenance)
+    writer.add(row | maker.provenance)
     (expected,) = pq.read_table(pa.BufferReader(writer.close())).to_pylist()
     assert (status, told["status"], bool(told["regions"])) == (200, "ok", True)
     assert told.pop("mask_rle").encode() == expected.pop("mask_rle")

@@ -19,9 +19,8 @@ from PIL import Image
 
 from prompt_iml.engine.errors import PromptImlError
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.scan.isolated import cause_of, isolated_rows
-from prompt_iml.pipeline.scan.scan import scan_spec
+from prompt_iml.pipeline.scan.scan import row_spec
 from prompt_iml.pipeline.scan.watchdog import EXIT_STUCK
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
@@ -143,7 +142,7 @@ def test_a_process_of_its_own_has_memory_for_tiles_of_every_shape(
     settings = ScanSettings(inputs=[str(tmp_path)], output=str(tmp_path), max_pixels=1_000_000)
     model = load_model(settings.model)
     (unit,) = list_units([str(tmp_path / "*.png")], images_per_unit=4)
-    rows = list(isolated_rows(scan_spec(settings, Run(f"file://{tmp_path}", "r"), model), unit))
+    rows = list(isolated_rows(row_spec(settings, model), unit))
     assert [row["status"] for row in rows] == ["ok"] * 4, [row.get("error_message") for row in rows]
 
 
@@ -167,7 +166,7 @@ def test_a_process_killed_while_it_loads_is_started_again(
         return process
 
     monkeypatch.setattr("prompt_iml.pipeline.scan.isolated.subprocess.Popen", popen)
-    rows = list(isolated_rows(scan_spec(settings, Run(f"file://{tmp_path}", "r"), model), unit))
+    rows = list(isolated_rows(row_spec(settings, model), unit))
     assert [row["status"] for row in rows] == ["ok"]
     assert killed == [-signal.SIGKILL] * 2
 
@@ -177,6 +176,5 @@ def test_without_an_engine_nothing_is_called_poison(tmp_path: Path) -> None:
     (unit,) = list_units([str(tmp_path / "a.jpg")], images_per_unit=1)
     settings = ScanSettings(inputs=[str(tmp_path)], output=str(tmp_path))
     model = replace(load_model(settings.model), sha256="another")
-    spec = scan_spec(settings, Run(f"file://{tmp_path}", "r"), model)
     with pytest.raises(PromptImlError, match="cannot scan"):
-        list(isolated_rows(spec, unit))
+        list(isolated_rows(row_spec(settings, model), unit))

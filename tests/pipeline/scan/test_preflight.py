@@ -12,7 +12,7 @@ from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.scan.preflight import check_node
-from prompt_iml.pipeline.scan.scan import scan_spec
+from prompt_iml.pipeline.scan.scan import row_spec
 from prompt_iml.pipeline.scan.scanner import ScanSpec
 from prompt_iml.pipeline.settings import ScanSettings
 from tests.conftest import Bucket, Folder
@@ -21,7 +21,7 @@ from tests.conftest import Bucket, Folder
 @pytest.fixture
 def spec(folder: Folder, cluster: None) -> ScanSpec:
     settings = ScanSettings(inputs=[folder.uri], output=folder.uri)
-    return scan_spec(settings, Run(folder.uri, "r"), load_model(settings.model))
+    return ScanSpec(Run(folder.uri, "r"), row_spec(settings, load_model(settings.model)))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_node_that_can_scan_says_nothing(spec: ScanSpec) -> None:
 )
 def test_a_node_that_cannot_says_why(spec: ScanSpec, change: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said) as refusal:
-        check_node(replace(spec, **change))  # type: ignore[arg-type]
+        check_node(replace(spec, rows=replace(spec.rows, **change)))  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value)
 
 

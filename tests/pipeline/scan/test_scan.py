@@ -43,8 +43,8 @@ from prompt_iml.pipeline.run.folder import Json, Run, encode
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.run.schema import SCHEMA
 from prompt_iml.pipeline.scan.actors import PoolSize, ScanActor, pool_size, read_tally, shared_tally
-from prompt_iml.pipeline.scan.scan import prompt_source, scan, scan_spec
-from prompt_iml.pipeline.scan.scanner import Scanner
+from prompt_iml.pipeline.scan.scan import prompt_source, row_spec, scan
+from prompt_iml.pipeline.scan.scanner import RowMaker, Scanner, ScanSpec
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from prompt_iml.pipeline.storage import storage
@@ -244,7 +244,7 @@ def test_progress_ends_at_the_bytes_of_the_plan(
     (tmp_path / "a.tar").write_bytes(tar_of({"a.jpg": crops["rocket.jpg"]}) + bytes(50_000))
     null, output = str(write_null_model(tmp_path / "model")), f"file://{tmp_path}/out"
     settings = ScanSettings(inputs=[str(tmp_path)], output=output, model=null)
-    spec = scan_spec(settings, Run(output, "r"), load_model(null))
+    spec = ScanSpec(Run(output, "r"), row_spec(settings, load_model(null)))
     (unit,) = list_units([str(tmp_path / "a.tar")], images_per_unit=4)
     planned = [PlannedUnit("u", unit_to_json(unit))._asdict()]
     for expected in (Done(1, unit.size_bytes, 0), Done(0, 0, unit.size_bytes)):
@@ -372,8 +372,8 @@ def test_prompts_are_refreshed_between_units(
     )
     source = prompt_source(settings, base, settings.output)
     assert source == PromptSource(registry.uri, promoted[0], refresh=True)
-    spec = scan_spec(settings, Run(settings.output, "r"), base, source)
-    scanner, found = Scanner(spec), []
+    maker = RowMaker(row_spec(settings, base, source))
+    scanner, found = Scanner(Run(settings.output, "r"), maker), []
     units = list(list_units([inputs], images_per_unit=1, limit=4))
     for number, unit in enumerate(units[:3]):
         if number == 1:
