@@ -1,4 +1,4 @@
-"""Concurrency that keeps order and bounds what is held."""
+"""Work in threads whose results come in order, with a bound on how many are held."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ def in_order(
     ahead: int,
     ready: Callable[[int], None] = lambda count: None,
 ) -> Iterator[R]:
-    """`pool.map` with at most `ahead` results in flight; closing it cancels what has not begun.
+    """Yield `work` of each argument, in order, with at most `ahead` of them submitted.
 
-    Before each result `ready` is told how many there are.
+    Unlike `pool.map`, it takes arguments only as results are consumed. Closing it cancels what has
+    not begun. Before each result, `ready` is called with the number of results that are done.
     """
-    flying: deque[Future[R]] = deque()
+    pending: deque[Future[R]] = deque()
     try:
         for argument in arguments:
-            flying.append(pool.submit(work, argument))
-            if len(flying) >= ahead:
-                ready(sum(future.done() for future in flying))
-                yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
+            pending.append(pool.submit(work, argument))
+            if len(pending) >= ahead:
+                ready(sum(future.done() for future in pending))
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in flying:
+        for future in pending:
             future.cancel()

@@ -1,4 +1,4 @@
-"""Plain data between the stages of a scan: what is planned, what is read."""
+"""Plain data that passes between the stages of a scan: units of the plan, samples read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ObjectRef:
 
     Attributes:
         uri: `file:///abs/path` or `s3://bucket/key`; a list may name what cannot be read.
-        size_bytes: as listed; -1 when the listing does not say (a list of URIs).
+        size_bytes: as listed; -1 when unknown (a list of URIs).
         etag: version of the object; empty when unknown. Local files: size and mtime in ns.
         content_id: the caller's own id, when a list carries one.
-        refused: why it must not be read; empty: it may be.
+        refused: why it must not be read; empty when it may be.
     """
 
     uri: str
@@ -33,12 +33,12 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one actor scans at a time and commits as one file.
+    """Images that one actor scans at a time and commits as one file.
 
     Attributes:
         kind: how to read it.
         uri: the shard; for `objects` the first object.
-        size_bytes: of what is to be read, for progress; -1 when unknown.
+        size_bytes: bytes to read, for progress; -1 when unknown.
         etag: version of the shard; empty for `objects`.
         first, last: Parquet row groups [first, last); 0, 0 otherwise.
         column: the Parquet column with the image bytes; empty otherwise.
@@ -48,8 +48,8 @@ class Unit:
         first_row: number of the first row of `first` in the Parquet file; 0 otherwise.
         members: read only these members of a tar, or rows of a Parquet file, as results name
             them; empty for all.
-        scanned_in: the run that has rows of these objects already, so that they are not read;
-            empty otherwise. Shards are objects here.
+        scanned_in: a run that has rows of these objects already, so that they are not read;
+            empty otherwise. Shards count as objects here.
     """
 
     kind: UnitKind
@@ -74,14 +74,14 @@ _ref_values = attrgetter(*_REF)
 
 
 def unit_to_json(unit: Unit) -> str:
-    """ASCII, so that names which are not UTF-8 travel too; an object is a list of its fields."""
+    """Serialize as ASCII, so that names that are not UTF-8 pass; an object is a list of fields."""
     values = dict(zip(_UNIT, _unit_values(unit), strict=True))
     values["objects"] = [_ref_values(ref) for ref in unit.objects]
     return json.dumps(values)
 
 
 def unit_from_json(text: str) -> Unit:
-    """What `unit_to_json` gave."""
+    """Restore what `unit_to_json` wrote."""
     values = json.loads(text)
     values["objects"] = tuple(ObjectRef(*ref) for ref in values["objects"])
     values["members"] = tuple(values["members"])
@@ -90,7 +90,7 @@ def unit_from_json(text: str) -> Unit:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image as it lies in its source: exact bytes, or why there are none.
+    """One image as stored in its source: exact bytes, or the reason why there are none.
 
     Attributes:
         uri: the object, or the shard it lies in.

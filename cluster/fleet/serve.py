@@ -1,18 +1,18 @@
-"""`prompt-iml serve`: an image in by HTTP, its row out, on Ray Serve.
+"""`prompt-iml serve`: scans an image posted over HTTP and answers with its row, on Ray Serve.
 
     POST /   the bytes of one image -> the columns of its row, as JSON
-    200 scanned    401 no token    404, 405 elsewhere, otherwise    408 the bytes did not come
+    200 scanned    401 no token    404, 405 elsewhere, otherwise    408 the body did not arrive
     413 larger than --max-bytes    422 no image that can be scanned, with its row
-    500 the engine failed, with its row; or the replica died    503 come again: Retry-After
+    500 the engine failed, with its row; or the replica died    503 try again: Retry-After
 
 A replica holds one `RowMaker` and scans one image after another, in a thread beside its event loop;
 requests of several clients share no batch, tiles of one large image do. An image that kills or
-hangs its decoder ends the replica, and the requests it had get a 500: Serve begins another. A child
+hangs its decoder ends the replica: its requests get a 500, and Serve starts another. A child
 process, as a scan has (`pipeline.scan.isolated`), would load an engine for each image.
 
-Whoever reaches the port is let in, unless PROMPT_IML_SERVE_TOKEN is set where the replicas run.
-Serve's proxy holds a body in memory while its request waits: a limit of bodies and of clients, and
-TLS, belong in front of it.
+Every client that reaches the port is served, unless PROMPT_IML_SERVE_TOKEN is set where the
+replicas run. Serve's proxy holds a body in memory while its request waits: limits on bodies and
+clients, and TLS, belong in front of it.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Columns of a place or of a run; a posted image has neither.
 NOT_ANSWERED = ["image_id", "uri", "member", "content_id", "run_id", "heatmap_png"]
 BODY_SECONDS = 30.0
-ONGOING = 4  # of a replica: one is scanned while the bodies of others arrive
+ONGOING = 4  # requests of a replica: one is scanned while the bodies of others arrive
 RETRY_SECONDS = 1.0
-STARTS = 3  # of a replica, until the deployment has failed
+STARTS = 3  # attempts to start a replica before the deployment fails
 
 
 def application(args: Json) -> Application:
-    """What a Serve config names: `import_path: prompt_iml.cluster.fleet.serve:application`.
+    """Build the application that a Serve config names: `import_path: prompt_iml.cluster.fleet.serve:application`.
 
     Args:
-        args: of `EndpointSettings`.
+        args: fields of `EndpointSettings`.
 
     Raises:
         UsageError: the model or the prompts are not there.
@@ -91,7 +91,7 @@ def application(args: Json) -> Application:
 
 
 def endpoint_spec(settings: EndpointSettings) -> RowSpec:
-    """How a replica makes rows; raises `UsageError`."""
+    """Return how a replica makes rows; raises `UsageError`."""
     model = load_model(settings.model)
     prompts = None
     if settings.registry:
@@ -111,12 +111,12 @@ def endpoint_spec(settings: EndpointSettings) -> RowSpec:
 
 
 class Endpoint:
-    """A replica.
+    """A replica of the endpoint.
 
     Args:
         spec: how it makes rows.
-        max_bytes: of a body.
-        require_token: refuse to start without one.
+        max_bytes: largest body.
+        require_token: refuse to start without a token.
 
     Raises:
         UsageError: there is no token, or the model is another one here.
@@ -129,8 +129,8 @@ class Endpoint:
             raise UsageError(f"set {TOKEN} where the replicas run")
         self._max_bytes = max_bytes
         self._maker = RowMaker(spec, Watchdog(spec.image_timeout))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")  # it serves one at a time
-        row = self._row(_blank_png())  # compiled by now for its shape of tiles; others come later
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")  # one image at a time
+        row = self._row(_blank_png())  # compiles the engine for one shape of tiles
         if row["status"] != "ok":
             raise RuntimeError(row["error_message"])
 
@@ -150,7 +150,7 @@ class Endpoint:
         return JSONResponse(as_json(row), status_code(row))
 
     def _refusal(self, request: Request) -> Response | None:
-        """Of what no body is read for."""
+        """Return the answer to a request whose body need not be read, or None."""
         given = request.headers.get("authorization", "").encode()
         if self._token and not hmac.compare_digest(given, b"Bearer " + self._token):
             return _refused(401, "a token is wanted", {"WWW-Authenticate": "Bearer"})
@@ -161,7 +161,7 @@ class Endpoint:
         return None
 
     async def _body(self, request: Request) -> bytes:
-        """Raises `TooLarge`, before the rest is read, or `TimeoutError`."""
+        """Read the body; raises `TooLarge`, before the rest is read, or `TimeoutError`."""
         announced = int(request.headers.get("content-length", 0))
         self._check_size(announced)
         body = bytearray()
@@ -191,18 +191,18 @@ def _refused(status: int, message: str, headers: dict[str, str] | None = None) -
 
 
 def as_json(row: Row) -> Json:
-    """The columns as a table holds them, float32 and all, but those of a place and of a run."""
-    told: Json
-    (told,) = to_batch([row]).drop_columns(NOT_ANSWERED).to_pylist()
-    mask = told["mask_rle"]
-    return told | {
+    """Return the columns as a table holds them (float32), without `NOT_ANSWERED`."""
+    answer: Json
+    (answer,) = to_batch([row]).drop_columns(NOT_ANSWERED).to_pylist()
+    mask = answer["mask_rle"]
+    return answer | {
         "mask_rle": mask and mask.decode("ascii"),
-        "scanned_at": told["scanned_at"].isoformat(),
+        "scanned_at": answer["scanned_at"].isoformat(),
     }
 
 
 def status_code(row: Row) -> int:
-    """Of the answer: whose fault it is that there is none."""
+    """Return the HTTP status of a row: 200, 422 (the image's fault) or 500 (the engine's)."""
     if row["status"] == "ok":
         return 200
     return 500 if row["error_stage"] == "infer" else 422
@@ -212,19 +212,19 @@ def serve_until_signal(settings: ServeSettings) -> Json:
     """Serve until SIGINT or SIGTERM.
 
     Returns:
-        What to print: where it was, and for how long.
+        The summary to print: the URL, and the seconds that it was served.
 
     Raises:
-        UsageError: it cannot be served as asked.
+        UsageError: the settings cannot be served.
     """
-    if not settings.actor_gpus:  # else the nodes have what this machine need not
+    if not settings.actor_gpus:  # with GPUs the engine is on the nodes, not on this machine
         check_engine(settings.engine)
     args = settings.model_dump(include=set(EndpointSettings.model_fields))
     # A token of this shell that the replicas do not have would protect nothing.
     args["require_token"] |= TOKEN in os.environ
     target = application(args)
     if settings.host not in LOOPBACK and not args["require_token"]:
-        say(f"note: whoever reaches {settings.host} is let in: set {TOKEN}")
+        say(f"note: every client that reaches {settings.host} is served: set {TOKEN}")
     with ray_session(settings.address, None), _deployed(target, settings) as url:
         started = time.monotonic()
         say(f"serving at {url}")
@@ -235,7 +235,7 @@ def serve_until_signal(settings: ServeSettings) -> Json:
 
 @contextmanager
 def _deployed(target: Application, settings: ServeSettings) -> Iterator[str]:
-    """The application on the cluster at hand while the block runs; its URL."""
+    """Deploy the application on the connected cluster while the block runs; yields its URL."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     is_ours = ray_address(settings.address) == "local"
     if is_ours:
@@ -249,27 +249,27 @@ def _deployed(target: Application, settings: ServeSettings) -> Iterator[str]:
         serve.start(http_options={"host": settings.host, "port": settings.port})
         serve.run(target, name=NAME)
         yield f"http://{settings.host}:{settings.port}/"
-        serve.delete(NAME)  # when requests under way are answered
+        serve.delete(NAME)  # returns when pending requests are answered
     except (RuntimeError, TimeoutError) as error:
         raise UsageError(f"cannot serve: {_reason(error)}") from error
     finally:
-        if not is_ours:  # ours ends with all that is on it
+        if not is_ours:  # our own cluster ends with all that runs on it
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _check_room(settings: ServeSettings) -> None:
-    """Refuse what Ray would wait for; other clusters may grow, and are not asked."""
+    """Refuse replicas that Ray would wait for; other clusters may grow, and are not checked."""
     cpus = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]
-    wanted = settings.actor_cpus * settings.min_replicas
-    if wanted > cpus:
+    needed = settings.actor_cpus * settings.min_replicas
+    if needed > cpus:
         raise UsageError(
-            f"{settings.min_replicas} replicas want {wanted} CPUs, and here are {cpus:.0f}: lower "
+            f"{settings.min_replicas} replicas need {needed} CPUs, and there are {cpus:.0f}: lower "
             "--actor-cpus or --min-replicas"
         )
 
 
 def _reason(error: Exception) -> str:
-    """What a replica died of, if one did, or else what Serve says: the last line of it."""
+    """Return the last line of the error that a replica died of, or else of the error itself."""
     deployed = serve.status().applications.get(NAME)
     died = [each.message for each in deployed.deployments.values()] if deployed else []
     return ("".join(died).strip() or str(error)).splitlines()[-1]

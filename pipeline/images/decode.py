@@ -1,10 +1,10 @@
-"""Bytes of one image in, pixels and what the file says of itself out.
+"""Decodes the bytes of one image into pixels and facts of its file.
 
-The format is told from the bytes and must be on the allow-list; exactly that one decoder is
-asked. Whatever the bytes are, the answer is one `Decoded` or one `ImageError`.
+The format is detected from the bytes and must be on the allow-list; only the decoder of that format
+is used. Whatever the bytes are, the result is one `Decoded` or one `ImageError`.
 
-What the pixels are: RGB as a plain viewer shows them, in the stored frame. EXIF orientation is
-told, not applied; colour profiles are not applied; CMYK, YCbCr, Lab and palettes are converted;
+The pixels are RGB as a plain viewer shows them, in the stored frame. EXIF orientation is
+reported, not applied; colour profiles are not applied; CMYK, YCbCr, Lab and palettes are converted;
 16-bit grey is scaled; whatever is transparent lies over white; of several pictures the first (in
 HEIF the primary) is taken. HEIF's own rotation is part of its coding and is applied. Float and
 32-bit samples have no range that a viewer would agree on, and are refused.
@@ -53,10 +53,10 @@ from prompt_iml.engine.errors import (
 )
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
 
-# Decoders' settings are the process's. Pixels: `DecodeLimits` decides; this only bounds what a
-# decoder allocates before it is asked. Threads: one an image. Complaints: the row carries them, so
-# warnings, the log and libtiff, which writes to stderr itself, are silent (for good, because
-# `catch_warnings` is not thread-safe).
+# Settings of decoders hold for the whole process. Pixels: `DecodeLimits` decides; this only bounds
+# what a decoder allocates before that check. Threads: one per image. Warnings: the row carries the
+# error, so that Python's warnings, Pillow's log and libtiff, which writes to stderr itself, are
+# silenced (for good, because `catch_warnings` is not thread-safe).
 PilImage.MAX_IMAGE_PIXELS = 2**29
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 pillow_heif.options.DECODE_THREADS = 1
@@ -78,9 +78,9 @@ _DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 }
 
 ALLOWED = frozenset(_DECODERS)
-"""Media types that are scanned."""
+"""Media types that can be scanned."""
 
-# What decoders raise on hostile bytes, beyond what they document.
+# Exceptions that decoders raise on hostile bytes, beyond those that they document.
 _BROKEN = (
     ArithmeticError,
     AssertionError,
@@ -102,7 +102,7 @@ _BROKEN = (
     zlib.error,
 )
 
-# Decoders tell their errors apart in words only.
+# Decoders distinguish their errors only by the message.
 _TOO_LARGE = re.compile(r"too large|limit", re.I)
 _TRUNCATED = re.compile(r"truncated|end of file|insufficient|incomplete", re.I)
 _UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|cannot handle|pixel mode", re.I)
@@ -122,7 +122,7 @@ _UNDO_ORIENTATION = {
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What one image may cost.
+    """Limits of what one image may cost.
 
     Attributes:
         max_pixels: width times height, checked before any pixel is decoded; at most 2**30. The
@@ -162,14 +162,13 @@ def decode(
 
     Args:
         payload: the whole file.
-        limits: what the image may cost.
+        limits: of what the image may cost.
         media_type: of the payload, where the caller has detected it.
         claims_image: whether the name is an image's; bytes of no known format are then
             `Unsupported`, otherwise `NotAnImage`, whose row is skipped.
 
     Raises:
-        DecodeError: or one of its kinds, and nothing else; `facts` holds the result columns known
-            by then.
+        DecodeError: or a subclass, and nothing else; its `facts` are the columns known by then.
     """
     media_type = media_type or sniff(payload[:HEAD_BYTES])
     facts: dict[str, Any] = {"media_type": _allowed(media_type, payload, claims_image)}
@@ -210,7 +209,7 @@ def _stored_size(picture: ImageFile) -> tuple[int, int]:
 
 
 def _int32(value: int) -> int | None:
-    """A size as a result column holds it; only a size that is refused anyway does not fit."""
+    """Return a size as a column holds it; only one that is refused anyway does not fit."""
     return value if 0 <= value < 2**31 else None
 
 
@@ -226,7 +225,7 @@ def _orientation(picture: ImageFile) -> int | None:
 
 
 def _luma_table(picture: ImageFile) -> NDArray[np.float32] | None:
-    """(64,) float32 in natural order, of the first component."""
+    """Return the table of the first component, (64,) float32 in natural order."""
     if not isinstance(picture, JpegImagePlugin.JpegImageFile) or not picture.layer:
         return None
     table = picture.quantization.get(picture.layer[0][3])
@@ -234,7 +233,7 @@ def _luma_table(picture: ImageFile) -> NDArray[np.float32] | None:
 
 
 def _check_boxes(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) -> None:
-    """HEIF and AVIF: their decoders call an image above their own limits corrupt."""
+    """Check HEIF and AVIF: their decoders call an image above their own limits corrupt."""
     if facts["media_type"] in ("image/avif", "image/heic", "image/heif"):
         for width, height in _EXTENT_BOX.findall(payload[:65536]):
             _check_size(int.from_bytes(width, "big"), int.from_bytes(height, "big"), facts, limits)
@@ -243,7 +242,7 @@ def _check_boxes(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) ->
 def _check_size(
     width: int, height: int, facts: dict[str, Any], limits: DecodeLimits, scans: int = 1
 ) -> None:
-    """Refuse, from the header alone, what would cost too much."""
+    """Refuse, from the header alone, an image that would cost too much."""
     size = f"{width}x{height} pixels"
     facts = facts | {"width": _int32(width), "height": _int32(height)}
     if width * height > limits.max_pixels:
@@ -253,7 +252,7 @@ def _check_size(
 
 
 def _count_scans(payload: bytes, picture: ImageFile) -> int:
-    """At least the scans that a JPEG decodes; 1 without counting for an interleaved baseline."""
+    """Return a lower bound of a JPEG's scans; 1, uncounted, for an interleaved baseline."""
     if not isinstance(picture, JpegImagePlugin.JpegImageFile) or picture.fp is None:
         return 1
     header_bytes = 2 * picture.layers + 6
@@ -265,12 +264,12 @@ def _count_scans(payload: bytes, picture: ImageFile) -> int:
 
 
 def _to_rgb(picture: ImageFile, facts: dict[str, Any]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8, read-only."""
+    """Return (H, W, 3) uint8, read-only."""
     if picture.mode in ("I", "F"):
         raise Unsupported("samples are float, signed or 32-bit", facts)
     picture.load()
     image: PilImage.Image = picture
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):  # `load` has turned it
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):  # `load` has rotated it
         turn = _UNDO_ORIENTATION.get(facts["exif_orientation"])
         image = picture if turn is None else picture.transpose(turn)
     if image.mode.startswith("I;16"):
@@ -293,7 +292,7 @@ def _over_white(image: PilImage.Image) -> PilImage.Image:
 
 
 def _scale_to_8_bits(picture: ImageFile, grey: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """(H, W) of 12 or 16 bits to (H, W, 3) of 8, over the whole range of the samples."""
+    """Scale (H, W) of 12 or 16 bits to (H, W, 3) of 8, over the whole range of the samples."""
     tags = getattr(picture, "tag_v2", {})
     top = 4095 if tags.get(258) == (12,) else 65535
     levels = ((np.arange(top + 1) * 255 + top // 2) // top).astype(np.uint8)
@@ -303,7 +302,7 @@ def _scale_to_8_bits(picture: ImageFile, grey: NDArray[np.uint16]) -> NDArray[np
 
 
 def _count_frames(payload: bytes, picture: ImageFile) -> int | None:
-    """Pictures in the file. Last of all, because counting moves to another frame."""
+    """Count the pictures in the file; last of all, because counting moves to another frame."""
     try:
         if "mp" in picture.info:
             picture = JpegImagePlugin.jpeg_factory(io.BytesIO(payload))
@@ -328,7 +327,7 @@ def _as_decode_error(error: Exception, payload: bytes, facts: dict[str, Any]) ->
 
 
 def _breaks_off(payload: bytes, media_type: str) -> bool:
-    """Whether bytes that do not decode are fewer than their own container says."""
+    """Return whether bytes that do not decode are fewer than their container declares."""
     if media_type == "image/jpeg":
         return b"\xff\xd9" not in payload
     if media_type == "image/png":
@@ -346,7 +345,7 @@ def _breaks_off(payload: bytes, media_type: str) -> bool:
 
 
 def _boxes_end(payload: bytes) -> int:
-    """Where the last top-level box of an ISO base media file says it ends."""
+    """Return the declared end of the last top-level box of an ISO base media file."""
     end = 0
     while end + 8 <= len(payload):
         size = int.from_bytes(payload[end : end + 4], "big")

@@ -1,10 +1,10 @@
-"""What the bytes are, told from the bytes alone: never from a name or a header's word for it."""
+"""Detects an image's media type from its first bytes, never from a name or an HTTP header."""
 
 from __future__ import annotations
 
 HEAD_BYTES = 512
 
-# Longer prefixes stand before shorter ones that they share a start with.
+# A prefix stands before the shorter ones that it begins with.
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -61,13 +61,13 @@ _BRANDS = {
 
 
 def sniff(head: bytes) -> str | None:
-    """Media type of the image that starts with `head`; None when it is no image we know.
+    """Return the media type of the image that starts with `head`, or None if it is unknown.
+
+    Formats outside the allow-list of `pipeline.images.decode` are detected too, so that an error can
+    name them.
 
     Args:
-        head: the first `HEAD_BYTES` bytes, or all of them; fewer may leave a type untold.
-
-    Formats outside the allow-list of `pipeline.images.decode` are told too, so that an error can
-    name them.
+        head: the first `HEAD_BYTES` bytes, or all of them; fewer may leave a type undetected.
     """
     for prefix, media_type in _PREFIXES:
         if head.startswith(prefix):
@@ -80,7 +80,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def _sniff_brand(head: bytes) -> str | None:
-    """ISO base media: the major brand decides, except that `mif1` says only "some codec"."""
+    """Detect ISO base media by the major brand, except that `mif1` means only "some codec"."""
     media_type = _BRANDS.get(head[8:12])
     if media_type not in (None, "image/heif"):
         return media_type
@@ -92,7 +92,7 @@ def _sniff_brand(head: bytes) -> str | None:
 
 
 def _sniff_weak(head: bytes) -> str | None:
-    """Formats whose magic alone is too short to believe: a second field must agree."""
+    """Detect formats whose magic number alone is too short: a second field must agree."""
     if head[:2] == b"BM" and head[15:18] == b"\0\0\0":  # size of the second header, below 256
         return "image/bmp"
     if head[:4] in (b"\0\0\1\0", b"\0\0\2\0") and head[5:6] == b"\0" and head[9:10] == b"\0":

@@ -1,4 +1,4 @@
-"""What one scan actor counts: plain sums, so that an image costs next to nothing."""
+"""Counts of one scan actor: plain sums, so that counting an image costs next to nothing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Stage = Literal["fetch", "decode", "wait", "infer", "commit"]
 
 @dataclass(slots=True)
 class Meter:
-    """Sums of one scan actor since they were last passed on.
+    """Sums of one scan actor since they were last exported.
 
     Attributes:
         images: rows, by status and code.
-        size_bytes: of the images.
-        seconds: by stage. `fetch`, `decode`: in their threads; `wait`: the engine's for the next
-            decoded image; `infer`: the engine; `commit`: writing a unit's file.
-        tiles, slots: tiles that the engine ran, and places in the batches they filled.
-        queue: decoded images that wait for the engine, at the last look.
-        begun: when the unit at hand was begun, Unix time; 0: none is.
+        size_bytes: bytes of the images.
+        seconds: seconds by stage. `fetch`, `decode`: in their threads; `wait`: the engine's for
+            the next decoded image; `infer`: the engine; `commit`: writing a unit's file.
+        tiles, slots: tiles that the engine ran, and places in the batches that held them.
+        queue: decoded images that waited for the engine when last counted.
+        begun: Unix time at which the current unit was begun; 0 when there is none.
         model: (model, prompt set, engine) of the rows.
     """
 
@@ -37,7 +37,7 @@ class Meter:
     model: tuple[str, str, str] = ("", "", "")
 
     def timed(self, stage: Stage, source: Iterable[T]) -> Iterator[T]:
-        """The same, with the time that each takes to come added to a stage."""
+        """Yield the items of `source`; add the seconds that each takes to arrive to a stage."""
         iterator = iter(source)
         while True:
             started = time.perf_counter()
@@ -57,6 +57,6 @@ class Meter:
         self.seconds["infer"] += (row.get("infer_ms") or 0) / 1e3
 
     def batch(self, tiles: int, slots: int) -> None:
-        """Count a batch."""
+        """Count a batch of so many tiles in so many places."""
         self.tiles += tiles
         self.slots += slots

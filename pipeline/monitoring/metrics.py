@@ -1,7 +1,7 @@
-"""What a dashboard knows of a scan: what scan actors count, through `ray.util.metrics`.
+"""Prometheus metrics of a scan: the counts of its actors, exported through `ray.util.metrics`.
 
-Ray's agent on each node exports it, as `ray_` and the name, at its `metrics-export-port`. The names
-are a contract with dashboards (`cluster/kubernetes/monitoring`).
+Ray's agent on each node exports them, as `ray_` and the name, at its `metrics-export-port`. The
+names are a contract with dashboards (`cluster/kubernetes/monitoring`).
 """
 
 from __future__ import annotations
@@ -21,25 +21,29 @@ MODEL = "prompt_iml_model"
 
 
 class RayMetrics:
-    """Passes a meter's sums on.
+    """Exports the sums of a meter.
 
     Args:
-        run_id: the tag `run` of everything.
+        run_id: value of the tag `run` of every metric.
     """
 
     def __init__(self, run_id: str) -> None:
-        self._images = metrics.Counter(IMAGES, "Rows made.", ("run", "status", "code"))
-        self._bytes = metrics.Counter(BYTES, "Of the images in them.", ("run",))
-        self._seconds = metrics.Counter(SECONDS, "By stage.", ("run", "stage"))
-        self._tiles = metrics.Counter(TILES, "That the engine ran.", ("run",))
-        self._slots = metrics.Counter(SLOTS, "Places in its batches.", ("run",))
-        self._queue = metrics.Gauge(QUEUE, "Decoded images that wait.", ("run",))
-        self._begun = metrics.Gauge(BEGUN, "When the unit at hand was begun.", ("run",))
-        self._model = metrics.Gauge(MODEL, "1.", ("run", "model", "prompts", "engine"))
+        counter, gauge, run = metrics.Counter, metrics.Gauge, ("run",)
+        made = "Counts the images that have a row, by status and error code."
+        self._images = counter(IMAGES, made, (*run, "status", "code"))
+        self._bytes = counter(BYTES, "Counts the bytes of the images that have a row.", run)
+        spent = "Counts the seconds that scan actors spent in each stage."
+        self._seconds = counter(SECONDS, spent, (*run, "stage"))
+        self._tiles = counter(TILES, "Counts the image tiles that the engine ran.", run)
+        self._slots = counter(SLOTS, "Counts the places for tiles in the engine's batches.", run)
+        self._queue = gauge(QUEUE, "Shows how many decoded images wait for the engine.", run)
+        self._begun = gauge(BEGUN, "Shows when the current unit began, as Unix time, or 0.", run)
+        named = "Is always 1; its labels name the model, the prompt set and the engine in use."
+        self._model = gauge(MODEL, named, (*run, "model", "prompts", "engine"))
         self._run = {"run": run_id}
 
     def flush(self, meter: Meter) -> None:
-        """Pass on, and begin the sums anew."""
+        """Export the sums and reset them."""
         for (status, code), count in meter.images.items():
             self._images.inc(count, self._run | {"status": status, "code": code})
         for stage, seconds in meter.seconds.items():
@@ -57,6 +61,6 @@ class RayMetrics:
 
 
 def _add(counter: metrics.Counter, value: float, tags: dict[str, str]) -> None:
-    """Ray refuses to add nothing."""
+    """Add to a counter; Ray refuses to add 0."""
     if value > 0:
         counter.inc(value, tags)

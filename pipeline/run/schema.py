@@ -1,7 +1,7 @@
-"""The results table, schema version 1: rows in, one Parquet file a unit out.
+"""The results table, schema version 1: writes the rows of a unit as one Parquet file.
 
-Only types that DuckDB, Trino, Spark and pandas all read: no unsigned integers, no float16, no
-dictionary types. Within version 1 columns are only added.
+It uses only types that DuckDB, Trino, Spark and pandas all read: no unsigned integers, no float16,
+no dictionary types. Within version 1 columns are only added.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ SCHEMA: Final = pa.schema(
     ],
     metadata={"prompt_iml.schema_version": str(SCHEMA_VERSION)},
 )
-"""Columns in order; their meaning is told in the README."""
+"""Columns in order; the README explains them."""
 
 _COLUMNS = frozenset(SCHEMA.names)
 
@@ -88,7 +88,7 @@ _UNIQUE = {"image_id", "member", "content_id", "sha256", "mask_rle", "heatmap_pn
 
 
 def image_id(uri: str, member: str | None) -> str:
-    """First 32 hex digits of sha256(uri + NUL + member): the same in every run."""
+    """Return the first 32 hex digits of sha256(uri + NUL + member): the same in every run."""
     name = f"{uri}\0{member or ''}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(name).hexdigest()[:32]
 
@@ -97,7 +97,7 @@ class RowWriter:
     """Streams the rows of one unit into one Parquet file in memory.
 
     Args:
-        unit_id, run_id: told in the file's summary.
+        unit_id, run_id: written into the file's summary.
     """
 
     def __init__(self, unit_id: str, run_id: str) -> None:
@@ -121,7 +121,7 @@ class RowWriter:
             self._flush()
 
     def close(self) -> bytes:
-        """Finish the file and give its bytes; the writer is spent."""
+        """Finish the file and return its bytes; nothing can be added any more."""
         if self._rows:
             self._flush()
         summary = self._summary | {
@@ -141,18 +141,18 @@ class RowWriter:
 
 
 def to_batch(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:
-    """Rows as Arrow: column name to value; columns left out are null."""
+    """Convert rows, column name to value, to Arrow; columns left out are null."""
     columns = [_column([row.get(field.name) for row in rows], field.type) for field in SCHEMA]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
 def merge_parts(parts: Iterable[bytes]) -> bytes:
-    """The rows of several parts of one run, in order, as one part.
+    """Merge the rows of several parts of one run, in order, into one part.
 
-    In memory are the file that grows, one part and `_MERGED_GROUP_ROWS` rows.
+    Memory holds the growing file, one part and `_MERGED_GROUP_ROWS` rows.
 
     Raises:
-        ValueError: one is no whole part, or they are not of one run.
+        ValueError: one is not a whole part, or they belong to several runs.
     """
     statuses, codes, units = Counter[str](), Counter[str](), Counter[str]()
     run_ids: set[str] = set()
@@ -194,7 +194,7 @@ def _open_writer(sink: pa.BufferOutputStream) -> pq.ParquetWriter:
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, kind)
-    except UnicodeEncodeError:  # a name that is no UTF-8, as file systems give
+    except UnicodeEncodeError:  # file systems allow names that are not UTF-8
         return pa.array([value and _printable(value) for value in values], kind)
 
 
@@ -203,14 +203,14 @@ def _printable(text: str) -> str:
 
 
 def read_summary(file: bytes | BinaryIO) -> dict[str, Any]:
-    """What `RowWriter` says of a file in its footer, with no row read.
+    """Read the summary that `RowWriter` puts into a file's footer, without reading a row.
 
     Returns:
         `unit_id`, `run_id`, `rows`, `statuses` (rows by status), `codes` (rows by error code). A
         merged part has `units` (rows by unit id) in place of `unit_id`.
 
     Raises:
-        ValueError: it is not a whole Parquet file (`pyarrow.ArrowInvalid` is one), or not ours.
+        ValueError: it is not a whole Parquet file (`pyarrow.ArrowInvalid` is one), or no part.
     """
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     metadata = pq.read_metadata(source).metadata or {}
@@ -220,7 +220,7 @@ def read_summary(file: bytes | BinaryIO) -> dict[str, Any]:
 
 
 def units_of(summary: dict[str, Any]) -> dict[str, int]:
-    """The units in a part, in the order of their rows, and the rows of each.
+    """Return the units in a part, in the order of their rows, and the number of rows of each.
 
     Args:
         summary: from `read_summary`.
@@ -231,11 +231,11 @@ def units_of(summary: dict[str, Any]) -> dict[str, int]:
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes | None:
-    """COCO compressed RLE counts, column-major, of a (H, W) bool mask; None when it is empty."""
+    """Encode a (H, W) bool mask as COCO compressed RLE counts, column-major; None if empty."""
     if not mask.any():
         return None
     height, width = mask.shape
-    # Changes are sought row by row, as the mask lies in memory: 15 times faster than a transpose.
+    # Changes are found row by row, as the mask lies in memory: 15 times faster than a transpose.
     row, column = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)
     at_top = np.flatnonzero(mask[0] != np.r_[False, mask[-1, :-1]])
     changes = np.sort(np.r_[column * height + row + 1, at_top * height])
@@ -245,11 +245,11 @@ def encode_mask(mask: NDArray[np.bool_]) -> bytes | None:
 
 
 def decode_mask(rle: bytes | None, height: int, width: int) -> NDArray[np.bool_]:
-    """(height, width) bool mask of COCO compressed RLE counts, None being the empty mask.
+    """Decode COCO compressed RLE counts to a (height, width) bool mask; None is the empty mask.
 
-    Runs of 0 and 1 in turn, down the columns. Each is a little-endian number of 5 bits a
-    character (bit 5: more follows; bit 4 of the last: negative), and from the fourth on the
-    difference to the run two before.
+    The counts are runs of 0 and 1 in turn, down the columns. Each is a little-endian number of 5
+    bits a character (bit 5: more follows; bit 4 of the last: negative), and from the fourth on
+    the difference to the run two before.
     """
     if rle is None:
         return np.zeros((height, width), bool)

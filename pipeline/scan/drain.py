@@ -1,9 +1,9 @@
-"""Ends a process on a node that is to go, between two units.
+"""Ends a scan actor, between two units, when its node is being drained.
 
 A spot node that is taken back, a pod that is deleted, an autoscaler that shrinks: Ray drains the
-node first. Nothing new is placed on it, and it ends when it is idle or its deadline has come. A
-pool of actors does not look: it would give the actors there new units until the deadline cuts
-them off. So they end themselves, their unit committed, and start again on another node.
+node first. Nothing new is placed on it, and it ends when it is idle or at its deadline. Ray Data's
+pool of actors ignores that, and gives the actors there new units until the deadline cuts them off.
+So they exit by themselves once their unit is committed, and start again on another node.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ RETURN_SECONDS = 1.0  # for the last result to leave the process
 
 
 class Drain:
-    """Ends this process when its node is drained and nothing puts that off.
+    """Ends this process when its node is being drained, outside of `put_off`.
 
-    Nothing new is let in then: the pool gives its unit to another actor.
+    From then on `put_off` never returns; the pool gives the unit to another actor.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Drain:
 
     @contextmanager
     def put_off(self) -> Iterator[None]:
-        """Around what must not be cut off."""
+        """Keep the process alive while the block runs."""
         with self._busy:
             yield
 
@@ -50,15 +50,15 @@ class Drain:
 
 
 def is_draining(node: str) -> bool:
-    """Whether Ray has said that the node is to go; not while there is no head to ask."""
+    """Return whether Ray is draining the node; False while the head cannot be reached."""
     try:
         return node in _draining_nodes()
-    except Exception:  # of many types: a head that starts again, or is out of reach
+    except Exception:  # of many types, when the head restarts or is unreachable
         return False
 
 
 def _draining_nodes() -> dict[str, int]:
-    """Deadlines by node; Ray has no public name for it."""
+    """Return the deadlines by node; Ray has no public name for this call."""
     from ray._private.state import state
 
     nodes: dict[str, int] = state.get_draining_nodes()

@@ -1,11 +1,11 @@
-"""One unit, image by image, in a process that may die: how an image that kills is found.
+"""Scans a unit, image by image, in a process that may die, to find an image that kills it.
 
     actor ------ spec, unit, how many images are done -----> child
           <- ready, begin ROW, decode, infer, done ROW, end -
 
-A unit over which an actor died is scanned by a child of the next one. When children die at the same
-image again, or take too long, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and the
-next child goes on behind it. Rows travel as Arrow: what comes from a process that read a hostile
+A unit during which an actor died is scanned by a child of the next actor. When children die at the
+same image again, or take too long, it gets a failed row (`crashed`, `timeout`, `out_of_memory`),
+and the next child goes on behind it. Rows travel as Arrow: data from a process that read a hostile
 image is not unpickled.
 """
 
@@ -35,15 +35,15 @@ from prompt_iml.pipeline.units import Sample, Unit, unit_from_json, unit_to_json
 
 BYTES_PER_PIXEL = 20  # decoding takes 10 at its peak
 SPARE_BYTES = 3 << 30  # an engine for tiles of every shape reserves half of it
-DEATHS = 2  # at one image, by a fault of the process or by the clock
-KILLS = 4  # by the system, or between two images: a node that ends kills, too
+DEATHS = 2  # at one image, by a fault of the process or by a time-out
+KILLS = 4  # by the system, or between two images: a node that shuts down kills, too
 START_SECONDS = 600  # to load the engine
-FETCH_SECONDS = 1800  # between two images: the store has its own, shorter patience
+FETCH_SECONDS = 1800  # between two images: requests to a store time out sooner
 PR_SET_PDEATHSIG = 1
 
 
 def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
-    """One row for every image of the unit, whatever the images do.
+    """Yield one row for every image of the unit, even if an image kills the process.
 
     Raises:
         PromptImlError: a child cannot even load the engine.
@@ -75,7 +75,7 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
 
 
 def _deaths_allowed(child: Child) -> int:
-    """In a row, before it is the image's fault, or the source's."""
+    """Return the deaths in a row after which the image, or the source, is to blame."""
     is_kill = isinstance(child.death, OutOfMemory)
     if not child.ready and not is_kill:
         return 1
@@ -83,10 +83,10 @@ def _deaths_allowed(child: Child) -> int:
 
 
 def _unread(unit: Unit, done: int, left: Iterable[str | None], death: Fatal) -> Iterator[Row]:
-    """The rows of what was not reached, when reading itself kills; of its members, `left`."""
+    """Yield failed rows of the images not reached when reading kills; `left` are members."""
     samples = [Sample(ref.uri, content_id=ref.content_id) for ref in unit.objects[done:]]
     samples += [Sample(unit.uri, name) for name in left]
-    # Of a range of a Parquet file as `read_parquet` names what it cannot read.
+    # A range of a Parquet file is named as `read_parquet` names what it cannot read.
     first = str(unit.first_row + done) if unit.kind == "parquet" and unit.first_row + done else None
     for sample in samples or [Sample(unit.uri, first)]:
         yield identity(sample) | failure(death)
@@ -97,7 +97,7 @@ class Child:
 
     Attributes:
         death: why it ended before the unit's end; None if it did not.
-        at: the row, as far as it is known, of the image it is at; None between images.
+        at: the row, as far as it is known, of the current image; None between images.
         ready: whether it has loaded the engine.
     """
 
@@ -116,11 +116,11 @@ class Child:
         )
         theirs.close()
         job = {"spec": spec.to_json(), "unit": unit_to_json(unit), "done": done}
-        with suppress(OSError):  # it is dead already, as reading from it will tell
+        with suppress(OSError):  # it is dead already: reading from it finds the cause
             self._line.send_bytes(json.dumps(job).encode())
 
     def rows(self) -> Iterator[Row]:
-        """Rows as they are done, until the end or the death."""
+        """Yield rows as they are done, until the end or the death."""
         stage = "start"
         try:
             while (word := self._word(stage)) != "end":
@@ -135,13 +135,13 @@ class Child:
             self.death = death
 
     def stop(self) -> None:
-        """End it, if it has not ended."""
+        """Kill the process, if it has not ended."""
         self._process.kill()
         self._process.wait()
         self._line.close()
 
     def _word(self, stage: str) -> str:
-        """What the child says next; raises `Fatal` when it will say nothing any more."""
+        """Return the child's next message; raise `Fatal` when none will come."""
         seconds = START_SECONDS if stage == "start" else self._seconds if self.at else FETCH_SECONDS
         if not self._line.poll(seconds):
             raise TimedOut(f"not done after {seconds:g} s")
@@ -160,7 +160,7 @@ class Child:
 
 
 def cause_of(exit_status: int) -> Fatal:
-    """Why a process ended, by what `Popen.wait` gives."""
+    """Return why a process ended, from the exit status of `Popen.wait`."""
     if exit_status == -signal.SIGKILL:
         return OutOfMemory("the system killed the process, as it does when memory runs out")
     if exit_status < 0:
@@ -169,12 +169,12 @@ def cause_of(exit_status: int) -> Fatal:
 
 
 class _Line:
-    """The child's end: says what it is about to do before it does it."""
+    """The child's end of the pipe: announces each step before taking it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def say(self, word: str, row: Row | None = None) -> None:
+    def send(self, word: str, row: Row | None = None) -> None:
         self._connection.send_bytes(word.encode())
         if row is not None:
             batch = to_batch([{"status": "failed"} | row])
@@ -185,22 +185,22 @@ class _Line:
 
     @contextmanager
     def working(self, stage: Stage) -> Iterator[None]:
-        """As a `Watch`."""
-        self.say(stage)
+        """Announce a stage; see `Watch`."""
+        self.send(stage)
         yield
 
 
 def _limit_memory(max_pixels: int) -> None:
-    """Beyond it an image gets a MemoryError, or dies, and not the machine with it."""
+    """Limit this process's memory, so that an image that needs more fails, not the machine."""
     pages = int(Path("/proc/self/statm").read_text().split()[5])  # of data
     limit = pages * resource.getpagesize() + BYTES_PER_PIXEL * max_pixels + SPARE_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def main() -> None:
-    """The child."""
+    """Scan a unit as the child; the argument is the file descriptor of its pipe."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # an actor takes it along
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it dies with its actor
     connection = Connection(int(sys.argv[1]))
     job = json.loads(connection.recv_bytes())
     spec, unit = RowSpec.from_json(job["spec"]), unit_from_json(job["unit"])
@@ -208,12 +208,12 @@ def main() -> None:
     maker = RowMaker(spec, line)
     if sys.platform == "linux":
         _limit_memory(spec.max_pixels)
-    line.say("ready")
+    line.send("ready")
     for sample in islice(maker.samples(unit), job["done"], None):
-        line.say("begin", identity(sample))
+        line.send("begin", identity(sample))
         for row in maker.rows([sample]):
-            line.say("done", row)
-    line.say("end")
+            line.send("done", row)
+    line.send("end")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each stage knows of one image, as columns of its row (schema: `pipeline.run.schema`)."""
+"""Columns that each stage adds to the row of an image (schema: `pipeline.run.schema`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def provenance(model: Model, engine_name: str) -> Row:
 
 
 def identity(sample: Sample) -> Row:
-    """Which image it is."""
+    """Columns that identify an image."""
     uri = display_name(sample.uri)
     member = None if sample.member is None else display_name(sample.member)
     row: Row = {
@@ -53,7 +53,7 @@ def identity(sample: Sample) -> Row:
 
 
 def failure(error: ImageError) -> Row:
-    """Why nothing was found out."""
+    """Columns of an image that could not be scanned."""
     return error.facts | {
         "status": error.status,
         "error_stage": error.stage,
@@ -63,7 +63,7 @@ def failure(error: ImageError) -> Row:
 
 
 def known_codes() -> dict[str | None, str]:
-    """The status of every error code; None is that of a row without one."""
+    """Return the status of every error code; the key None is a row without one."""
 
     def below(kind: type[ImageError]) -> Iterator[type[ImageError]]:
         for child in kind.__subclasses__():
@@ -74,7 +74,7 @@ def known_codes() -> dict[str | None, str]:
 
 
 def result(finding: Finding, *, heatmap: bool) -> Row:
-    """What the network says of the image."""
+    """Columns of a scanned image."""
     height, width = finding.logits.shape
     return {
         "status": "ok",
@@ -95,7 +95,7 @@ def result(finding: Finding, *, heatmap: bool) -> Row:
 
 
 def heatmap_png(logits: LogitMap) -> bytes:
-    """Probabilities at network resolution as a grey 4-bit PNG; level 15 is 1.0."""
+    """Encode probabilities at network resolution as a grey 4-bit PNG; level 15 is 1.0."""
     probabilities = 1 / (1 + np.exp(-logits.cells.astype(np.float64)))
     levels = np.rint(probabilities * (HEATMAP_LEVELS - 1)).astype(np.uint8)
     picture = PilImage.fromarray(levels, mode="P")

@@ -246,7 +246,7 @@ def _share(unit: Unit, shares: int) -> int:
 
 
 def row_spec(settings: ScanSettings, model: Model, source: PromptSource | None = None) -> RowSpec:
-    """How the actors of a run make rows."""
+    """Return how the actors of a run make rows."""
     return RowSpec(
         model=model.reference,
         model_sha256=model.sha256,

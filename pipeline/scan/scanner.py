@@ -129,11 +129,11 @@ class RowMaker:
 
     @property
     def spec(self) -> RowSpec:
-        """How another process makes the same rows: with the prompts of this moment."""
+        """Spec with which another process makes the same rows: its prompts are those in use."""
         return replace(self._spec, prompts=self._current.source if self._current else None)
 
     def refresh_prompts(self) -> None:
-        """Use the prompts that the registry names now, where the spec asks to follow it."""
+        """Load the prompts that the registry names now, if the spec asks to follow it."""
         if self._current and self._current.look():
             self._use(self._current.model)
 
@@ -151,7 +151,7 @@ class RowMaker:
         return read_unit(unit, max_object_bytes=self._spec.max_object_bytes, threads=FETCH_THREADS)
 
     def rows(self, samples: Iterable[Sample]) -> Iterator[Row]:
-        """One row a sample, in the order in which they are done."""
+        """Yield one row per sample, in the order in which they are done."""
         without_image: deque[Row] = deque()
         for row, finding in self._detector.detect(self._images(samples, without_image)):
             if isinstance(finding, ImageError):
@@ -165,8 +165,8 @@ class RowMaker:
     def _images(
         self, samples: Iterable[Sample], without_image: deque[Row]
     ) -> Iterator[tuple[Row, Image]]:
-        """The images that decode; rows of the others go to `without_image`."""
-        # In flight at most 2 images a thread, so that a shard is never held whole.
+        """Yield the images that decode; rows of the others go to `without_image`."""
+        # At most 2 images a thread are held, so that a shard is never held whole.
         ahead = 2 * self._spec.threads
         fetched = self.meter.timed("fetch", samples)
         opened = in_order(self._pool, self._open, fetched, ahead, self._queue)
@@ -180,7 +180,7 @@ class RowMaker:
         self.meter.queue = count
 
     def _open(self, sample: Sample) -> tuple[Row, Decoded | ImageError]:
-        """Decode one sample; whatever goes wrong is this image's own failure."""
+        """Decode one sample; any error is returned as the failure of this image."""
         row = identity(sample)
         if sample.error:
             return row, sample.error
@@ -267,7 +267,7 @@ class Scanner:
         return self._part(uri, storage.read_bytes(uri), new=False)
 
     def _rows(self, unit: Unit, rows_of: RowsOf | None) -> Iterator[Row]:
-        """Complete rows: with what made them, for which run and when."""
+        """Yield complete rows: with the model, the run and the time of the scan."""
         maker = self._maker
         maker.refresh_prompts()
         self._meter.begun = time.time()

@@ -1,4 +1,4 @@
-"""Sources: what the inputs name, as units to scan, and the samples in a unit.
+"""Sources: the inputs of a scan, as units, and the samples in a unit.
 
 In come paths and URIs of folders, shards, Parquet files and lists; out go `Unit`s (`list_units`,
 on the driver) and, from each unit, exact bytes as `Sample`s (`read_unit`, in a scan actor). Every

@@ -1,4 +1,4 @@
-"""What each INPUT is, told from what is there: shards and plain objects, streamed."""
+"""Detects the kind of each INPUT from what is there, and lists its shards and plain objects."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What one INPUT names.
+    """The file or folder that one INPUT names.
 
     Attributes:
         name: as the user gave it.
         uri: the file, or the folder to list.
         file: set when it is a file.
-        starts, pattern: of a glob; which names below the folder to list, and to take.
+        starts, pattern: of a glob: the names below the folder to list, and to take.
     """
 
     name: str
@@ -90,7 +90,7 @@ def entries_of(
     image_column: str | None,
     trust_lists: bool,
 ) -> Iterator[Entry]:
-    """The files of an input, in the order of `list_objects` or of the list.
+    """Yield the files of an input, in the order of `list_objects` or of the list.
 
     Raises:
         MissingInput: there is nothing of that name, or nothing that matches.
@@ -115,7 +115,7 @@ def entries_of(
 
 @contextmanager
 def _usage_errors(uri: str) -> Iterator[None]:
-    """What fails one image fails the command when it is the input itself."""
+    """Raise the errors of an image as those of the command: here the input itself has failed."""
     try:
         yield
     except NotFound as error:
@@ -128,7 +128,7 @@ def _usage_errors(uri: str) -> Iterator[None]:
 
 
 def _glob(name: str, uri: str, wildcard: int) -> Source:
-    """What matches, and all that lies in a folder that matches."""
+    """Return the files that match, and all files in folders that match."""
     folder, _, starts = uri[:wildcard].rpartition("/")
     try:
         pattern = re.compile(f"{glob_translate(uri)}|{glob_translate(f'{uri}/**')}")
@@ -163,4 +163,4 @@ def _kind_of_parquet(uri: str, image_column: str | None) -> Kind:
         with open_parquet(uri) as file:
             return "parquet" if column_of_images(uri, file.schema_arrow, image_column) else "list"
     except FetchError:
-        return "parquet"  # reading it tells what is wrong
+        return "parquet"  # reading it reports what is wrong

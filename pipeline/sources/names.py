@@ -1,4 +1,4 @@
-"""What a name alone says."""
+"""Kinds of files by their name alone."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _IMAGE_SUFFIXES = (
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
 )
 
-# Written beside data by Spark, Hive and this product; no names that a camera gives.
+# Written beside data by Spark, Hive and prompt-iml; cameras give no such names.
 _BOOKKEEPING = frozenset(
     ["_runs", "_SUCCESS", "_metadata", "_common_metadata", "_temporary", "_delta_log"]
 )
 
 
 def claims_to_be_image(name: str) -> bool:
-    """Whether the extension of a name is an image's, be it of a format that we refuse."""
+    """Return whether a name has the extension of an image, of a supported format or not."""
     return name.lower().endswith(_IMAGE_SUFFIXES)
 
 
 def kind_of_name(name: str) -> Kind:
-    """Tar or Parquet shard by extension; anything else is an object, whatever is in it."""
+    """Return the kind of a shard by extension; any other file is an object, whatever it holds."""
     lowered = name.lower()
     if lowered.endswith((".tar", ".tar.gz", ".tgz")):
         return "tar"
@@ -36,14 +36,14 @@ def kind_of_name(name: str) -> Kind:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name inside a source is passed over.
+    """Return whether a file or folder of this name inside a source is skipped.
 
-    Dot names are, and the bookkeeping of data tools. A mere `_` in front, which Spark passes
-    over, is not: cameras name photographs `_DSC0001.JPG`.
+    Dot names are, and the bookkeeping of data tools. Other names with a leading `_`, which Spark
+    skips, are not: cameras name photographs `_DSC0001.JPG`.
     """
     return (name.startswith(".") and name not in (".", "..")) or name in _BOOKKEEPING
 
 
 def in_hidden(path: str) -> bool:
-    """Whether any part of a relative path is hidden."""
+    """Return whether any part of a relative path is hidden."""
     return any(is_hidden(part) for part in path.split("/"))

@@ -1,4 +1,4 @@
-"""From the files that the inputs name to units of a good size."""
+"""Packs the files that the inputs name into units of a suitable size."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from prompt_iml.pipeline.units import ObjectRef, Unit
 
 PLANNING_THREADS = 16
 
-SCANNED_PER_UNIT = 10_000  # objects of which no byte is read: a row is all there is to do
+SCANNED_PER_UNIT = 10_000  # objects that are not read: each needs only a row
 ASKED_AT_ONCE = 1000
 
 
 class Scanned(Protocol):
-    """What another run has rows of."""
+    """Objects and shards of which another run has rows."""
 
     @property
     def run_id(self) -> str: ...
 
     def has(self, refs: Sequence[ObjectRef]) -> Sequence[bool]:
-        """Whether it has, for each object or shard, as it is listed now."""
+        """Return whether it has them, for each object or shard as it is listed now."""
 
 
 PlanParquet = Callable[[ObjectRef], list[Unit] | None]
@@ -47,22 +47,22 @@ def list_units(
     scanned: Scanned | None = None,
     trust_lists: bool = False,
 ) -> Iterator[Unit]:
-    """What the inputs hold, as units, while it is listed.
+    """Yield the images of the inputs as units, while they are listed.
 
-    An input is a folder or prefix, a glob, or a file. Below a folder and in a list the extension
-    tells tar and Parquet shards; all else is a plain object, an image or not. A file that is an
-    input itself is told by its content: a shard, an image, or a list of URIs.
+    An input is a folder or prefix, a glob, or a file. Below a folder and in a list, tar and Parquet
+    shards are recognised by their extension; all else is a plain object, an image or not. A file
+    that is an input itself is recognised by its content: a shard, an image, or a list of URIs.
 
     Args:
         inputs: paths and URIs.
         images_per_unit: objects in a unit, and about the rows in a Parquet unit; a tar shard is
             one unit.
-        format: what every file is, in place of what names and contents tell.
+        format: kind of every file; `auto` detects it from names and contents.
         image_column: the Parquet column with the images.
         limit: plan exactly so many images, or all there are. Counts the images of tar shards,
             which reads them up to the limit.
-        scanned: knows which objects and shards another run has rows of; they become units that
-            say so, and count for no limit.
+        scanned: objects and shards of which another run has rows; they become units with
+            `scanned_in`, and do not count towards the limit.
         trust_lists: see `read_list`.
 
     Raises:
@@ -102,7 +102,7 @@ def _pack(
 ) -> Iterator[Unit]:
     imageless: list[ObjectRef] = []  # Parquet files: plain objects, like any other sidecar
     with ThreadPoolExecutor(PLANNING_THREADS) as pool:
-        groups = _groups(_told(entries, scanned), images_per_unit, scanned)
+        groups = _groups(_marked(entries, scanned), images_per_unit, scanned)
         plan = partial(_plan, plan_parquet=plan_parquet)
         for units, left in in_order(pool, plan, groups, 2 * PLANNING_THREADS):
             yield from units
@@ -111,8 +111,8 @@ def _pack(
         yield objects_unit(imageless[at : at + images_per_unit])
 
 
-def _told(entries: Iterator[Entry], scanned: Scanned | None) -> Iterator[tuple[Entry, bool]]:
-    """Each entry, and whether another run has rows of it."""
+def _marked(entries: Iterator[Entry], scanned: Scanned | None) -> Iterator[tuple[Entry, bool]]:
+    """Yield each entry, and whether another run has rows of it."""
     if scanned is None:
         yield from ((entry, False) for entry in entries)
         return
@@ -123,7 +123,7 @@ def _told(entries: Iterator[Entry], scanned: Scanned | None) -> Iterator[tuple[E
 def _groups(
     entries: Iterator[tuple[Entry, bool]], images_per_unit: int, scanned: Scanned | None
 ) -> Iterator[Entry | Unit]:
-    """Each shard, and the plain objects between them in full units."""
+    """Yield each shard, and the plain objects between them in full units."""
     objects: list[ObjectRef] = []
     skipped: list[ObjectRef] = []
     in_run = scanned.run_id if scanned else ""
@@ -147,7 +147,7 @@ def _groups(
 
 
 def _plan(group: Entry | Unit, plan_parquet: PlanParquet) -> tuple[list[Unit], list[ObjectRef]]:
-    """A group's units, and what turned out to be no shard."""
+    """Return the units of a group, and the files of it that are no shard."""
     if isinstance(group, Unit):
         return [group], []
     ref = group.ref
@@ -158,7 +158,7 @@ def _plan(group: Entry | Unit, plan_parquet: PlanParquet) -> tuple[list[Unit], l
 
 
 def objects_unit(objects: Sequence[ObjectRef], scanned_in: str = "") -> Unit:
-    """The unit of some objects; see `Unit`."""
+    """Return the unit of some objects; see `Unit`."""
     sizes = [0 if scanned_in else ref.size_bytes for ref in objects]
     return Unit(
         "objects",
@@ -171,7 +171,7 @@ def objects_unit(objects: Sequence[ObjectRef], scanned_in: str = "") -> Unit:
 
 
 def limited(units: Iterator[Unit], limit: int) -> Iterator[Unit]:
-    """The first units, with exactly so many images that are to be read, or all there are."""
+    """Yield the first units, with exactly `limit` images to be read, or all there are."""
     for unit in units:
         if unit.scanned_in:
             yield unit

@@ -1,4 +1,4 @@
-"""Parquet files that carry the bytes of images."""
+"""Parquet files that hold the bytes of images."""
 
 from __future__ import annotations
 
@@ -41,12 +41,11 @@ _USUAL_NAMES = (
 def open_parquet(
     uri: str, dictionaries: Callable[[pq.ParquetFile], list[str]] = lambda file: []
 ) -> Iterator[pq.ParquetFile]:
-    """The file, with its footer read.
+    """Open a file and read its footer.
 
     Args:
         uri: of the file.
-        dictionaries: told the file, the columns, as paths, whose values are to stay where they
-            are written once.
+        dictionaries: returns the columns of the file, as paths, to keep dictionary-encoded.
 
     Raises:
         FetchError: it cannot be read; `DamagedShard` when it is no Parquet file.
@@ -69,10 +68,10 @@ def open_parquet(
 
 
 def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | None:
-    """The column with the bytes of images; None when no column could hold them.
+    """Return the column with the bytes of images, or None when no column could hold them.
 
-    A struct with `bytes` (Hugging Face) goes before a binary column of a usual name, and that
-    before the only binary column.
+    A struct with `bytes` (Hugging Face) is preferred to a binary column of a usual name, and that
+    to the only binary column.
 
     Raises:
         UsageError: `wanted` is no such column, or there are several and none of a usual name.
@@ -105,10 +104,10 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
 def plan_parquet(
     ref: ObjectRef, *, images_per_unit: int, image_column: str | None, required: bool
 ) -> list[Unit] | None:
-    """The file's row groups in units of about `images_per_unit` rows.
+    """Split a file's row groups into units of about `images_per_unit` rows.
 
-    A file that cannot be read is one unit, which tells so when it is read. A part of this
-    product's own results is none. Returns None for a file without image bytes.
+    A file that cannot be read is one unit, which fails when it is read. A part of prompt-iml's own
+    results gives no unit. Returns None for a file without image bytes.
 
     Raises:
         UsageError: as `column_of_images`; also for no column at all where one is `required`.
@@ -150,7 +149,7 @@ def _row_group_units(whole: Unit, metadata: Any, images_per_unit: int) -> list[U
 
 
 def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
-    """The images of a unit's row groups, in order; `member` is the row number in the file.
+    """Yield the images of a unit's row groups, in order; `member` is the row number in the file.
 
     Where a row group is damaged, one failed sample stands for the rest of its rows; where the file
     cannot be read, one stands for the rest of the unit. It is named by the first of these rows,
@@ -164,8 +163,8 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
                 raise DamagedShard(f"{storage.display_name(unit.uri)}: no column of image bytes")
             counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             if unit.last > len(counts):
-                told = f"has {len(counts)} row groups, fewer than when it was listed"
-                raise DamagedShard(f"{storage.display_name(unit.uri)} {told}")
+                fewer = f"has {len(counts)} row groups, fewer than when it was listed"
+                raise DamagedShard(f"{storage.display_name(unit.uri)} {fewer}")
             row = sum(counts[: unit.first])
             for group in range(unit.first, unit.last or len(counts)):
                 end = row + counts[group]
@@ -181,8 +180,8 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
 
 
 def _repeating(unit: Unit, file: pq.ParquetFile) -> list[str]:
-    """The column of images, if its values lie in dictionaries: a file of 2 kB may repeat one of
-    50 MB a thousand times. Elsewhere a dictionary would only cost."""
+    """Return the column of images, if its values are dictionary-encoded: a file of 2 kB may repeat
+    an image of 50 MB a thousand times. Without repetition a dictionary would only cost."""
     column = column_of_images(unit.uri, file.schema_arrow, unit.column or None) or ""
     groups = range(file.num_row_groups)[unit.first : unit.last or None]
     chunks = [c for group in groups for c in _chunks_of(file.metadata.row_group(group), column)]
@@ -190,7 +189,7 @@ def _repeating(unit: Unit, file: pq.ParquetFile) -> list[str]:
 
 
 def _in_dictionary(chunk: Any) -> bool:
-    """Whether the pages behind the dictionary hold hardly more than indices into it."""
+    """Return whether the pages behind the dictionary hold hardly more than indices into it."""
     if not chunk.has_dictionary_page:
         return False
     dictionary_bytes = chunk.data_page_offset - chunk.dictionary_page_offset
@@ -217,8 +216,8 @@ def _read_row_group(
                 yield _sample(uri, row, cells, max_object_bytes)
                 row += 1
     except (pa.ArrowException, OSError) as error:
-        told = f"rows {row} to {end - 1} (row group {group}): {_line(error)}"
-        yield Sample(uri, str(row), error=DamagedShard(f"{storage.display_name(uri)} {told}"))
+        rows = f"rows {row} to {end - 1} (row group {group}): {_line(error)}"
+        yield Sample(uri, str(row), error=DamagedShard(f"{storage.display_name(uri)} {rows}"))
 
 
 def _sample(uri: str, row: int, cells: tuple[Any, ...], max_object_bytes: int) -> Sample:
@@ -241,21 +240,21 @@ def _bytes_and_path(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
 
 
 def _value(cell: Any) -> pa.BinaryScalar | None:
-    """The cell, not copied; None when null."""
+    """Return the cell without copying it; None when null."""
     if isinstance(cell, pa.DictionaryScalar):
         cell = cell.value
     return cell if cell.is_valid else None
 
 
 def text(cell: Any) -> str | None:
-    """A cell for people to read: text need not be UTF-8; None when null or empty."""
+    """Return a cell as readable text, which need not be UTF-8; None when null or empty."""
     if not cell.is_valid:
         return None
     if isinstance(cell, pa.BinaryScalar):
         return bytes(cell.as_buffer()).decode("utf-8", "backslashreplace") or None
     try:
         return str(cell.as_py())
-    except (ValueError, OverflowError):  # a time that Python has none for
+    except (ValueError, OverflowError):  # a time outside of Python's range
         return None
 
 

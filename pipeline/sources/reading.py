@@ -1,4 +1,4 @@
-"""From a unit to its samples."""
+"""Reads the samples of a unit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
 
 def read_unit(unit: Unit, *, max_object_bytes: int, threads: int) -> Iterator[Sample]:
-    """One sample for every image of a unit, in order: its exact bytes, or why there are none.
+    """Yield one sample per image of a unit, in order: its exact bytes, or why there are none.
 
-    Of the `members` that a unit names each gives one sample, also when it is not there any more.
+    Each of the `members` that a unit names gives one sample, even if it no longer exists.
 
     Args:
         unit: from `list_units`.
         max_object_bytes: larger images become `TooLarge`, unread.
-        threads: plain objects fetched at once; twice as many are held at most.
+        threads: plain objects fetched at once; at most twice as many are held.
     """
     if unit.scanned_in:
         return _already_scanned(unit)
@@ -55,7 +55,7 @@ def _already_scanned(unit: Unit) -> Iterator[Sample]:
 
 def _only_members(samples: Iterator[Sample], unit: Unit) -> Iterator[Sample]:
     left = dict.fromkeys(unit.members)  # in order
-    told = f"{storage.display_name(unit.uri)} has no member {{}} any more"
+    missing = f"{storage.display_name(unit.uri)} has no member {{}} any more"
     damage: ImageError | None = None
     for sample in samples:
         name = None if sample.member is None else storage.display_name(sample.member)
@@ -63,11 +63,11 @@ def _only_members(samples: Iterator[Sample], unit: Unit) -> Iterator[Sample]:
             del left[name]
             yield sample
         elif isinstance(sample.error, FetchError):
-            damage = sample.error  # behind it nothing is told
+            damage = sample.error  # nothing behind it can be read
         if not left:
             return
     for name in left:
-        yield Sample(unit.uri, name, error=damage or NotFound(told.format(name)))
+        yield Sample(unit.uri, name, error=damage or NotFound(missing.format(name)))
 
 
 def _read_objects(

@@ -1,7 +1,7 @@
-"""Tar shards, streamed: one member in memory at a time, and damage is told, never skipped.
+"""Reads tar shards as a stream: one member in memory at a time, and damage is always reported.
 
-`tarfile` reads the headers; the walk is ours, because its own takes a damaged header, or the lack
-of an end, for the end of the archive.
+`tarfile` parses the headers; the loop over members is our own, because that of `tarfile` takes a
+damaged header, or a missing end, for the end of the archive.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _WITHOUT_BODY = (
 
 
 def read_tar(uri: str, *, max_object_bytes: int) -> Iterator[Sample]:
-    """The images of a tar shard, plain or gzip, in order.
+    """Yield the images of a tar shard, plain or gzip, in order.
 
     A regular file is an image by its content or by its extension; hidden names, sidecars, links
-    and folders are passed over. Where the shard is damaged, one failed sample without a member
-    says at which byte (of the unpacked stream) and ends it.
+    and folders are skipped. Where the shard is damaged, one failed sample without a member
+    names the byte (of the unpacked stream) and is the last.
     """
     try:
         with storage.open_stream(uri) as stream:
@@ -55,7 +55,7 @@ def read_tar(uri: str, *, max_object_bytes: int) -> Iterator[Sample]:
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether a file that starts so (512 bytes or more) is a tar, plain or gzip."""
+    """Return whether a file with this head (512 bytes or more) is a tar, plain or gzip."""
     if head.startswith(GZIP_MAGIC):
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, _BLOCK)
@@ -72,7 +72,7 @@ def _unpacked(stream: BinaryIO) -> BinaryIO:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A regular file in the archive; its body is what the stream gives next."""
+    """A regular file in the archive; its body comes next in the stream."""
 
     name: str
     size_bytes: int
@@ -80,7 +80,7 @@ class _Member:
 
 
 class _Archive:
-    """The stream of a shard, read forward; damage is told with the position."""
+    """The stream of a shard, read forward; errors name the position."""
 
     def __init__(self, uri: str, stream: BinaryIO) -> None:
         self._uri = uri
@@ -88,14 +88,14 @@ class _Archive:
         self.position = 0
 
     def read(self, count: int) -> bytes:
-        """Exactly `count` bytes; raises `DamagedShard`."""
+        """Read exactly `count` bytes; raises `DamagedShard`."""
         data = self.read_up_to(count)
         if len(data) < count:
             raise self.damaged("breaks off")
         return data
 
     def read_up_to(self, count: int) -> bytes:
-        """`count` bytes, or fewer at the end of the file."""
+        """Read `count` bytes, or fewer at the end of the file."""
         try:
             data = self._stream.read(count)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -109,7 +109,7 @@ class _Archive:
             count -= len(self.read(min(count, 1 << 20)))
 
     def damaged(self, what: str) -> DamagedShard:
-        """The damage, at this position."""
+        """Return the error for damage at this position."""
         return DamagedShard(f"{storage.display_name(self._uri)} at byte {self.position}: {what}")
 
 
@@ -139,10 +139,10 @@ def _refusal(member: _Member, max_object_bytes: int) -> ImageError | None:
 
 
 def _members(archive: _Archive) -> Iterator[_Member]:
-    """The regular files; the body must be read, padding and all, before the next is asked for.
+    """Yield the regular files; a body and its padding must be read before the next is taken.
 
-    Blocks of zeros mark an end, and what follows one is read on, as `tar --ignore-zeros` does: a
-    part of a shard that was overwritten by zeros must not pass for its end.
+    Blocks of zeros mark an end; reading goes on behind one, as `tar --ignore-zeros` does: a part of
+    a shard that was overwritten with zeros must not pass for its end.
     """
     ended = False
     extended: dict[str, str] = {}
@@ -183,7 +183,7 @@ def _member(archive: _Archive, header: tarfile.TarInfo, extended: dict[str, str]
 
 
 def _extension(archive: _Archive, header: tarfile.TarInfo) -> dict[str, str]:
-    """What a long name or a pax header says of the member behind it."""
+    """Read what a long name or a pax header declares of the member behind it."""
     if not 0 <= header.size <= MAX_EXTENSION:
         raise archive.damaged(f"an extended header of {header.size} bytes")
     body = archive.read(header.size)
@@ -196,7 +196,7 @@ def _extension(archive: _Archive, header: tarfile.TarInfo) -> dict[str, str]:
 
 
 def _pax_records(archive: _Archive, body: bytes) -> dict[str, str]:
-    """Records of the form `<length> <keyword>=<value>\\n`, the length counting all of it."""
+    """Parse records of the form `<length> <keyword>=<value>\\n`, the length counting all of it."""
     records = {}
     while body:
         digits, _, rest = body.partition(b" ")

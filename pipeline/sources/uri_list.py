@@ -1,4 +1,4 @@
-"""Lists of URIs: text, CSV or Parquet."""
+"""Reads lists of URIs: text, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Entry = tuple[str, str | None]
 
 
 def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
-    """The objects that a list names, one a line or row.
+    """Yield the objects that a list names, one a line or row.
 
-    A list is text with a URI a line (blank lines and `#` comments are passed over), or CSV or
+    A list is text with a URI a line (blank lines and `#` comments are skipped), or CSV or
     Parquet with a column `uri`, `url`, `path` or `image` and perhaps `content_id` or `id`.
     Relative names are relative to the list's folder. An entry that names nothing readable is an
-    object all the same: reading it tells.
+    object all the same: reading it fails.
 
     Args:
         uri: of the list.
         trust_lists: whether a list in an object store may name files of the machines that scan.
-            Who may write a list there need not be somebody who may read these.
+            Someone with access to the store need not be allowed to read those.
 
     Raises:
         FetchError: the list cannot be read.
@@ -60,10 +60,10 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
 
 
 def is_list(uri: str, head: bytes) -> bool:
-    """Whether a text file that starts so is a list rather than, say, a README.
+    """Return whether a text file with this head is a list rather than, say, a README.
 
-    It is when one of its first entries is a URI or names a file, when it has the header of one,
-    or when all of it is comments; a file of no bytes is by its extension.
+    It is when one of its first entries is a URI or names a file, when it has the header of a list,
+    or when all of it is comments; an empty file is one by its extension.
     """
     text_head = head.decode("utf-8-sig", "surrogateescape")
     lines = [line.strip() for line in text_head.splitlines() if not _is_blank(line)]
@@ -78,7 +78,7 @@ def is_list(uri: str, head: bytes) -> bool:
 def _is_file(uri: str) -> bool:
     try:
         return storage.look_up(uri) is not None
-    except Denied:  # which is also how a store may answer for a missing object
+    except Denied:  # a store may also answer so for a missing object
         return True
     except FetchError:
         return False
@@ -136,7 +136,7 @@ def _is_blank(line: str) -> bool:
 
 
 def _first_of(names: tuple[str, ...], header: list[str]) -> int | None:
-    """Where in the header the first of the names is that is there."""
+    """Return the index in the header of the first of the names that it has."""
     return next((header.index(name) for name in names if name in header), None)
 
 
@@ -145,7 +145,7 @@ def _cell(row: list[str], column: int | None) -> str:
 
 
 def _absolute(name: str, folder: str) -> str:
-    """The URI of an entry; one that we cannot read stays as it is."""
+    """Return the URI of an entry; one that cannot be read stays as it is."""
     if "://" in name or not name:
         try:
             return storage.canonical(name)

@@ -1,4 +1,4 @@
-"""The objects below a folder or prefix, streamed: 10^9 keys list in flat memory."""
+"""Lists the objects below a folder or prefix as a stream: 10^9 keys take constant memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Skip = Callable[[str], bool]
 def list_objects(
     folder: str, skip: Skip = lambda name: False, starts: str = ""
 ) -> Iterator[ObjectRef]:
-    """Every file below a folder, or object below a prefix.
+    """Yield every file below a folder, or object below a prefix.
 
     The order depends on the names alone. It is that of the bytes of the whole names, except on S3
     beyond one page (1000 keys): there 16 ranges of the keys are listed at once and take turns, a
@@ -33,9 +33,9 @@ def list_objects(
 
     Args:
         folder: canonical URI.
-        skip: told the name of a file or folder (without what is above it); True passes over it
-            and all below it.
-        starts: list only what starts so, below the folder.
+        skip: called with the name of a file or folder (without its parents); True skips it and
+            all below it.
+        starts: list only names below the folder that start with this.
 
     Raises:
         FetchError: the folder, or a folder below it, cannot be listed.
@@ -55,13 +55,13 @@ def _list_local(folder: str, skip: Skip, starts: str) -> Iterator[ObjectRef]:
 
 
 def _walk(folder: str, above: frozenset[tuple[int, int]], skip: Skip) -> Iterator[str]:
-    """Paths of all that is no folder; links are followed."""
+    """Yield the paths of all but folders; links are followed."""
     with storage.fetching(f"file://{folder}"):
         status = Path(folder).stat()
         with os.scandir(folder) as scan:
             entries = sorted((_s3_order(entry), entry.path) for entry in scan)
     here = (status.st_dev, status.st_ino)
-    if here in above:  # by a link to a folder that we are in
+    if here in above:  # a link to a folder that contains it
         return
     for name, path in entries:
         if skip(os.fsdecode(name.rstrip(b"/"))):
@@ -73,7 +73,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], skip: Skip) -> Iterato
 
 
 def _s3_order(entry: os.DirEntry[str]) -> bytes:
-    """The name, with a slash behind that of a folder: as in keys."""
+    """Return the name, with a slash behind that of a folder: the order of keys in S3."""
     is_folder = entry.is_dir(follow_symlinks=False) or (
         entry.is_symlink() and Path(entry.path).is_dir()
     )
@@ -85,7 +85,7 @@ def _local_ref(path: str) -> ObjectRef | None:
     try:
         status = Path(path).stat()
     except OSError:
-        return ObjectRef(uri)  # a link to nothing: reading it tells
+        return ObjectRef(uri)  # a link to nothing: reading it fails
     return storage.local_ref(uri, status) if stat.S_ISREG(status.st_mode) else None
 
 
@@ -133,7 +133,7 @@ def _pages(whole: _Range) -> Iterator[list[dict[str, Any]]]:
 
 
 def _page(part: _Range) -> tuple[list[dict[str, Any]], _Range | None]:
-    """The next keys of a range, and what is left of it."""
+    """Return the next keys of a range, and the rest of it."""
     answer = _list(part)
     page = answer.get("Contents", [])
     inside = [entry for entry in page if not part.end or entry["Key"] < part.end]
@@ -143,7 +143,7 @@ def _page(part: _Range) -> tuple[list[dict[str, Any]], _Range | None]:
 
 
 def _split(whole: _Range) -> Iterator[_Range]:
-    """The range cut where folders begin; not cut where a page shows none."""
+    """Split the range where folders begin; not where a page has none."""
     start = ""
     level: _Range | None = _branching(whole)
     while level:
@@ -159,7 +159,7 @@ def _split(whole: _Range) -> Iterator[_Range]:
 
 
 def _branching(part: _Range) -> _Range:
-    """The prefix, or the first below it that holds more than one folder alone."""
+    """Return the prefix, or the first one below it that holds more than a single folder."""
     answer = _list(part, Delimiter="/")
     folders = answer.get("CommonPrefixes", [])
     if len(folders) == 1 and not answer.get("Contents") and not answer["IsTruncated"]:

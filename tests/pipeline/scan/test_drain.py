@@ -1,4 +1,4 @@
-"""Looking whether one's node is to go. `test_autoscaler` drains a real one."""
+"""Asking whether a node is being drained. `test_autoscaler` drains a real one."""
 
 from __future__ import annotations
 
