@@ -34,7 +34,7 @@ from prompt_iml.cluster.retraining.labels import (
 from prompt_iml.cluster.settings import RetrainSettings, TrainSettings
 from prompt_iml.engine.errors import FetchError, PromptImlError, UsageError
 from prompt_iml.engine.model.folder import Model, load_model
-from prompt_iml.engine.model.prompts import PREFIX, PromptSet, check_fits, prompt_bytes
+from prompt_iml.engine.model.prompts import PREFIX, PromptSet, check_fits
 from prompt_iml.engine.runtimes.open import check_engine, open_engine
 from prompt_iml.engine.runtimes.protocol import Engine
 from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest, set_name
@@ -241,7 +241,7 @@ def _write_prompts(old: Model, stem: str) -> str:
     The same cycle has the same one, as a training goes on only with the settings it began with.
     """
     uri = f"{stem}.safetensors"
-    storage.write(uri, prompt_bytes(old.prompts))
+    storage.write(uri, old.prompts.to_bytes())
     return uri
 
 

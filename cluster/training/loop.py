@@ -26,14 +26,13 @@ from prompt_iml.cluster.training.schedule import learning_rate, precision, weigh
 from prompt_iml.cluster.variants import make_variant
 from prompt_iml.engine.errors import FetchError, UsageError
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.engine.model.prompts import PREFIX, check_fits, parameters
+from prompt_iml.engine.model.prompts import PREFIX, PromptSet, check_fits, parameters
 from prompt_iml.engine.network.config import PRESETS
 from prompt_iml.engine.network.model import PromptIML
 from prompt_iml.engine.network.swin import load_official
 from prompt_iml.engine.runtimes.torch_cpu import load_network
 from prompt_iml.pipeline.forgery.generator import Example, Forger
 from prompt_iml.pipeline.forgery.photos import list_photos, split
-from prompt_iml.pipeline.registry.registry import parse_prompts
 from prompt_iml.pipeline.storage import storage
 
 DECAY = 0.02
@@ -172,7 +171,7 @@ def _load_semantic(network: PromptIML, uri: str) -> None:
 
 def _load_prompts(network: PromptIML, uri: str) -> None:
     try:
-        prompts = parse_prompts(storage.read_bytes(storage.canonical(uri)))
+        prompts = PromptSet.from_bytes(storage.read_bytes(storage.canonical(uri)), uri)
     except FetchError as error:
         raise UsageError(f"no prompt set to start from: {error}") from error
     check_fits(prompts, network.config)

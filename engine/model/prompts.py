@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from prompt_iml.engine.errors import DamagedModel, UsageError
 from prompt_iml.engine.network.config import NetworkConfig
 
-PREFIX = "prompts."  # of their names among the network's parameters
+PREFIX = "prompts."  # of a prompt tensor's name among the network's parameters
 _METADATA = "prompt_set"  # one key: safetensors writes several in no fixed order
 
 
@@ -25,7 +25,7 @@ class PromptSet:
     """Prompts of every block of the semantic branch; an input of every engine.
 
     Attributes:
-        tensors: (depth, n_p, C) float32, one a stage.
+        tensors: (depth, n_p, C) float32, one per stage.
         parent: id of the set that re-training started from, or None.
         metrics: what was measured when the set was made.
     """
@@ -36,51 +36,65 @@ class PromptSet:
 
     @property
     def id(self) -> str:
-        """First 16 hex digits of `sha256`, as rows name the set."""
+        """First 16 hex digits of `sha256`: the name of the set in rows and in a registry."""
         return self.sha256[:16]
 
     @property
     def sha256(self) -> str:
-        """Of shapes and values, hexadecimal: equal for equal prompts, whoever made them."""
+        """Digest of shapes and values, 64 hex digits: equal prompts have equal digests."""
         digest = hashlib.sha256()
         for tensor in self.tensors:
             digest.update(repr(tensor.shape).encode())
             digest.update(np.ascontiguousarray(tensor, "<f4").tobytes())
         return digest.hexdigest()
 
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "this file") -> PromptSet:
+        """Read what `to_bytes` gave.
+
+        Args:
+            data: a safetensors file, whole.
+            name: what error messages call it.
+
+        Raises:
+            DamagedModel: the data is no prompt set, or not the one that it names.
+        """
+        try:
+            tensors, stored = load(data), json.loads(_metadata(data)[_METADATA])
+            ordered = tuple(tensors[_key(stage)] for stage in range(len(tensors)))
+            prompts = cls(ordered, stored["parent"], stored["metrics"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DamagedModel(f"{name} is not a prompt set ({error}): fetch it again") from error
+        if prompts.id != stored["id"]:
+            raise DamagedModel(f"{name} names itself {stored['id']} and holds {prompts.id}")
+        return prompts
+
+    def to_bytes(self) -> bytes:
+        """Return a safetensors file: the same set, parent and metrics give the same bytes."""
+        stored = {"id": self.id, "parent": self.parent, "metrics": dict(self.metrics)}
+        return save(parameters(self), {_METADATA: json.dumps(stored, sort_keys=True)})
+
 
 def load_prompts(path: Path) -> PromptSet:
-    """Read a prompt set. Raises `DamagedModel` when the file is not what `save_prompts` wrote."""
+    """Read a prompt set's file; raises `DamagedModel` as `PromptSet.from_bytes`."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            stored = json.loads(file.metadata()[_METADATA])
-            tensors = tuple(file.get_tensor(_key(stage)) for stage in range(len(file.keys())))
-        prompts = PromptSet(tensors, stored["parent"], stored["metrics"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedModel(f"{path} is not a prompt set ({error}): fetch it again") from error
-    if prompts.id != stored["id"]:
-        raise DamagedModel(f"{path} names itself {stored['id']} and holds {prompts.id}")
-    return prompts
+        return PromptSet.from_bytes(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DamagedModel(f"{path} cannot be read ({error}): fetch it again") from error
 
 
 def save_prompts(prompts: PromptSet, path: Path) -> None:
-    """Write a prompt set: one file, its id, parent and metrics in the metadata."""
-    path.write_bytes(prompt_bytes(prompts))
-
-
-def prompt_bytes(prompts: PromptSet) -> bytes:
-    """The bytes of a prompt set's file: the same set, parent and metrics, the same bytes."""
-    stored = {"id": prompts.id, "parent": prompts.parent, "metrics": dict(prompts.metrics)}
-    return save(parameters(prompts), {_METADATA: json.dumps(stored, sort_keys=True)})
+    """Write a prompt set's file: tensors, and id, parent and metrics in the metadata."""
+    path.write_bytes(prompts.to_bytes())
 
 
 def parameters(prompts: PromptSet) -> dict[str, NDArray[np.float32]]:
-    """The tensors under their names among the network's parameters."""
+    """Return the tensors under their names among the network's parameters."""
     return {_key(stage): tensor for stage, tensor in enumerate(prompts.tensors)}
 
 
 def graph_inputs(prompts: PromptSet, config: NetworkConfig) -> dict[str, NDArray[np.float32]]:
-    """The tensors under their names as inputs of the exported graph; raises as `check_fits`."""
+    """Return the tensors under their names as graph inputs; raises as `check_fits`."""
     check_fits(prompts, config)
     return {f"prompts_{stage}": tensor for stage, tensor in enumerate(prompts.tensors)}
 
@@ -99,3 +113,10 @@ def check_fits(prompts: PromptSet, config: NetworkConfig) -> None:
 
 def _key(stage: int) -> str:
     return f"{PREFIX}{stage}"
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file: 8 bytes of length, then a JSON header."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    found: dict[str, str] = header["__metadata__"]
+    return found

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from prompt_iml.engine.errors import FetchError, LeaseHeld, LeaseLost, NotPromoted, UsageError
 from prompt_iml.engine.model.folder import POLICY, PROMPTS
 from prompt_iml.engine.model.policy import Policy
-from prompt_iml.engine.model.prompts import PromptSet, prompt_bytes
+from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.pipeline.registry.registry import (
     RECORD,
     VERDICT,
@@ -28,7 +28,6 @@ from prompt_iml.pipeline.registry.registry import (
     Move,
     Registry,
     State,
-    parse_prompts,
     sha256,
     version_digest,
 )
@@ -54,7 +53,7 @@ def add_version(
         made_by: for a person: which cycle, by whom.
         model: id of the base model, for a person.
     """
-    files = {PROMPTS: prompt_bytes(prompts), POLICY: policy.to_json().encode()}
+    files = {PROMPTS: prompts.to_bytes(), POLICY: policy.to_json().encode()}
     digest = version_digest(registry.base, prompts, files[POLICY])
     for name, data in files.items():
         if not storage.create_once(registry.file(digest, name), data):
@@ -66,7 +65,7 @@ def add_version(
         "base": registry.base,
         "model": model,
         "policy": policy.id,
-        "metrics": dict(parse_prompts(files[PROMPTS]).metrics),
+        "metrics": dict(PromptSet.from_bytes(files[PROMPTS]).metrics),
         "made_by": made_by,
         "made_at": timestamp(),
         "sha256": {name: sha256(data) for name, data in files.items()},

@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from prompt_iml.engine.errors import DamagedModel, FetchError, NotFound, UnknownPrompts, UsageError
 from prompt_iml.engine.model.folder import POLICY, PROMPTS, Model
 from prompt_iml.engine.model.policy import Policy
-from prompt_iml.engine.model.prompts import PromptSet, check_fits, load_prompts
+from prompt_iml.engine.model.prompts import PromptSet, check_fits
 from prompt_iml.pipeline.run.folder import Json, encode
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
@@ -189,7 +187,8 @@ class Registry:
         """
         record = self.record(digest)
         files = {name: storage.read_bytes(self.file(digest, name)) for name in (PROMPTS, POLICY)}
-        prompts, told = parse_prompts(files[PROMPTS]), record.get("sha256")
+        prompts = PromptSet.from_bytes(files[PROMPTS], self.file(digest, PROMPTS))
+        told = record.get("sha256")
         named = version_digest(self.base, prompts, files[POLICY])
         if named != digest or told != {name: sha256(data) for name, data in files.items()}:
             raise DamagedModel(
@@ -286,14 +285,6 @@ def version_digest(base: str, prompts: PromptSet, policy: bytes) -> str:
 def sha256(data: bytes) -> str:
     """Hexadecimal digest."""
     return hashlib.sha256(data).hexdigest()
-
-
-def parse_prompts(data: bytes) -> PromptSet:
-    """A prompt set from the bytes of its file; raises `DamagedModel`."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PROMPTS
-        path.write_bytes(data)
-        return load_prompts(path)
 
 
 def _files(folder: str) -> Iterator[ObjectRef]:

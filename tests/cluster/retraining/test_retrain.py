@@ -55,7 +55,7 @@ from prompt_iml.engine.network.config import PRESETS
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.registry.promotion import add_version, promote, roll_back, take_lease
-from prompt_iml.pipeline.registry.registry import Registry, parse_prompts, with_version
+from prompt_iml.pipeline.registry.registry import Registry, with_version
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.storage import storage
 from tests.conftest import Folder, Store
@@ -425,7 +425,7 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
     fleet.cycle(train, gain=-1, seed=1)
     fleet.cycle(train, gain=-1, seed=1)
     current = with_version(fleet.model, fleet.registry, first["version"])
-    prompts = parse_prompts(storage.read_bytes(str(started[0].prompt_set)))
+    prompts = PromptSet.from_bytes(storage.read_bytes(str(started[0].prompt_set)))
     assert prompts.id == current.prompts.id
     assert (started[0].what, started[0].start) == ("prompts", str(fleet.model.folder))
     assert started[0].output != started[1].output

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from prompt_iml.engine.errors import (
     DamagedModel,
@@ -219,6 +219,15 @@ def test_a_prompt_set_that_is_not_what_it_says_is_refused(copy: Path) -> None:
     file.write_bytes(body)
     with pytest.raises(DamagedModel, match="names itself"):
         open_folder(copy)
+
+
+def test_bytes_that_are_no_prompt_set_are_refused(model: Model) -> None:
+    whole = model.prompts.to_bytes()
+    assert PromptSet.from_bytes(whole).id == model.prompts.id
+    unnamed = save({"prompts.0": np.zeros(1, np.float32)})
+    for data in (b"", whole[:7], whole[:-1], whole[:200], b"\xff" * 64, unnamed):
+        with pytest.raises(DamagedModel, match=r"s3://b/k is not a prompt set .*: fetch it again"):
+            PromptSet.from_bytes(data, "s3://b/k")
 
 
 def test_prompts_of_another_network_are_refused(model: Model, engines: dict[str, Engine]) -> None:
