@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import json
 import secrets
-import signal
 import socket
 import threading
 import time
@@ -192,8 +191,8 @@ class Lease:
     def check(self, state: State) -> None:
         """Raise `LeaseLost` unless this lease holds in a state."""
         if state.lease is None or state.lease.token != self.token:
-            holder = f"{state.lease.owner} holds it" if state.lease else "it was released"
-            raise LeaseLost(f"the lease of {self.owner} ran out, and now {holder}: start again")
+            since = f"now {state.lease.owner} holds it" if state.lease else "it was taken over"
+            raise LeaseLost(f"the lease of {self.owner} ran out, and {since}: start again")
 
     def renew(self) -> None:
         """Hold it for `seconds` from now on; raises `LeaseLost`."""
@@ -241,74 +240,28 @@ def take_lease(registry: Registry, owner: str, seconds: float) -> Lease:
 def leased(registry: Registry, owner: str, seconds: float) -> Iterator[Lease]:
     """Hold the lease, renewed by a thread, and release it at the end.
 
-    Raises:
-        LeaseLost: in the middle of whatever is done under it, if another took it over; what it
-            does then would be done twice. In the main thread only: others ask `Lease.check`.
+    Nothing is interrupted when another holder takes it over: `Lease.check` and `promote` refuse.
     """
-    lease = take_lease(registry, owner, seconds)
-    term = _Term(lease, threading.current_thread())
-    renewal = threading.Thread(target=term.keep, daemon=True)
+    lease, ended = take_lease(registry, owner, seconds), threading.Event()
+    renewal = threading.Thread(target=_renew_until, args=(ended, lease), daemon=True)
     renewal.start()
     try:
-        with _heard():
-            try:
-                yield lease
-            finally:
-                term.end()
-    except BaseException as error:  # whatever the work made of being interrupted
-        if term.loss:
-            raise term.loss from error
-        raise
+        yield lease
     finally:
+        ended.set()
         renewal.join()
         lease.release()
 
 
-@contextmanager
-def _heard() -> Iterator[None]:
-    """Interrupts arrive, also where a shell began us in the background, which ignores them."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Term:
-    """While a lease is held: renews it, and interrupts the worker if it is lost."""
-
-    def __init__(self, lease: Lease, worker: threading.Thread) -> None:
-        self.loss: LeaseLost | None = None
-        self._lease, self._worker = lease, worker
-        self._ended, self._turn = threading.Event(), threading.Lock()
-
-    def keep(self) -> None:
-        """Renew three times a term, until the end or until the lease is lost."""
-        while not self._ended.wait(self._lease.seconds / 3):
-            try:
-                self._lease.renew()
-            except LeaseLost as error:
-                self._interrupt(error)
-                return
-            except (FetchError, UsageError):  # the store does not answer: again in a third
-                continue
-
-    def end(self) -> None:
-        """The work is done: from here on nothing is interrupted."""
-        with self._turn:
-            self._ended.set()
-
-    def _interrupt(self, loss: LeaseLost) -> None:
-        with self._turn:
-            if self._ended.is_set():
-                return
-            self.loss = loss
-            if self._worker is threading.main_thread() and self._worker.ident:
-                signal.pthread_kill(self._worker.ident, signal.SIGINT)
+def _renew_until(ended: threading.Event, lease: Lease) -> None:
+    """Renew three times per term, until the work has ended or the lease is lost."""
+    while not ended.wait(lease.seconds / 3):
+        try:
+            lease.renew()
+        except LeaseLost:
+            return
+        except (FetchError, UsageError):  # the store does not answer: again in a third of the term
+            continue
 
 
 def name_of(version: str | None) -> str:

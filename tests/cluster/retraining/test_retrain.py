@@ -54,7 +54,7 @@ from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.network.config import PRESETS
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.cli import main
-from prompt_iml.pipeline.registry.promotion import add_version, promote, roll_back, take_lease
+from prompt_iml.pipeline.registry.promotion import add_version, promote, roll_back
 from prompt_iml.pipeline.registry.registry import Registry, with_version
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.storage import storage
@@ -394,24 +394,32 @@ def test_two_cycles_never_overlap(anywhere: Fleet) -> None:
     assert anywhere.cycle(overtaken)["verdict"] == "passed"
 
 
-def test_a_cycle_that_lost_its_lease_promotes_nothing(
-    anywhere: Fleet, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["training", "evaluation"])
+def test_a_cycle_whose_lease_was_taken_over_promotes_nothing(
+    when: str, anywhere: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stood still, unable to renew, for longer than its lease; another took over."""
-    monkeypatch.setattr("prompt_iml.pipeline.registry.promotion._Term.keep", lambda term: None)
+    """It stood still for longer than its lease; another cycle ran meanwhile, and promoted."""
 
-    def slow(settings: TrainSettings, model: Model) -> Trained:
+    def overtake() -> None:
         with monkeypatch.context() as later:
             later.setattr("prompt_iml.pipeline.registry.promotion.time.time", lambda: 4e9)
-            take_lease(anywhere.registry, "next", 60)
-        return fit(settings, model)
+            anywhere.cycle(fit)
 
-    with pytest.raises(LeaseLost, match="now next holds it"):
-        anywhere.cycle(slow)
+    def train(settings: TrainSettings) -> Trained:
+        if when == "training":
+            overtake()
+        return fit(settings, anywhere.model)
+
+    def check_exported(model: Model) -> None:
+        if when == "evaluation":
+            overtake()
+
+    with pytest.raises(LeaseLost, match="start again") as refused:
+        retrain(anywhere.settings(seed=1), Steps(train, check_exported))
+    assert len(str(refused.value).splitlines()) == 1
     state = anywhere.registry.state()
-    assert state.current is None
-    assert state.lease
-    assert state.lease.owner == "next"
+    assert [move.kind for move in state.moves] == ["promote"]
+    assert state.lease is None
 
 
 def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:

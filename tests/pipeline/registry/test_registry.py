@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -295,30 +293,22 @@ def test_a_lease_is_renewed_while_it_is_held(registry: Registry) -> None:
     assert outcome(partial(take_lease, registry, "two", 60)) == "done"
 
 
-WORKS = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-from prompt_iml.pipeline.registry.promotion import leased
-from prompt_iml.pipeline.registry.registry import Registry
-with leased(Registry(*sys.argv[1:]), "one", 0.3):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_who_lost_the_lease_is_stopped(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own, as only a main thread can be; begun as by a shell's `&`."""
-    command = [sys.executable, "-c", WORKS, registry.uri, registry.base]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as worker:
-        assert worker.stdout
-        assert worker.stdout.readline() == "held\n"
+def test_a_lost_lease_promotes_nothing_and_stays_lost(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its renewals are refused too, and its release leaves the next holder's lease."""
+    digest = add(registry, 1)
+    with leased(registry, "one", 0.3) as lease:
         with monkeypatch.context() as later:
             later.setattr("prompt_iml.pipeline.registry.promotion.time.time", lambda: 4e9)
             take_lease(registry, "two", 60)
-        _, told = worker.communicate(timeout=50)
-    assert "LeaseLost" in told
-    assert "now two holds it" in told
+        time.sleep(0.3)
+        with pytest.raises(LeaseLost, match="now two holds it"):
+            promote(registry, digest, expected=None, by="one", lease=lease)
+    state = registry.state()
+    assert state.current is None
+    assert state.lease
+    assert state.lease.owner == "two"
 
 
 def test_following_current(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
