@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from prompt_iml.cluster.settings import (
-    ModelsSettings,
     RetrainSettings,
     ServeSettings,
     SubmitSettings,
@@ -13,6 +12,7 @@ from prompt_iml.cluster.settings import (
 )
 from prompt_iml.engine.errors import MissingDependency
 from prompt_iml.pipeline.cli import DONE, FAILURES, Entry
+from prompt_iml.pipeline.settings import ModelsSettings
 
 
 def run_train(settings: TrainSettings) -> int:
@@ -34,7 +34,7 @@ def run_retrain(settings: RetrainSettings) -> int:
 
 def run_models(settings: ModelsSettings) -> int:
     """`prompt-iml models`"""
-    from prompt_iml.cluster.models import run
+    from prompt_iml.pipeline.registry.models import run
 
     print(json.dumps(run(settings)))
     return DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import ByteSize, Field
-from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from prompt_iml.pipeline.settings import Command, ScanSettings
 
@@ -65,21 +65,6 @@ class TrainSettings(Command):
     """Of weights and examples."""
     address: str = "auto"
     """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""
-
-
-class ModelsSettings(Command):
-    """List the prompt sets of a registry, promote one, or roll the last promotion back."""
-
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml models")
-
-    action: CliPositionalArg[Literal["list", "promote", "rollback"]]
-    """What to do."""
-    version: CliPositionalArg[str | None] = None
-    """Prompt set to promote: its digest, the first 8 digits of it or more, or its id in rows."""
-    registry: str
-    """Registry of prompt sets, local or s3://."""
-    model: str | None = None
-    """Base model (name or folder) that the prompt sets are for; `list` shows all of them."""
 
 
 class RetrainSettings(Command):
@@ -153,7 +138,7 @@ class EndpointSettings(Command):
     registry: str | None = None
     """Registry of prompt sets, local or s3://; none given: the prompts the model comes with."""
     prompts: str = "current"
-    """Prompt set of the registry: `current`, looked up once when it is deployed, or a digest."""
+    """Prompt set of the registry: `current`, looked up once when it is deployed, or an id."""
     max_bytes: ByteSize = Field(ByteSize(64 * 2**20), ge=1)
     """Larger bodies are refused (413) before they are read, say 64MiB."""
     max_pixels: int = Field(210_000_000, ge=1)

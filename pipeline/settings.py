@@ -98,7 +98,7 @@ class ScanSettings(Pool):
     registry: str | None = None
     """Registry of prompt sets, local or s3://; none given: the prompts the model comes with."""
     prompts: str = "current"
-    """Prompt set of the registry: `current`, looked up once when the run starts, or a digest."""
+    """Prompt set of the registry: `current`, looked up once when the run starts, or an id."""
     refresh_prompts: bool = False
     """Look `current` up again before each unit; every row names the set that made it."""
     format: Literal["auto", "objects", "tar", "parquet", "list"] = "auto"
@@ -292,3 +292,18 @@ class CalibrateSettings(Judging):
     """Label smaller images uncertain; the default is half of what the network was trained on."""
     min_jpeg_quality: int | None = Field(50, ge=1, le=100)
     """Label JPEG files of lower quality uncertain; the default is the lowest trained on."""
+
+
+class ModelsSettings(Command):
+    """List the prompt sets of a registry, promote one, or roll the last promotion back."""
+
+    model_config = SettingsConfigDict(cli_prog_name="prompt-iml models")
+
+    action: CliPositionalArg[Literal["list", "promote", "rollback"]]
+    """Action to take."""
+    prompt_set: CliPositionalArg[str | None] = None
+    """Prompt set to promote: its id, or at least the first 8 digits of it."""
+    registry: str
+    """Registry of prompt sets, local or s3://."""
+    model: str | None = None
+    """Base model (name or folder) that the prompt sets are for; `list` shows all of them."""

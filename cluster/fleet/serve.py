@@ -43,7 +43,7 @@ from prompt_iml.engine.errors import TooLarge, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.monitoring.progress import say
-from prompt_iml.pipeline.registry.registry import PromptSource, Registry, look_up_version
+from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import to_batch
 from prompt_iml.pipeline.scan.rows import Row, failure
@@ -93,10 +93,10 @@ def application(args: Json) -> Application:
 def endpoint_spec(settings: EndpointSettings) -> RowSpec:
     """Return how a replica makes rows; raises `UsageError`."""
     model = load_model(settings.model)
-    prompts = None
+    prompt_set = None
     if settings.registry:
         registry = Registry(storage.canonical(settings.registry), model.sha256)
-        prompts = PromptSource(registry.uri, look_up_version(registry, settings.prompts))
+        prompt_set = PromptSetRef(registry.uri, look_up(registry, settings.prompts))
     return RowSpec(
         model=model.reference,
         model_sha256=model.sha256,
@@ -106,7 +106,7 @@ def endpoint_spec(settings: EndpointSettings) -> RowSpec:
         max_object_bytes=settings.max_bytes,
         heatmap=False,
         image_timeout=settings.image_timeout,
-        prompts=prompts,
+        prompt_set=prompt_set,
     )
 
 

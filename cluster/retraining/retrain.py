@@ -1,11 +1,12 @@
 """One re-training cycle: `prompt-iml retrain`.
 
-    lease -> current prompts -> train the prompts -> nothing else changed? -> old and new on the
-    fixed sets and on the labels held back -> gate -> version and verdict stored -> promoted
+    lease -> current prompt set -> train the prompts -> check that nothing else changed ->
+    evaluate old and new on the fixed sets and on the labels held back -> gate ->
+    publish prompt set and verdict -> promote
 
-Only one cycle a base model at a time; what one leaves is in the registry, refused or not. A cycle
-that was killed goes on, when the same command is given again: its training has a folder of its
-own, named by the labels, by what is current and by the settings.
+One cycle per base model runs at a time; its prompt set is in the registry afterwards, refused or
+not. A cycle that was killed resumes when the same command is given again: its training has a
+folder of its own, named by the labels, the current prompt set and the settings.
 """
 
 from __future__ import annotations
@@ -40,32 +41,30 @@ from prompt_iml.engine.runtimes.protocol import Engine
 from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest, set_name
 from prompt_iml.pipeline.monitoring.progress import say
 from prompt_iml.pipeline.registry.promotion import (
-    add_verdict,
-    add_version,
     leased,
-    name_of,
     promote,
+    publish,
+    record_verdict,
     timestamp,
     whoami,
 )
-from prompt_iml.pipeline.registry.registry import Registry, with_version
+from prompt_iml.pipeline.registry.registry import Registry, short_name, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json, encode
 from prompt_iml.pipeline.storage import storage
 
 Tensors = Mapping[str, NDArray[Any]]
 
-# What of the settings shapes the prompts that come out; with the labels and what is current, the
-# name of a cycle.
+# Settings that shape the prompts; with the labels and the current set they name a cycle.
 TRAINING = ("photos", "samples", "batch", "peak", "seed")
 COMPARED = ("openvino", "onnxruntime")
 
 
 class Trained(Protocol):
-    """What a training left.
+    """Result of a training.
 
     Attributes:
         weights: URI of the whole network's state dict, safetensors.
-        samples: examples seen.
+        samples: number of examples seen.
     """
 
     @property
@@ -92,7 +91,7 @@ def check_exported(model: Model) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What a cycle calls; tests put quicker ones in their place."""
+    """Steps of a cycle that need Ray or PyTorch; tests put quicker ones in their place."""
 
     train: Callable[[TrainSettings], Trained] = train_prompts
     check_exported: Callable[[Model], None] = check_exported
@@ -107,7 +106,8 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
 
     Raises:
         UsageError: the settings, the labels or a set are wrong; another cycle is under way; or
-            the prompts passed and another hand moved `current` meanwhile.
+            the prompts passed, and a person moved `current` or another cycle took the lease over
+            meanwhile.
         PromptImlError: training failed.
     """
     try:
@@ -128,19 +128,19 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     owner = f"{whoami()}:{os.getpid()}"
     with leased(registry, owner, settings.lease_seconds) as lease:
         current = registry.state().current
-        old = with_version(model, registry, current)
-        say(f"re-training {model.id} from {name_of(current)}")
+        old = with_prompt_set(model, registry, current)
+        say(f"re-training {model.id} from {short_name(current)}")
         trained = steps.train(train_settings(settings, old, current))
         lease.check(registry.state())
         tensors = load(storage.read_bytes(storage.canonical(trained.weights)))
         candidate = replace(old, prompts=prompts_of(tensors, old))
         engine = open_engine(old, settings.engine)
-        before, after = (judge(settings, engine, each, images) for each in (old, candidate))
+        before, after = (evaluate(settings, engine, each, images) for each in (old, candidate))
         own = replace(model, policy=old.policy)
-        base = judge(settings, engine, own, images) if current else []
+        base = evaluate(settings, engine, own, images) if current else []
         faults = [*_frozen_faults(tensors, old), *_export_faults(candidate, steps)]
         verdict = decide(before, after, old.policy, _limits(settings), faults, base)
-        version = add_version(
+        prompt_set = publish(
             registry,
             replace(candidate.prompts, metrics=_metrics(after)),
             old.policy,
@@ -149,10 +149,10 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
             model=model.id,
         )
         record = _record(settings, verdict, before, after, base, owner)
-        said = _together(record, add_verdict(registry, version, record))
-        if said["passed"] and version != current:
-            promote(registry, version, expected=current, by=owner, lease=lease)
-    return _summary(version, candidate.prompts.id, current, said)
+        stands = _together(record, record_verdict(registry, prompt_set, record))
+        if stands["passed"] and prompt_set != current:
+            promote(registry, prompt_set, expected=current, by=owner, lease=lease)
+    return _summary(prompt_set, candidate.prompts.id, current, stands)
 
 
 def _check_sets(manifests: Sequence[str]) -> None:
@@ -169,7 +169,7 @@ def _check_sets(manifests: Sequence[str]) -> None:
 
 
 def train_settings(settings: RetrainSettings, old: Model, current: str | None) -> TrainSettings:
-    """The training of this cycle, which starts from the current prompts."""
+    """Return the settings of this cycle's training, which starts from the current prompt set."""
     labels = storage.canonical(settings.labels)
     cycle = {
         **settings.model_dump(include={*TRAINING, "model"}),
@@ -182,7 +182,7 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
     return TrainSettings(
         what="prompts",
         start=settings.model,
-        prompt_set=None if current is None else _write_prompts(old, f"{output}/{name}-prompts"),
+        prompt_set=current and _write_prompts(old, f"{output}/{name}-prompts"),
         labels=labels,
         output=f"{output}/{name}",
         judge_every=max(1, min(settings.samples // 4, 2000)),
@@ -195,7 +195,7 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
 
 
 def prompts_of(tensors: Tensors, old: Model) -> PromptSet:
-    """The prompts of a trained network; raises `UsageError` when they do not fit the model."""
+    """Return a trained network's prompt set; raises `UsageError` when it does not fit the model."""
     names = sorted(
         (name for name in tensors if name.startswith(PREFIX)),
         key=lambda name: int(name.removeprefix(PREFIX)),
@@ -208,9 +208,9 @@ def prompts_of(tensors: Tensors, old: Model) -> PromptSet:
 
 
 def frozen_digest(tensors: Tensors) -> str:
-    """sha256 over names, shapes and float32 values of all that is no prompt.
+    """Return the sha256 over names, shapes and float32 values of every tensor but the prompts.
 
-    A scalar counts as one value in a row: that is how a model's weights file holds it.
+    A scalar counts as an array of one value, as a model's weights file holds it.
     """
     digest = hashlib.sha256()
     for name in sorted(name for name in tensors if not name.startswith(PREFIX)):
@@ -220,10 +220,10 @@ def frozen_digest(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def judge(
+def evaluate(
     settings: RetrainSettings, engine: Engine, model: Model, images: Sequence[LabelledImage]
 ) -> list[SetResult]:
-    """The model with its prompts on the fixed sets and on the labels held back, in the engine
+    """Evaluate the model's prompt set on the fixed sets and on the labels held back, in the engine
     that a scan would use."""
     engine.load_prompts(model.prompts)
     results = [
@@ -236,9 +236,9 @@ def judge(
 
 
 def _write_prompts(old: Model, stem: str) -> str:
-    """URI of a file of the current prompts, beside the output.
+    """Write the current prompt set beside the output; returns its URI.
 
-    The same cycle has the same one, as a training goes on only with the settings it began with.
+    The same cycle writes the same URI, as a training resumes only with the settings it began with.
     """
     uri = f"{stem}.safetensors"
     storage.write(uri, old.prompts.to_bytes())
@@ -268,7 +268,7 @@ def _limits(settings: RetrainSettings) -> Limits:
 
 
 def _metrics(results: Sequence[SetResult]) -> dict[str, float]:
-    """What the prompt set says of itself."""
+    """Return the metrics that are stored with the prompt set."""
     measured = [(result.set, result.to_dict()) for result in results]
     names = (*KEPT, "pixel_auc", "false_positive_rate", "flagged_rate")
     return {
@@ -301,18 +301,18 @@ def _record(
 
 
 def _together(now: Json, first: Json) -> Json:
-    """What holds of a version that may have been judged before: it passes if it did each time."""
+    """Return the verdict on a set that may have been evaluated before: it must pass each time."""
     if now["passed"] and not first["passed"]:
         reasons = [f"refused at {first['at']}: {reason}" for reason in first["reasons"]]
         return {**now, "passed": False, "reasons": reasons}
     return now
 
 
-def _summary(version: str, prompt_set: str, parent: str | None, verdict: Json) -> Json:
+def _summary(stored: str, prompt_set: str, parent: str | None, verdict: Json) -> Json:
     word = "passed" if verdict["passed"] else "refused"
-    say("; ".join([f"{word}: prompt set {version[:16]}", *verdict["reasons"]]))
+    say("; ".join([f"{word}: prompt set {prompt_set}", *verdict["reasons"]]))
     return {
-        "version": version,
+        "version": stored,
         "prompt_set": prompt_set,
         "parent": parent,
         "verdict": word,

@@ -1,12 +1,11 @@
-"""Writing the registry of prompt sets: versions, the moves of `current`, and the lease.
+"""Writing a registry of prompt sets: publishing, the moves of `current`, and the lease.
 
-What lies where, and why no lock is needed: `pipeline.registry.registry`.
+The layout, and why no lock is needed: `pipeline.registry.registry`.
 """
 
 from __future__ import annotations
 
 import getpass
-import json
 import secrets
 import socket
 import threading
@@ -27,8 +26,9 @@ from prompt_iml.pipeline.registry.registry import (
     Move,
     Registry,
     State,
+    long_id,
     sha256,
-    version_digest,
+    short_name,
 )
 from prompt_iml.pipeline.run.folder import Json, encode
 from prompt_iml.pipeline.storage import storage
@@ -36,7 +36,7 @@ from prompt_iml.pipeline.storage import storage
 Change = Callable[[State], State]
 
 
-def add_version(
+def publish(
     registry: Registry,
     prompts: PromptSet,
     policy: Policy,
@@ -45,20 +45,32 @@ def add_version(
     made_by: str,
     model: str,
 ) -> str:
-    """Store a version, unless there is the same already; returns its digest.
+    """Store a prompt set, unless it is stored already; returns its id in the registry.
+
+    Parent and metrics are no part of the identity: prompts that were rolled back or refused are
+    the same ones when they are evaluated on other sets. The first ones stored stay.
 
     Args:
-        parent: digest of the version that training started from; None: the model's own prompts.
-        made_by: for a person: which cycle, by whom.
-        model: id of the base model, for a person.
+        policy: calibration and thresholds that the set was evaluated with.
+        parent: id of the set that training started from; None: the model's own prompts.
+        made_by: cycle and person that made it, for people.
+        model: id of the base model, for people.
+
+    Raises:
+        UsageError: the set is stored with another policy, which would go live unevaluated.
     """
     files = {PROMPTS: prompts.to_bytes(), POLICY: policy.to_json().encode()}
-    digest = version_digest(registry.base, prompts, files[POLICY])
+    prompt_set = _id_in(registry, prompts, files[POLICY])
     for name, data in files.items():
-        if not storage.create_once(registry.file(digest, name), data):
-            files[name] = storage.read_bytes(registry.file(digest, name))  # the first one's metrics
+        if not storage.create_once(registry.file(prompt_set, name), data):
+            files[name] = storage.read_bytes(registry.file(prompt_set, name))
+    if files[POLICY] != policy.to_json().encode():
+        raise UsageError(
+            f"prompt set {prompt_set} is stored with another calibration than {policy.id}: "
+            "re-train with another --seed"
+        )
     record = {
-        "version": digest,
+        "version": prompt_set,
         "prompt_set": prompts.id,
         "parent": parent,
         "base": registry.base,
@@ -69,58 +81,63 @@ def add_version(
         "made_at": timestamp(),
         "sha256": {name: sha256(data) for name, data in files.items()},
     }
-    storage.create_once(registry.file(digest, RECORD), encode(record))
-    return digest
+    storage.create_once(registry.file(prompt_set, RECORD), encode(record))
+    return prompt_set
 
 
-def add_verdict(registry: Registry, digest: str, verdict: Json) -> Json:
-    """Store what the gate says of a version; returns the verdict that stands, the first."""
-    uri = registry.file(digest, VERDICT)
-    if storage.create_once(uri, encode(verdict)):
+def _id_in(registry: Registry, prompts: PromptSet, policy: bytes) -> str:
+    """Return the id of a set: the long one if the earlier layout stored it already."""
+    long = long_id(registry.base, prompts, policy)
+    return long if storage.exists(registry.file(long, RECORD)) else prompts.id
+
+
+def record_verdict(registry: Registry, prompt_set: str, verdict: Json) -> Json:
+    """Store the gate's verdict on a set; returns the one that stands, which is the first."""
+    if storage.create_once(registry.file(prompt_set, VERDICT), encode(verdict)):
         return verdict
-    stands: Json = json.loads(storage.read_bytes(uri))
-    return stands
+    return registry.verdict(prompt_set) or verdict
 
 
 def promote(
     registry: Registry,
-    digest: str,
+    prompt_set: str,
     *,
     expected: str | None,
     by: str,
     lease: Lease | None = None,
 ) -> State:
-    """Make a version `current`, if `current` is still what was expected.
+    """Make a prompt set `current`, if `current` is still what was expected.
 
     Args:
-        digest: of a version that passed the gate.
-        expected: what the caller takes for current, and compared with.
-        lease: of the cycle that promotes; None: a person does.
+        prompt_set: id of a set that passed the gate.
+        expected: id of the set that the caller takes for current, and compared with.
+        by: name of the person or cycle that promotes.
+        lease: lease of the cycle that promotes; None: a person does.
 
     Raises:
-        NotPromoted: the gate refused the version or was not asked, `current` has moved or is this
-            version already, or a cycle would bring back what was rolled back.
+        NotPromoted: the gate refused the set or has not evaluated it, `current` has moved or is
+            this set already, or a cycle would bring back what was rolled back.
         LeaseLost: another cycle took the lease over.
-        DamagedModel, UnknownPrompts: as `Registry.version`.
+        DamagedModel, UnknownPrompts: as `Registry.read`.
     """
-    registry.version(digest)
-    verdict = registry.verdict(digest)
+    registry.read(prompt_set)
+    short, verdict = short_name(prompt_set), registry.verdict(prompt_set)
     if verdict is None or not verdict["passed"]:
         why = "; ".join(verdict["reasons"]) if verdict else "it was never evaluated"
-        raise NotPromoted(f"the gate does not let {digest[:16]} through: {why}")
+        raise NotPromoted(f"the gate does not let {short} through: {why}")
 
     def change(state: State) -> State:
         if lease:
             lease.check(state)
         _expect(state, expected)
-        if digest == state.current:
-            raise NotPromoted(f"{digest[:16]} is current already")
-        if lease and digest in state.withdrawn:
+        if prompt_set == state.current:
+            raise NotPromoted(f"{short} is current already")
+        if lease and prompt_set in state.withdrawn:
             raise NotPromoted(
-                f"{digest[:16]} passed the gate, but was rolled back: prompt-iml models promote "
+                f"{short} passed the gate, but was rolled back: prompt-iml models promote "
                 "brings it back, no cycle does"
             )
-        return replace(state, moves=(*state.moves, Move("promote", digest, by, timestamp())))
+        return replace(state, moves=(*state.moves, Move("promote", prompt_set, by, timestamp())))
 
     return swap(registry, change)
 
@@ -134,10 +151,10 @@ def roll_back(registry: Registry, *, expected: str | None, by: str) -> State:
 
     def change(state: State) -> State:
         _expect(state, expected)
-        stands = state.promoted
-        if not stands:
+        promoted = state.promoted
+        if not promoted:
             raise NotPromoted("nothing to roll back: the model's own prompts are current")
-        before = stands[-2] if len(stands) > 1 else None
+        before = promoted[-2] if len(promoted) > 1 else None
         return replace(state, moves=(*state.moves, Move("rollback", before, by, timestamp())))
 
     return swap(registry, change)
@@ -146,14 +163,13 @@ def roll_back(registry: Registry, *, expected: str | None, by: str) -> State:
 def swap(registry: Registry, change: Change) -> State:
     """Apply a change to the latest state, by compare-and-swap; returns the new state.
 
-    The change is asked again, of the newer state, as often as another writer was first: it must
-    raise when the newer state no longer allows it.
+    The change is applied anew, to the newer state, each time that another writer was first: it
+    must raise when the newer state no longer allows it.
     """
     state = registry.state()
     while True:
         after = replace(change(state), number=state.number + 1)
-        key = secrets.token_hex(8)
-        entry = encode({**after.to_json(), "key": key})
+        entry = encode({**after.to_json(), "key": secrets.token_hex(8)})
         uri = registry.entry(after.number)
         # Refused although it is there: our first attempt arrived and only its answer was lost.
         if storage.create_once(uri, entry) or storage.read_bytes(uri) == entry:
@@ -165,22 +181,22 @@ def _expect(state: State, expected: str | None) -> None:
     if state.current != expected:
         since = f" since {state.moves[-1].at}, by {state.moves[-1].by}," if state.moves else ""
         raise NotPromoted(
-            f"current is {name_of(state.current)}{since} and not "
-            f"{name_of(expected)}: look at prompt-iml models list and decide again"
+            f"current is {short_name(state.current)}{since} and not "
+            f"{short_name(expected)}: look at prompt-iml models list and decide again"
         )
 
 
 @dataclass(slots=True)
 class Lease:
-    """The right to run a cycle, for a while; taken with `take_lease`.
+    """The right to run a cycle, for a limited time; taken with `take_lease`.
 
-    Whether it is held is decided by the log alone: clocks only say when others may take over.
+    The log alone decides whether it is held: clocks only limit when others may take it over.
 
     Attributes:
-        registry: which cycles it keeps apart.
-        owner: for a person.
-        token: fences off: what a later holder did, an earlier one cannot undo.
-        seconds: until it may be taken over, from the last renewal on.
+        registry: the registry whose cycles it keeps apart.
+        owner: name of the holder, for people.
+        token: fencing token: once a later holder has a higher one, this one promotes nothing.
+        seconds: time from the last renewal until it may be taken over.
     """
 
     registry: Registry
@@ -205,7 +221,7 @@ class Lease:
         swap(self.registry, change)
 
     def release(self) -> None:
-        """Give it back; where that fails, or it is lost already, it ends by itself."""
+        """Give it back; where that fails, it expires, and one that was lost is left alone."""
 
         def change(state: State) -> State:
             self.check(state)
@@ -264,13 +280,8 @@ def _renew_until(ended: threading.Event, lease: Lease) -> None:
             continue
 
 
-def name_of(version: str | None) -> str:
-    """A version as a person is told."""
-    return version[:16] if version else "the model's own"
-
-
 def whoami() -> str:
-    """user@machine, as the log names who did something."""
+    """Return user@machine, the name of a person in the log."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
@@ -279,5 +290,5 @@ def whoami() -> str:
 
 
 def timestamp() -> str:
-    """Now, ISO 8601, UTC."""
+    """Return the time now, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

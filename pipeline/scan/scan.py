@@ -17,12 +17,7 @@ from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.logs import configure
 from prompt_iml.pipeline.monitoring.progress import Progress, say
-from prompt_iml.pipeline.registry.registry import (
-    PromptSource,
-    Registry,
-    look_up_version,
-    with_version,
-)
+from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json, Run, default_run_id
 from prompt_iml.pipeline.run.plan import Plan, make_plan, read_plan, waves
 from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
@@ -88,10 +83,11 @@ def scan(settings: ScanSettings) -> Json:
         check_engine(settings.engine)
     output = storage.canonical(settings.output)
     settings, earlier = continued(settings, output, model)
-    source = prompt_source(settings, model, output)
-    if source:
-        model = with_version(model, Registry(source.registry, model.sha256), source.version)
-    config = run_config(settings, model, source)
+    prompt_set = choose_prompt_set(settings, model, output)
+    if prompt_set:
+        registry = Registry(prompt_set.registry, model.sha256)
+        model = with_prompt_set(model, registry, prompt_set.id)
+    config = run_config(settings, model, prompt_set)
     run = Run(output, settings.run_id or default_run_id(config))
     configure(settings.log, run=run.run_id)
     storage.check_writable(output)
@@ -105,7 +101,7 @@ def scan(settings: ScanSettings) -> Json:
         say(f"already complete: run {run.run_id}; another --run-id scans again")
     else:
         plan = plan_of(run, settings, earlier)
-        spec = ScanSpec(run, row_spec(settings, model, source), settings.log)
+        spec = ScanSpec(run, row_spec(settings, model, prompt_set), settings.log)
         totals = scan_plan(settings, spec, plan)
         manifest = run.commit(make_manifest(run, model, config, plan, totals))
     summary = summarize(run, model, manifest, totals.new_rows, time.monotonic() - started)
@@ -148,14 +144,14 @@ def check_inputs(settings: ScanSettings) -> None:
         resolve(name)
 
 
-def prompt_source(settings: ScanSettings, model: Model, output: str) -> PromptSource | None:
-    """Which prompts the settings name; None: those that the model comes with.
+def choose_prompt_set(settings: ScanSettings, model: Model, output: str) -> PromptSetRef | None:
+    """Return the prompt set that the settings name; None: the prompts that the model comes with.
 
-    `current` is looked up once: a run that an earlier launch bound to a version keeps it, whatever
-    was promoted since, so that a job which is started again under its `--run-id` goes on.
+    `current` is looked up once: a run that an earlier launch bound to a prompt set keeps it,
+    whatever was promoted since, so that a job started again under its `--run-id` goes on.
 
     Raises:
-        UsageError: `--registry` is missing, cannot be read, or has no such version.
+        UsageError: `--registry` is missing, cannot be read, or has no such prompt set.
     """
     if settings.registry is None:
         if settings.prompts != "current" or settings.refresh_prompts:
@@ -167,25 +163,25 @@ def prompt_source(settings: ScanSettings, model: Model, output: str) -> PromptSo
     if settings.prompts == "current" and settings.run_id and not settings.refresh_prompts:
         bound = Run(output, settings.run_id).config() or {}
         if "prompts" in bound:
-            return PromptSource(registry.uri, bound["prompts"])
-    version = look_up_version(registry, settings.prompts)
-    if version is None:
+            return PromptSetRef(registry.uri, bound["prompts"])
+    prompt_set = look_up(registry, settings.prompts)
+    if prompt_set is None:
         say(
             f"note: nothing is promoted in {registry.uri} yet: {model.id} runs with its own prompts"
         )
-    return PromptSource(registry.uri, version, settings.refresh_prompts)
+    return PromptSetRef(registry.uri, prompt_set, settings.refresh_prompts)
 
 
-def run_config(settings: ScanSettings, model: Model, source: PromptSource | None = None) -> Json:
+def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = None) -> Json:
     """What the run is bound to: everything that shapes its rows.
 
-    With `--refresh-prompts` that is the registry, not a version of it: rows tell the version.
+    With `--refresh-prompts` that is the registry and no prompt set: each row names its own.
     """
     bound: Json = {"prompt_set": model.prompts.id, "policy": asdict(model.policy)}
-    if source and source.refresh:
-        bound = {"prompt_set": "current", "registry": source.registry}
-    elif source:
-        bound["prompts"] = source.version
+    if ref and ref.refresh:
+        bound = {"prompt_set": "current", "registry": ref.registry}
+    elif ref:
+        bound["prompts"] = ref.id
     return {
         **settings.model_dump(include=BINDING),
         "inputs": [storage.canonical(name) for name in settings.inputs],
@@ -245,7 +241,9 @@ def _share(unit: Unit, shares: int) -> int:
     return int.from_bytes(digest[:8], "big") % shares + 1
 
 
-def row_spec(settings: ScanSettings, model: Model, source: PromptSource | None = None) -> RowSpec:
+def row_spec(
+    settings: ScanSettings, model: Model, prompt_set: PromptSetRef | None = None
+) -> RowSpec:
     """Return how the actors of a run make rows."""
     return RowSpec(
         model=model.reference,
@@ -256,7 +254,7 @@ def row_spec(settings: ScanSettings, model: Model, source: PromptSource | None =
         max_object_bytes=settings.max_object_bytes,
         heatmap=settings.heatmap,
         image_timeout=settings.image_timeout,
-        prompts=source,
+        prompt_set=prompt_set,
     )
 
 

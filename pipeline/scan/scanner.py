@@ -27,7 +27,7 @@ from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
 from prompt_iml.pipeline.logs import Format, tell
 from prompt_iml.pipeline.monitoring.meter import Meter
 from prompt_iml.pipeline.ordered import in_order
-from prompt_iml.pipeline.registry.registry import CurrentPrompts, PromptSource
+from prompt_iml.pipeline.registry.registry import CurrentPromptSet, PromptSetRef
 from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.run.schema import RowWriter, read_summary
 from prompt_iml.pipeline.scan.rows import Row, failure, identity, provenance, result
@@ -53,7 +53,7 @@ class RowSpec:
         max_pixels, max_object_bytes: limits of one image.
         heatmap: whether rows carry the probabilities at network resolution.
         image_timeout: seconds that an image's decode, or a run of the engine, may take.
-        prompts: registry to take prompts and policy from; None: the model's own.
+        prompt_set: stored set to take prompts and policy from; None: the model's own.
     """
 
     model: str
@@ -64,7 +64,7 @@ class RowSpec:
     max_object_bytes: int
     heatmap: bool
     image_timeout: float
-    prompts: PromptSource | None = None
+    prompt_set: PromptSetRef | None = None
 
     def to_json(self) -> str:
         """Serialize for another process."""
@@ -74,8 +74,8 @@ class RowSpec:
     def from_json(cls, text: str) -> RowSpec:
         """Restore what `to_json` wrote."""
         fields = json.loads(text)
-        prompts = fields.pop("prompts")
-        return cls(**fields, prompts=PromptSource(**prompts) if prompts else None)
+        ref = fields.pop("prompt_set")
+        return cls(**fields, prompt_set=PromptSetRef(**ref) if ref else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class RowMaker:
                 "same version of prompt-iml on every node"
             )
         self._watch, self.meter = watch or Unwatched(), meter or Meter()
-        self._current = CurrentPrompts(model, spec.prompts) if spec.prompts else None
+        self._current = CurrentPromptSet(model, spec.prompt_set) if spec.prompt_set else None
         engine = open_engine(model, spec.engine, threads=spec.threads)
         self._engine = WatchedEngine(engine, self._watch)
         self._spec = spec
@@ -130,7 +130,7 @@ class RowMaker:
     @property
     def spec(self) -> RowSpec:
         """Spec with which another process makes the same rows: its prompts are those in use."""
-        return replace(self._spec, prompts=self._current.source if self._current else None)
+        return replace(self._spec, prompt_set=self._current.ref if self._current else None)
 
     def refresh_prompts(self) -> None:
         """Load the prompts that the registry names now, if the spec asks to follow it."""

@@ -24,7 +24,7 @@ from prompt_iml.cluster.settings import EndpointSettings
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.demo.photographs import forge_set
-from prompt_iml.pipeline.registry.registry import PromptSource
+from prompt_iml.pipeline.registry.registry import PromptSetRef
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import RowWriter
 from prompt_iml.pipeline.scan.scanner import RowMaker
@@ -178,7 +178,7 @@ def test_no_token_no_start() -> None:
 
 def test_prompts_are_looked_up_when_it_is_deployed(tmp_path: Path) -> None:
     spec = endpoint_spec(EndpointSettings(registry=str(tmp_path)))
-    assert spec.prompts == PromptSource(f"file://{tmp_path}", None)  # nothing is promoted
+    assert spec.prompt_set == PromptSetRef(f"file://{tmp_path}", None)  # nothing is promoted
     with pytest.raises(UsageError, match="no prompt set 12345678"):
         endpoint_spec(EndpointSettings(registry=str(tmp_path), prompts="12345678"))
 

@@ -54,8 +54,8 @@ from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.network.config import PRESETS
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.cli import main
-from prompt_iml.pipeline.registry.promotion import add_version, promote, roll_back
-from prompt_iml.pipeline.registry.registry import Registry, with_version
+from prompt_iml.pipeline.registry.promotion import promote, publish, roll_back
+from prompt_iml.pipeline.registry.registry import Registry, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.storage import storage
 from tests.conftest import Folder, Store
@@ -274,9 +274,10 @@ def test_a_good_cycle_is_promoted_and_rolled_back(anywhere: Fleet) -> None:
     state = anywhere.registry.state()
     assert state.current == summary["version"]
     assert state.lease is None
-    version = anywhere.registry.version(summary["version"])
-    assert version.prompts.parent == anywhere.model.prompts.id
-    assert version.prompts.metrics["one.f1"] == pytest.approx(1, abs=0.03)
+    stored = anywhere.registry.read(summary["version"])
+    assert summary["version"] == summary["prompt_set"]
+    assert stored.prompts.parent == anywhere.model.prompts.id
+    assert stored.prompts.metrics["one.f1"] == pytest.approx(1, abs=0.03)
     assert {r["set"] for r in summary["results"]["new"]} == {"one", "two", "labels"}
     verdict = anywhere.registry.verdict(summary["version"])
     assert verdict
@@ -284,9 +285,7 @@ def test_a_good_cycle_is_promoted_and_rolled_back(anywhere: Fleet) -> None:
     again = anywhere.cycle(fit, gain=-1, seed=1)
     assert [r["set"] for r in again["results"]["base"]] == ["one", "two", "labels"]
     assert again["parent"] == summary["version"]
-    assert (
-        roll_back(anywhere.registry, expected=again["version"], by="test").current == version.digest
-    )
+    assert roll_back(anywhere.registry, expected=again["version"], by="test").current == stored.id
 
 
 def test_prompts_trained_on_shuffled_labels_do_not_get_through(
@@ -349,12 +348,12 @@ def test_an_exported_graph_that_differs_is_refused(fleet: Fleet) -> None:
 
 def test_no_cycle_brings_back_what_was_rolled_back(fleet: Fleet) -> None:
     """The schedule runs the same cycle again next week."""
-    version = fleet.cycle(fit)["version"]
-    roll_back(fleet.registry, expected=version, by="ann")
+    made = fleet.cycle(fit)["version"]
+    roll_back(fleet.registry, expected=made, by="ann")
     with pytest.raises(NotPromoted, match="was rolled back"):
         fleet.cycle(fit)
     assert fleet.registry.state().current is None
-    assert promote(fleet.registry, version, expected=None, by="ann").current == version
+    assert promote(fleet.registry, made, expected=None, by="ann").current == made
 
 
 def test_a_verdict_of_laxer_limits_lets_nothing_through(fleet: Fleet) -> None:
@@ -377,12 +376,12 @@ def test_a_refusal_stands(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("otherwise", [{"limit": 4}, {"engine": "openvino"}])
-def test_the_same_prompts_judged_otherwise_are_no_others(fleet: Fleet, otherwise: Json) -> None:
+def test_prompts_evaluated_otherwise_are_the_same_set(fleet: Fleet, otherwise: Json) -> None:
     first = fleet.cycle(fit)
     roll_back(fleet.registry, expected=first["version"], by="test")
     with pytest.raises(NotPromoted, match="was rolled back"):
         fleet.cycle(fit, **otherwise)
-    assert fleet.registry.versions() == [first["version"]]
+    assert fleet.registry.ids() == [first["version"]]
 
 
 def test_two_cycles_never_overlap(anywhere: Fleet) -> None:
@@ -432,7 +431,7 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
 
     fleet.cycle(train, gain=-1, seed=1)
     fleet.cycle(train, gain=-1, seed=1)
-    current = with_version(fleet.model, fleet.registry, first["version"])
+    current = with_prompt_set(fleet.model, fleet.registry, first["version"])
     prompts = PromptSet.from_bytes(storage.read_bytes(str(started[0].prompt_set)))
     assert prompts.id == current.prompts.id
     assert (started[0].what, started[0].start) == ("prompts", str(fleet.model.folder))
@@ -479,7 +478,7 @@ def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
         ({"sets": ["one/manifest.csv", "other/one.csv"]}, UsageError, "both called one"),
     ],
 )
-def test_bad_input_is_told_before_the_lease_is_taken(
+def test_bad_input_is_refused_before_the_lease_is_taken(
     changes: Json,
     error: type[Exception],
     said: str,
@@ -529,16 +528,16 @@ class Deaf:
         pass
 
 
-def test_a_version_nobody_judged_cannot_be_promoted(fleet: Fleet) -> None:
-    version = add_version(
+def test_a_set_that_was_never_evaluated_cannot_be_promoted(fleet: Fleet) -> None:
+    added = publish(
         fleet.registry, red_prompts(3.0), POLICY, parent=None, made_by="hand", model="red@test"
     )
     with pytest.raises(NotPromoted, match="never evaluated"):
-        promote(fleet.registry, version, expected=None, by="test")
+        promote(fleet.registry, added, expected=None, by="test")
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("passed", 0), ("refused", 3)])
-def test_the_exit_code_tells_the_verdict(
+def test_the_exit_code_is_the_verdict(
     verdict: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cycle, "retrain", lambda settings: {"verdict": verdict})

@@ -37,13 +37,13 @@ from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.monitoring.progress import Done
-from prompt_iml.pipeline.registry.promotion import add_verdict, add_version, promote, roll_back
-from prompt_iml.pipeline.registry.registry import PromptSource, Registry
+from prompt_iml.pipeline.registry.promotion import promote, publish, record_verdict, roll_back
+from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry
 from prompt_iml.pipeline.run.folder import Json, Run, encode
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.run.schema import SCHEMA
 from prompt_iml.pipeline.scan.actors import PoolSize, ScanActor, pool_size, read_tally, shared_tally
-from prompt_iml.pipeline.scan.scan import prompt_source, row_spec, scan
+from prompt_iml.pipeline.scan.scan import choose_prompt_set, row_spec, scan
 from prompt_iml.pipeline.scan.scanner import RowMaker, Scanner, ScanSpec
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
@@ -329,10 +329,8 @@ def promoted(folder: Folder) -> list[str]:
     versions = []
     for shift in (0.5, 1.0):
         prompts = PromptSet(tuple(t + np.float32(shift) for t in base.prompts.tensors))
-        made = add_version(
-            registry, prompts, base.policy, parent=None, made_by="test", model=base.id
-        )
-        add_verdict(registry, made, {"passed": True, "reasons": []})
+        made = publish(registry, prompts, base.policy, parent=None, made_by="test", model=base.id)
+        record_verdict(registry, made, {"passed": True, "reasons": []})
         versions.append(made)
     promote(registry, versions[0], expected=None, by="test")
     return versions
@@ -347,7 +345,7 @@ def test_prompts_of_a_registry_are_pinned_when_the_run_starts(
 ) -> None:
     base = load_model("prompt-iml-micro")
     registry = Registry(f"{folder.uri}/registry", base.sha256)
-    one, two = (registry.version(version).prompts.id for version in promoted)
+    one, two = (registry.read(version).prompts.id for version in promoted)
     output, options = f"{folder.uri}/out", {"limit": 1, "registry": registry.uri}
     run_scan(inputs, output=output, run_id="mine", **options)
     assert prompt_sets(output) == {one}
@@ -370,8 +368,8 @@ def test_prompts_are_refreshed_between_units(
     settings = ScanSettings(
         inputs=[inputs], output=f"{folder.uri}/out", registry=registry.uri, refresh_prompts=True
     )
-    source = prompt_source(settings, base, settings.output)
-    assert source == PromptSource(registry.uri, promoted[0], refresh=True)
+    source = choose_prompt_set(settings, base, settings.output)
+    assert source == PromptSetRef(registry.uri, promoted[0], refresh=True)
     maker = RowMaker(row_spec(settings, base, source))
     scanner, found = Scanner(Run(settings.output, "r"), maker), []
     units = list(list_units([inputs], images_per_unit=1, limit=4))
@@ -386,7 +384,7 @@ def test_prompts_are_refreshed_between_units(
         (row,) = table.select(["model", "policy", "engine"]).to_pylist()
         assert (row["model"], row["policy"]) == (base.id, base.policy.id)
         assert row["engine"].startswith("openvino")
-    one, two = (registry.version(version).prompts.id for version in promoted)
+    one, two = (registry.read(version).prompts.id for version in promoted)
     assert found == [one, two, one]
 
 
