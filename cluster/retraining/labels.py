@@ -124,7 +124,7 @@ class LabelledImage:
 
 
 class LabelledExamples:
-    """Examples of the labelled images that train; `Forger.example` of what reviewers saw.
+    """Examples of the labelled images that train; `Generator.example` of what reviewers saw.
 
     Args:
         labels: URI of a labels file.

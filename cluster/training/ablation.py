@@ -23,7 +23,7 @@ from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.judge import Judgement, judge
 from prompt_iml.cluster.training.loop import start_network
 from prompt_iml.cluster.training.train import train
-from prompt_iml.pipeline.forgery.generator import Example, Forger
+from prompt_iml.pipeline.forgery.generator import Example, Generator
 from prompt_iml.pipeline.forgery.photos import list_photos, split
 from prompt_iml.pipeline.storage import storage
 
@@ -44,8 +44,8 @@ JUDGED = 400
 
 def ablate(base: TrainSettings, variants: Sequence[str]) -> dict[str, dict[str, Judgement]]:
     """Train and evaluate variants of a run; by variant, the results of `cluster.training.judge`."""
-    forger = Forger(split(list_photos(Path(base.photos)))[1])
-    held_back = [forger.example(base.seed, number, 3) for number in range(JUDGED)]
+    generator = Generator.read(split(list_photos(Path(base.photos)))[1])
+    held_back = [generator.example(base.seed, number, 3) for number in range(JUDGED)]
     return {name: _variant(base, name, VARIANTS[name], held_back) for name in variants}
 
 

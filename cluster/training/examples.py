@@ -14,17 +14,17 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from prompt_iml.cluster.settings import TrainSettings
-from prompt_iml.pipeline.forgery.generator import Example, Forger
+from prompt_iml.pipeline.forgery.generator import Example, Generator
 from prompt_iml.pipeline.forgery.photos import list_photos, split
 
 Columns = dict[str, NDArray[np.generic]]
 
 LABELLED_SHARE = 0.25  # of the examples, where reviewers' labels are mixed in
 # Elastic training takes every CPU there is, and would wait for ever for examples that need one of
-# their own: so its processes ask for a thousandth less than they use, and forgers for that.
-FORGER_CPUS = 0.001
-TRAINING_CPUS = 1 - FORGER_CPUS
-FORGERS_A_GPU = 8  # each makes some 40 examples a second
+# their own: so its processes ask for a thousandth less than they use, and generators for that.
+GENERATOR_CPUS = 0.001
+TRAINING_CPUS = 1 - GENERATOR_CPUS
+GENERATORS_PER_GPU = 8  # each makes some 40 examples a second
 BLOCK = 64  # examples: 17 MB
 PAUSE = 0.05  # seconds
 NUMBER = "number"
@@ -37,14 +37,14 @@ class Examples(Protocol):
     def example(self, *seed: int) -> Example: ...
 
 
-class ForgeExamples:
-    """Ray Data's face of a `Forger`: a batch of numbers in, their examples out.
+class GeneratedExamples:
+    """A `Generator` as Ray Data calls it: a batch of numbers in, their examples out.
 
     Example `i` of a seed is always the same, whoever makes it and in whatever order.
     """
 
     def __init__(self, photos: str, labels: str | None, seed: int) -> None:
-        self._forger = Forger(split(list_photos(Path(photos)))[0])
+        self._generator = Generator.read(split(list_photos(Path(photos)))[0])
         self._labelled = _labelled(labels) if labels else None
         self._seed = seed
 
@@ -61,7 +61,7 @@ class ForgeExamples:
     def example(self, number: int) -> Example:
         """Made, or a reviewer's; turned at random."""
         rng = np.random.default_rng((self._seed, number, 1))
-        source: Examples = self._forger
+        source: Examples = self._generator
         if self._labelled and rng.random() < LABELLED_SHARE:
             source = self._labelled
         return turned(source.example(self._seed, number, 0), rng)
@@ -74,11 +74,11 @@ def examples(settings: TrainSettings, first: int) -> Dataset:
     blocks = np.split(numbers, np.arange(BLOCK, len(numbers), BLOCK))
     tables = [pa.table({NUMBER: block}) for block in blocks]
     made: Dataset = ray.data.from_blocks(tables).map_batches(
-        ForgeExamples,
+        GeneratedExamples,
         fn_constructor_args=(settings.photos, settings.labels, settings.seed),
         batch_size=BATCH,
-        num_cpus=1.0 if settings.gpus else FORGER_CPUS,
-        compute=ActorPoolStrategy(min_size=1, max_size=_forgers(settings)),
+        num_cpus=1.0 if settings.gpus else GENERATOR_CPUS,
+        compute=ActorPoolStrategy(min_size=1, max_size=_generators(settings)),
     )
     made.context.custom_execution_callback_classes = [Paced]
     return made
@@ -93,10 +93,10 @@ class Paced(ExecutionCallback):
         time.sleep(PAUSE)
 
 
-def _forgers(settings: TrainSettings) -> int:
-    """As many as keep up with the training processes."""
+def _generators(settings: TrainSettings) -> int:
+    """Return how many generators keep up with the training processes."""
     processes = settings.max_workers or settings.workers
-    return processes * FORGERS_A_GPU if settings.gpus else max(1, processes // 4)
+    return processes * GENERATORS_PER_GPU if settings.gpus else max(1, processes // 4)
 
 
 def turned(example: Example, rng: np.random.Generator) -> Example:

@@ -31,7 +31,7 @@ from prompt_iml.engine.network.config import PRESETS
 from prompt_iml.engine.network.model import PromptIML
 from prompt_iml.engine.network.swin import load_official
 from prompt_iml.engine.runtimes.torch_cpu import load_network
-from prompt_iml.pipeline.forgery.generator import Example, Forger
+from prompt_iml.pipeline.forgery.generator import Example, Generator
 from prompt_iml.pipeline.forgery.photos import list_photos, split
 from prompt_iml.pipeline.storage import storage
 
@@ -247,6 +247,6 @@ def _report(
 
 
 def _held_back(settings: TrainSettings) -> list[Example]:
-    forger = Forger(split(list_photos(Path(settings.photos)))[1])
-    # A third number that training never draws: (0, 5) and (0, 5, 0) are one seed to NumPy.
-    return [forger.example(settings.seed, number, 2) for number in range(settings.judged)]
+    generator = Generator.read(split(list_photos(Path(settings.photos)))[1])
+    # A third number that training never uses: (0, 5) and (0, 5, 0) are one seed to NumPy.
+    return [generator.example(settings.seed, number, 2) for number in range(settings.judged)]

@@ -1,6 +1,6 @@
 """Train on Ray Train: `prompt-iml train`.
 
-    photographs -> Ray Data: forgers -> training processes (DDP) -> checkpoints -> weights
+    photographs -> Ray Data: generators -> training processes (DDP) -> checkpoints -> weights
 
 A run is its output folder: the same command goes on from the newest checkpoint there, whether a
 process died or the whole driver.
@@ -48,9 +48,8 @@ from prompt_iml.cluster.training.loop import (
 )
 from prompt_iml.engine.errors import MissingInput, PromptImlError, UsageError
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.pipeline.forgery.generator import can_donate
 from prompt_iml.pipeline.forgery.history import FRAME
-from prompt_iml.pipeline.forgery.photos import list_photos, split
+from prompt_iml.pipeline.forgery.photos import can_donate, list_photos, split
 from prompt_iml.pipeline.scan.actors import quiet_ray_data
 from prompt_iml.pipeline.scan.session import ray_session
 from prompt_iml.pipeline.storage import storage

@@ -8,8 +8,8 @@
     resaved   authentic only, after what harmless people do: save again, resize, sharpen, filter,
               take a screenshot
     once      as small, but saved for the first time when the forgery is done
-    album     as small, but a splice's donor has its host's past, and half were saved last with the
-              tables that they were saved with before
+    album     as small, but a splice's donor has its host's history, and half were saved last with
+              the tables that they were saved with before
 
 Photographs are whole, up to 1024x768. In all but `resaved` every forged image has a twin: the
 same photograph with the same history, cut, size and tables, only not forged. Nothing but the
@@ -30,32 +30,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from prompt_iml.pipeline.forgery.generator import Forger, Kind, Scene
+from prompt_iml.pipeline.forgery.generator import Generator, Kind, Mask
 from prompt_iml.pipeline.forgery.history import (
-    FRAME,
-    Past,
+    Degradation,
     Pixels,
+    PriorHistory,
     Save,
-    Stress,
     Tables,
     choose,
-    draw_save,
+    degrade,
     encode,
     resave,
     resize,
     rounded,
-    wear,
+    sample_save,
 )
-from prompt_iml.pipeline.forgery.photos import Photo, list_photos, load_pixels, split
-from prompt_iml.pipeline.forgery.shapes import fits
-
-Mask = NDArray[np.bool_]
+from prompt_iml.pipeline.forgery.photos import (
+    Photo,
+    Scene,
+    is_large,
+    list_photos,
+    load_pixels,
+    split,
+)
 
 LONG, SHORT = 1024, 768  # largest sides of an image
-LEAST_FORGED = 0.003  # share of the image's pixels
 # forged images, each with its twin
 PAIRS = {"posted": 120, "png": 60, "small": 60, "once": 60, "album": 60}
 RESAVED = 200
@@ -99,7 +100,7 @@ class Course:
     """What happens to both twins.
 
     Attributes:
-        scale: of the photograph; 1 or less, and as little as `Past` allows.
+        scale: of the photograph; 1 or less, and as little as `PriorHistory` allows.
         on_grid: the cut keeps the 8x8 grid of the photograph.
         first: save before the forgery, or None.
         last: save after it; None: as PNG.
@@ -111,42 +112,42 @@ class Course:
     last: Save | None
 
     @property
-    def past(self) -> Past:
-        """All but the cut, until the forgery."""
-        return Past(self.scale, self.first)
+    def prior(self) -> PriorHistory:
+        """All but the cut, until the manipulation."""
+        return PriorHistory(self.scale, self.first)
 
 
 def pairs(
-    forger: Forger, photos: Sequence[Photo], name: str, count: int, seed: int
+    generator: Generator, photos: Sequence[Photo], name: str, count: int, seed: int
 ) -> Iterator[Published]:
     """`count` forged images of the set `name`, each followed by its twin.
 
     Args:
-        forger: over `photos`: donors, outlines and tables are theirs.
-        photos: of hosts; held back, and all large enough for the forger.
+        generator: over `photos`: donors, outlines and tables are theirs.
+        photos: of hosts; held back, and all large enough for the generator.
     """
-    hosts = list(zip(photos, forger.scenes, strict=True))
+    hosts = list(zip(photos, generator.scenes, strict=True))
     for index in range(count):
         rng = np.random.default_rng((seed, STREAMS.index(name), index))
         photo, scene = hosts[index % len(hosts)]
-        course = draw_course(name, rng, forger.tables)
+        course = sample_course(name, rng, generator.tables)
         shown = show(scene, course, rng)
         kind = KINDS[name][index % len(KINDS[name])]
-        past = course.past if name == "album" else None
-        pixels, mask = forge(forger, kind, shown, rng, past)
+        prior = course.prior if name == "album" else None
+        pixels, mask = generator.generate_within(kind, shown, rng, prior)
         yield _published(pixels, mask, kind, course, name, photo)
         yield _published(shown.pixels, None, "authentic", course, name, photo)
 
 
-def draw_course(name: str, rng: np.random.Generator, tables: Sequence[Tables]) -> Course:
-    """As training draws "as posted" histories; PNG files skip the first save more often."""
+def sample_course(name: str, rng: np.random.Generator, tables: Sequence[Tables]) -> Course:
+    """Sample the history of twins of the set `name`; PNG files skip the first save more often."""
     first_saved = {"png": 0.5, "once": 0.0, "album": 1.0}.get(name, 0.9)
     scaled = float(rng.uniform(0.4, 1.0)) if rng.random() < 0.4 else 1.0
     course = Course(
         scale=0.0 if name in WHOLE else scaled,
         on_grid=bool(rng.random() < 0.8),
-        first=draw_save(rng, (72, 95), tables) if rng.random() < first_saved else None,
-        last=None if name == "png" else draw_save(rng, (70, 98), tables),
+        first=sample_save(rng, (72, 95), tables) if rng.random() < first_saved else None,
+        last=None if name == "png" else sample_save(rng, (70, 98), tables),
     )
     alike = name == "album" and rng.random() < 0.5
     return replace(course, last=course.first) if alike else course
@@ -162,40 +163,10 @@ def show(scene: Scene, course: Course, rng: np.random.Generator) -> Scene:
         corner -= corner % 8
     (x, y), (w, h) = corner, size
     cut = scene.pixels[y : y + h, x : x + w]
-    scale = course.past.scale_of(cut)
+    scale = course.prior.scale_of(cut)
     target = max(1, round(int(w) * scale)), max(1, round(int(h) * scale))
     pixels = resave(resize(cut, target), course.first)
     return Scene(pixels, tuple((polygon - corner) * scale for polygon in scene.polygons))
-
-
-def forge(
-    forger: Forger,
-    kind: Kind,
-    shown: Scene,
-    rng: np.random.Generator,
-    past: Past | None = None,
-) -> tuple[Pixels, Mask]:
-    """Forge in the largest square that fits, somewhere; the rest stays as it is. `past` is as
-    `Forger.forge` takes it.
-
-    Raises:
-        ValueError: 20 attempts left no forged pixel worth finding.
-    """
-    height, width = shown.pixels.shape[:2]
-    side = min(height, width)
-    y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-    window = slice(y, y + side), slice(x, x + side)
-    inside = tuple(p - (x, y) for p in shown.polygons if fits(p - (x, y), side))
-    view = Scene(shown.pixels[window], inside)
-    for _ in range(20):
-        forged, alpha = forger.forge(kind, view, rng, past)
-        mask = np.zeros((height, width), bool)
-        mask[window] = alpha >= 0.5
-        if mask.mean() >= LEAST_FORGED:
-            pixels = shown.pixels.copy()
-            pixels[window] = forged
-            return pixels, mask
-    raise ValueError(f"no {kind} came about in a {width}x{height} photograph")
 
 
 def harmless(
@@ -210,7 +181,7 @@ def harmless(
         course = Course(1.0, bool(rng.random() < 0.8), None, None)
         shown = show(Scene(load_pixels(photo), ()), course, rng).pixels
         pixels = TREATMENTS[treatment](shown, tables, rng)
-        last = None if treatment == "screenshot" else draw_save(rng, (60, 98), tables)
+        last = None if treatment == "screenshot" else sample_save(rng, (60, 98), tables)
         course = Course(1.0, course.on_grid, None, last)
         yield _published(pixels, None, "authentic", course, treatment, photo)
 
@@ -218,7 +189,7 @@ def harmless(
 def _resave(pixels: Pixels, tables: Sequence[Tables], rng: np.random.Generator) -> Pixels:
     """Once, twice or three times before the last save."""
     for _ in range(int(rng.integers(1, 4))):
-        pixels = resave(pixels, draw_save(rng, (50, 98), tables))
+        pixels = resave(pixels, sample_save(rng, (50, 98), tables))
     return pixels
 
 
@@ -229,7 +200,7 @@ def _resize(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> Pi
 
 
 def _sharpen(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> Pixels:
-    return wear(pixels, Stress(sharpen=float(rng.uniform(0.3, 1.5))), rng)
+    return degrade(pixels, Degradation(sharpen=float(rng.uniform(0.3, 1.5))), rng)
 
 
 def _filter(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> Pixels:
@@ -295,13 +266,13 @@ def write_sets(photos: Sequence[Photo], output: Path, seed: int = 0) -> list[Pat
     Raises:
         ValueError: none of those held back is large enough, or none has outlines.
     """
-    held_back = [photo for photo in split(photos)[1] if _large(photo)]
-    forger = Forger(held_back)
+    held_back = [photo for photo in split(photos)[1] if is_large(photo)]
+    generator = Generator.read(held_back)
     manifests = [
-        write_set(output / name, pairs(forger, held_back, name, count, seed), seed)
+        write_set(output / name, pairs(generator, held_back, name, count, seed), seed)
         for name, count in PAIRS.items()
     ]
-    resaved = harmless(held_back, forger.tables, RESAVED, seed)
+    resaved = harmless(held_back, generator.tables, RESAVED, seed)
     return [*manifests, write_set(output / "resaved", resaved, seed)]
 
 
@@ -327,12 +298,6 @@ def _png(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png", compress_level=3)
     return file.getvalue()
-
-
-def _large(photo: Photo) -> bool:
-    """Whether the forger takes it."""
-    with Image.open(photo.path) as image:
-        return min(image.size) >= FRAME
 
 
 def main() -> None:

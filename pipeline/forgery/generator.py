@@ -1,12 +1,12 @@
-"""Training examples: forgeries made on the fly from photographs, each from its own seed.
+"""Generate manipulated and authentic pictures from photographs, each from its own seed.
 
     python -m prompt_iml.pipeline.forgery.generator --photos DIR --output sheet.png
 
-Photograph, history and kind are drawn in this order and independently, so that authentic and
-forged examples pass the same saves with the same tables, sizes and formats:
+Photograph, manipulation history and kind are sampled in this order and independently, so that
+authentic and manipulated examples pass the same saves with the same tables, sizes and formats:
 
-    photograph -> view (crop, scale) -> first save -> forgery or none -> its save or none
-               -> stress or none -> last save -> crop
+    photograph -> view (crop, scale) -> first save -> manipulation or none -> the editor's save or
+               none -> degradation or none -> last save -> crop
 """
 
 from __future__ import annotations
@@ -24,44 +24,36 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from prompt_iml.engine.detection.views import pad
+from prompt_iml.pipeline.forgery.edits import Edit, copy_move, remove, retouch, splice
 from prompt_iml.pipeline.forgery.history import (
     FRAME,
     SIDE,
     Floats,
     History,
-    Past,
     Pixels,
+    PriorHistory,
     Tables,
     choose,
-    draw_history,
-    draw_save,
+    degrade,
     encode,
     read_tables,
     resave,
     resize,
-    rounded,
-    smooth,
-    wear,
+    sample_history,
+    sample_save,
 )
-from prompt_iml.pipeline.forgery.photos import Photo, list_photos, load_pixels, split
-from prompt_iml.pipeline.forgery.shapes import (
-    aim,
-    area,
-    draw_area,
-    fits,
-    free_shape,
-    opacity,
-    placed,
-    similarity,
-)
+from prompt_iml.pipeline.forgery.photos import Photo, Scene, list_photos, read_scene, split
+from prompt_iml.pipeline.forgery.shapes import fits, free_shape, placed
 
 Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch", "labelled"]
+Mask = NDArray[np.bool_]
 
 KINDS: dict[Kind, float] = {
     "authentic": 0.5, "splice": 0.2, "copy-move": 0.25, "removal": 0.025, "retouch": 0.025,
 }  # fmt: skip
 NEAR = (0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)  # scales of an object among its like
 TRIES = 20
+LEAST_MANIPULATED = 0.003  # share of a picture's pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,88 +63,113 @@ class Example:
     Attributes:
         pixels: (256, 256, 3) uint8 RGB.
         qtable: (64,) float32 luma table in natural order; ones where there is none.
-        mask: (256, 256) bool, True where forged.
+        mask: (256, 256) bool, True where manipulated.
         kind: what was done; `labelled` when only a reviewer's mask says where.
     """
 
     pixels: Pixels
     qtable: NDArray[np.float32]
-    mask: NDArray[np.bool_]
+    mask: Mask
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """A photograph, or a part of one: (H, W, 3) pixels, and outlines (n, 2) in pixels."""
-
-    pixels: Pixels
-    polygons: tuple[Floats, ...]
-
-
-def can_donate(photo: Photo) -> bool:
-    """Whether objects can be cut from it: a `Forger` needs one such photograph at least."""
-    if not photo.polygons:
-        return False
-    with Image.open(photo.path) as image:
-        return min(image.size) >= FRAME
-
-
-class Forger:
+class Generator:
     """Photographs in memory, and endless examples of them.
 
     Args:
-        photos: what may be host or donor; shorter sides below 304 pixels are left out.
+        scenes: photographs; any may be a host.
+        tables: quantisation tables that cameras use.
 
     Raises:
-        ValueError: no photograph is large enough, or none has outlines.
+        ValueError: no photograph has outlines.
     """
 
-    def __init__(self, photos: Sequence[Photo]) -> None:
-        scenes = [_read_scene(photo) for photo in photos]
-        self.scenes = [scene for scene in scenes if min(scene.pixels.shape[:2]) >= FRAME]
-        self.donors = [scene for scene in self.scenes if scene.polygons]
+    def __init__(self, scenes: Sequence[Scene], tables: Sequence[Tables]) -> None:
+        self.scenes, self.tables = scenes, tables
+        self.donors = [scene for scene in scenes if scene.polygons]
         if not self.donors:
             raise ValueError("no photograph of 304 pixels or more with outlines among the photos")
-        self.tables = sorted({tables for photo in photos if (tables := _tables(photo.path))})
+
+    @classmethod
+    def read(cls, photos: Sequence[Photo]) -> Generator:
+        """Return a generator over these photographs but those with a side below 304 pixels.
+
+        Raises:
+            ValueError: no photograph is large enough, or none has outlines.
+        """
+        scenes = [read_scene(photo) for photo in photos]
+        tables = {found for photo in photos if (found := read_tables(photo.path.read_bytes()))}
+        return cls([s for s in scenes if min(s.pixels.shape[:2]) >= FRAME], sorted(tables))
 
     def example(self, *seed: int) -> Example:
-        """The example of this seed: the same photographs and seed give the same pixels."""
+        """Return the example of this seed: the same photographs and seed give the same pixels."""
         rng = np.random.default_rng(seed)
-        scene, history, kind = self.draw(rng)
+        scene, history, kind = self.sample(rng)
         view = _view(scene, history, rng)
-        past = Past(history.scale, history.first) if history.collected else None
-        pixels, alpha = self.forge(kind, view, rng, past)
+        prior = PriorHistory(history.scale, history.first) if history.donor_shares_it else None
+        pixels, alpha = self.generate(kind, view, rng, prior)
         return _publish(pixels, alpha >= 0.5, kind, history, rng)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Scene, History, Kind]:
-        """A photograph, what happens to it, and how it is forged: each whatever the others are."""
+    def sample(self, rng: np.random.Generator) -> tuple[Scene, History, Kind]:
+        """Sample a photograph, its history and the kind of manipulation, independently."""
         scene = choose(self.scenes, rng)
-        history = draw_history(rng, self.tables)
+        history = sample_history(rng, self.tables)
         return scene, history, choose(list(KINDS), rng, list(KINDS.values()))
 
-    def forge(
-        self, kind: Kind, view: Scene, rng: np.random.Generator, past: Past | None = None
-    ) -> tuple[Pixels, Floats]:
-        """The view after a forgery of this kind, and its opacity (H, W), 0..1.
+    def generate(
+        self, kind: Kind, view: Scene, rng: np.random.Generator, prior: PriorHistory | None = None
+    ) -> Edit:
+        """Return the view after a manipulation of this kind, and its opacity (H, W), 0..1.
 
         Args:
             kind: what to do.
             view: a square part of a photograph.
-            rng: all chance.
-            past: what the view went through, if a splice's donor shares it.
+            rng: source of randomness.
+            prior: history of the view, if a splice's donor shares it.
         """
         if kind == "splice":
-            if past and (donor := self._relative(past, len(view.pixels), rng)):
-                return _splice(view, donor, choose(NEAR, rng), rng)
-            return _splice(view, self._donor(rng), None, rng)
+            if prior and (donor := self._matching_donor(prior, len(view.pixels), rng)):
+                return splice(view, donor, choose(NEAR, rng), rng)
+            return splice(view, self._donor(rng), None, rng)
         if kind == "authentic":
             return view.pixels, np.zeros(view.pixels.shape[:2])
         outline = self._outline(view, rng)
-        forge = {"copy-move": _copy_move, "removal": _remove, "retouch": _retouch}[kind]
-        return forge(view, outline, rng)
+        edit = {"copy-move": copy_move, "removal": remove, "retouch": retouch}[kind]
+        return edit(view, outline, rng)
+
+    def generate_within(
+        self,
+        kind: Kind,
+        picture: Scene,
+        rng: np.random.Generator,
+        prior: PriorHistory | None = None,
+    ) -> tuple[Pixels, Mask]:
+        """Manipulate a picture of any shape in the largest square that fits, at a random place.
+
+        Returns:
+            The picture (H, W, 3), unchanged outside the square, and the mask (H, W).
+
+        Raises:
+            ValueError: 20 attempts left no manipulated pixel worth finding.
+        """
+        height, width = picture.pixels.shape[:2]
+        side = min(height, width)
+        y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        window = slice(y, y + side), slice(x, x + side)
+        inside = tuple(p - (x, y) for p in picture.polygons if fits(p - (x, y), side))
+        view = Scene(picture.pixels[window], inside)
+        for _ in range(TRIES):
+            edited, alpha = self.generate(kind, view, rng, prior)
+            mask = np.zeros((height, width), bool)
+            mask[window] = alpha >= 0.5
+            if mask.mean() >= LEAST_MANIPULATED:
+                pixels = picture.pixels.copy()
+                pixels[window] = edited
+                return pixels, mask
+        raise ValueError(f"no {kind} came about in a {width}x{height} photograph")
 
     def _donor(self, rng: np.random.Generator) -> Scene:
-        """An object with its surroundings, saved once more in most cases."""
+        """Sample an object with its surroundings, saved once more in most cases."""
         if rng.random() < 0.87:
             scene = choose(self.donors, rng)
             outline = choose(scene.polygons, rng)
@@ -162,22 +179,25 @@ class Forger:
         patch = _around(scene, outline, 1.0)
         if rng.random() >= 0.85:
             return patch
-        return Scene(resave(patch.pixels, draw_save(rng, (72, 95), self.tables)), patch.polygons)
+        return Scene(resave(patch.pixels, sample_save(rng, (72, 95), self.tables)), patch.polygons)
 
-    def _relative(self, past: Past, side: int, rng: np.random.Generator) -> Scene | None:
-        """An object of another photograph with this past, as large as it is there; None where
-        `TRIES` objects were too large or too small for the view."""
+    def _matching_donor(
+        self, prior: PriorHistory, side: int, rng: np.random.Generator
+    ) -> Scene | None:
+        """Sample an object of another photograph with this history, at the size that it has there;
+        None where `TRIES` objects were too large or too small for the view."""
         for _ in range(TRIES):
             scene = choose(self.donors, rng)
             outline = choose(scene.polygons, rng)
-            scale = past.scale_of(scene.pixels)
+            scale = prior.scale_of(scene.pixels)
             if fits((outline - outline.min(0)) * scale, side):
                 patch = _around(scene, outline, scale)
-                return Scene(resave(patch.pixels, past.save), patch.polygons)
+                return Scene(resave(patch.pixels, prior.save), patch.polygons)
         return None
 
     def _outline(self, view: Scene, rng: np.random.Generator) -> Floats:
-        """Of an object in the view, or an object's shape, or a free one, anywhere in it."""
+        """Sample an outline: an object's in the view, or, anywhere in it, an object's of another
+        photograph or a free shape."""
         if view.polygons and rng.random() < 0.6:
             return choose(view.polygons, rng)
         free = rng.random() < 0.13
@@ -186,9 +206,9 @@ class Forger:
 
 
 def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
-    """The square of the photograph that will fill the frame, after the first save."""
+    """Return the square of the photograph that will fill the frame, after the first save."""
     shortest = min(scene.pixels.shape[:2])
-    side = min(round(history.frame / history.stress.scale), shortest)
+    side = min(round(history.frame / history.degradation.scale), shortest)
     box = min(round(side / history.scale), shortest)
     corner = np.array([rng.integers(size - box + 1) for size in scene.pixels.shape[1::-1]])
     if history.on_grid:
@@ -201,17 +221,13 @@ def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
 
 
 def _publish(
-    pixels: Pixels,
-    mask: NDArray[np.bool_],
-    kind: Kind,
-    history: History,
-    rng: np.random.Generator,
+    pixels: Pixels, mask: Mask, kind: Kind, history: History, rng: np.random.Generator
 ) -> Example:
-    """The save of the one who made it, stress, the save of the one who posts it, crop; what is
-    smaller than a tile then is mirrored up to one, as a scan does it."""
+    """Apply the editor's save, degradation, the last save and the crop; mirror what is smaller
+    than a tile then up to one, as a scan does."""
     pixels = resave(pixels, history.edited)
     frame = history.frame, history.frame
-    pixels = wear(resize(pixels, frame), history.stress, rng)
+    pixels = degrade(resize(pixels, frame), history.degradation, rng)
     mask = np.asarray(Image.fromarray(mask).resize(frame, Image.Resampling.NEAREST))
     qtable = np.ones(64, np.float32)
     if history.last is not None:
@@ -226,7 +242,7 @@ def _publish(
 
 
 def _around(scene: Scene, outline: Floats, scale: float) -> Scene:
-    """An object and 16 pixels around it, after scaling."""
+    """Cut out an object and 16 pixels around it, after scaling."""
     margin = round(16 / scale)
     low = np.maximum(outline.min(0).astype(int) - margin, 0)
     high = outline.max(0).astype(int) + margin
@@ -236,122 +252,13 @@ def _around(scene: Scene, outline: Floats, scale: float) -> Scene:
     return Scene(resize(pixels, size), ((outline - low) * scale,))
 
 
-def _splice(
-    view: Scene, donor: Scene, scale: float | None, rng: np.random.Generator
-) -> tuple[Pixels, Floats]:
-    """Another photograph's object, scaled (None: to an area worth forging), turned, perhaps
-    mirrored and matched in colour."""
-    side = len(view.pixels)
-    (outline,) = donor.polygons
-    if scale is None:
-        wanted = draw_area(rng) * (side * SIDE / FRAME) ** 2
-        scale = float(np.clip((wanted / max(area(outline), 1.0)) ** 0.5, 0.25, 1.5))
-    angle = rng.normal(0, 0.25) if rng.random() < (0.4 if scale == 1 else 0.7) else 0.0
-    matrix = similarity(scale, angle, mirrored=bool(rng.random() < 0.3))
-    move = aim(outline, matrix, side, rng)
-    if scale == 1 and not angle:
-        move = move.whole()
-    patch = move.warp(donor.pixels, side).astype(np.float64)
-    alpha = opacity(move.points(outline), side, rng)
-    if rng.random() < 0.5:
-        patch = _match_colour(patch, view.pixels, alpha, rng)
-    return _blend(view.pixels, patch, alpha), alpha
-
-
-def _copy_move(view: Scene, outline: Floats, rng: np.random.Generator) -> tuple[Pixels, Floats]:
-    """A part of the view once more elsewhere in it; most often just shifted."""
-    side = len(view.pixels)
-    scaled, turned, mirrored = rng.random(3) < (0.3, 0.3, 0.15)
-    scale = float(rng.uniform(0.8, 1.25)) if scaled else 1.0
-    matrix = similarity(scale, rng.normal(0, 0.3) if turned else 0.0, bool(mirrored))
-    moves = [aim(outline, matrix, side, rng) for _ in range(8)]
-    move = max(moves, key=lambda move: min(np.abs(move.end - move.start).max(), side / 3))
-    if not (scaled or turned or mirrored):
-        move = move.whole()
-    alpha = opacity(move.points(outline), side, rng)
-    alpha[(move.warp(np.full_like(view.pixels, 255), side) < 255).any(2)] = 0  # no black corners
-    return _blend(view.pixels, move.warp(view.pixels, side).astype(np.float64), alpha), alpha
-
-
-def _remove(view: Scene, outline: Floats, rng: np.random.Generator) -> tuple[Pixels, Floats]:
-    """Tones drawn in from around the hole, under detail from elsewhere or none but noise."""
-    alpha = opacity(outline, len(view.pixels), rng)
-    known = (ndimage.maximum_filter(alpha, 5) < 0.1)[..., None].astype(np.float64)
-    sigma = area(outline) ** 0.5 / 4 + 2
-    tones = _tones(view.pixels * known, sigma) / np.maximum(_tones(known, sigma), 1e-4)
-    if rng.random() < 0.7:
-        dy, dx = (int(s) for s in rng.integers(len(view.pixels) // 4, len(view.pixels) // 2, 2))
-        texture = np.roll(view.pixels, (dy, dx), (0, 1)).astype(np.float64)
-        tones = tones + texture - _tones(texture, sigma)
-    else:
-        tones = tones + rng.normal(0, rng.uniform(0, 4), tones.shape)
-    return _blend(view.pixels, tones, alpha), alpha
-
-
-def _tones(pixels: Floats, sigma: float) -> Floats:
-    """`smooth` for a large sigma: at a fraction of the size, where it costs little."""
-    height, width = pixels.shape[:2]
-    fraction = max(1, int(sigma / 2))
-    small = _scaled(pixels, (-(-width // fraction), -(-height // fraction)))
-    return _scaled(smooth(small, sigma / fraction), (width, height))
-
-
-def _scaled(pixels: Floats, size: tuple[int, int]) -> Floats:
-    """To (width, height), unrounded."""
-    channels = [
-        Image.fromarray(channel.astype(np.float32)) for channel in pixels.transpose(2, 0, 1)
-    ]
-    scaled = [np.asarray(c.resize(size, Image.Resampling.BILINEAR), np.float64) for c in channels]
-    return np.stack(scaled, 2)
-
-
-def _retouch(view: Scene, outline: Floats, rng: np.random.Generator) -> tuple[Pixels, Floats]:
-    """Blur, sharpen, add noise to, or change the tone and colour of, one place."""
-    alpha = opacity(outline, len(view.pixels), rng)
-    patch = view.pixels.astype(np.float64)
-    how = rng.integers(4)
-    if how == 0:
-        patch = smooth(patch, rng.uniform(1, 3))
-    elif how == 1:
-        patch += rng.uniform(1, 3) * (patch - smooth(patch, 1.5))
-    elif how == 2:
-        patch += rng.normal(0, rng.uniform(5, 15), patch.shape)
-    else:
-        patch = patch * rng.uniform(0.6, 1.4) + rng.normal(0, 25, 3)
-    return _blend(view.pixels, patch, alpha), alpha
-
-
-def _match_colour(patch: Floats, host: Pixels, alpha: Floats, rng: np.random.Generator) -> Floats:
-    """Draw the mean colour towards that of the host around the place."""
-    around = (ndimage.maximum_filter(alpha, 15) > 0.5) & (alpha < 0.5)
-    if not around.any() or not (alpha >= 0.5).any():
-        return patch
-    shift = host[around].mean(0) - patch[alpha >= 0.5].mean(0)
-    matched: Floats = patch + rng.uniform(0.3, 1) * shift
-    return matched
-
-
-def _blend(host: Pixels, patch: Floats, alpha: Floats) -> Pixels:
-    return rounded(host + (patch - host) * alpha[..., None])
-
-
-def _read_scene(photo: Photo) -> Scene:
-    pixels = load_pixels(photo)
-    size = np.array(pixels.shape[1::-1])
-    outlines = (polygon * size for polygon in photo.polygons)
-    large = tuple(o for o in outlines if area(o) >= 0.005 * size.prod())
-    return Scene(pixels, large)
-
-
-def _tables(path: Path) -> Tables:
-    return read_tables(path.read_bytes())
-
-
-def contact_sheet(forger: Forger, rows: int = 8, columns: int = 6, seed: int = 0) -> Image.Image:
-    """Examples beside themselves with the mask's outline, to look at."""
+def contact_sheet(
+    generator: Generator, rows: int = 8, columns: int = 6, seed: int = 0
+) -> Image.Image:
+    """Return a picture of examples, each beside itself with the mask's outline in red."""
     sheet = Image.new("RGB", (columns * 2 * SIDE, rows * SIDE))
     for index in range(rows * columns):
-        example = forger.example(seed, index)
+        example = generator.example(seed, index)
         marked = example.pixels.copy()
         edge = ndimage.binary_dilation(example.mask, iterations=2) & ~example.mask
         marked[edge] = (255, 0, 0)
@@ -367,7 +274,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    contact_sheet(Forger(split(list_photos(args.photos))[0])).save(args.output)
+    contact_sheet(Generator.read(split(list_photos(args.photos))[0])).save(args.output)
 
 
 if __name__ == "__main__":

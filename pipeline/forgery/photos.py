@@ -1,4 +1,4 @@
-"""Authentic photographs to train on, and which of them are held back for validation."""
+"""Authentic photographs with their objects, and which of them are held back for validation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from prompt_iml.pipeline.forgery.history import FRAME, Floats, Pixels
+from prompt_iml.pipeline.forgery.shapes import area
+
 VALIDATION_SHARE = 0.15
+LEAST_OUTLINE = 0.005  # area of an object worth copying, in parts of the photograph
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Photo:
 
     path: Path
     source: str
-    polygons: tuple[NDArray[np.float64], ...] = ()
+    polygons: tuple[Floats, ...] = ()
 
     @property
     def held_back(self) -> bool:
@@ -37,8 +40,16 @@ class Photo:
         return int.from_bytes(digest[:4]) < VALIDATION_SHARE * 2**32
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A photograph, or a part of one: (H, W, 3) pixels, and outlines (n, 2) in pixels."""
+
+    pixels: Pixels
+    polygons: tuple[Floats, ...]
+
+
 def list_photos(folder: Path) -> list[Photo]:
-    """Photographs of `folder/camera` (with `folder/camera.csv`) and `folder/coco`, by path.
+    """List photographs of `folder/camera` (with `folder/camera.csv`) and `folder/coco`, by path.
 
     Raises:
         FileNotFoundError: `camera.csv` is not there.
@@ -53,8 +64,8 @@ def list_photos(folder: Path) -> list[Photo]:
     return camera + coco
 
 
-def read_polygons(path: Path) -> tuple[NDArray[np.float64], ...]:
-    """Object outlines of a YOLO segmentation file: a class, then x y pairs, a line; () if none."""
+def read_polygons(path: Path) -> tuple[Floats, ...]:
+    """Read object outlines of a YOLO segmentation file (class, x y pairs); () if there is none."""
     if not path.exists():
         return ()
     lines = path.read_text(encoding="ascii").splitlines()
@@ -62,11 +73,30 @@ def read_polygons(path: Path) -> tuple[NDArray[np.float64], ...]:
 
 
 def split(photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
-    """To train on, and held back: no camera, and no photograph, is in both."""
+    """Split into photographs to train on and to validate on: no camera is in both."""
     return [p for p in photos if not p.held_back], [p for p in photos if p.held_back]
 
 
-def load_pixels(photo: Photo) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB, in the stored frame."""
+def load_pixels(photo: Photo) -> Pixels:
+    """Return (H, W, 3) uint8 RGB, in the stored frame."""
     with Image.open(photo.path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def read_scene(photo: Photo) -> Scene:
+    """Read a photograph, and scale its outlines to pixels; tiny ones are left out."""
+    pixels = load_pixels(photo)
+    size = np.array(pixels.shape[1::-1])
+    outlines = (polygon * size for polygon in photo.polygons)
+    return Scene(pixels, tuple(o for o in outlines if area(o) >= LEAST_OUTLINE * size.prod()))
+
+
+def can_donate(photo: Photo) -> bool:
+    """Whether objects can be cut from it: a `Generator` needs one such photograph at least."""
+    return bool(photo.polygons) and is_large(photo)
+
+
+def is_large(photo: Photo) -> bool:
+    """Whether its shorter side is large enough for a `Generator`."""
+    with Image.open(photo.path) as image:
+        return min(image.size) >= FRAME

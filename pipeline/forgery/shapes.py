@@ -1,4 +1,4 @@
-"""Outlines of what is forged: drawn, moved, filled. Polygons are (n, 2) float64, (x, y)."""
+"""Outlines of manipulated regions: sampled, moved, filled. Polygons are (n, 2) float64 (x, y)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from prompt_iml.pipeline.forgery.history import FRAME, SIDE, Floats, Pixels
 
-AREA = (0.02, 0.30)  # of what is forged, in parts of the crop
+AREA = (0.02, 0.30)  # smallest and largest of a region, in parts of the crop
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,15 @@ class Move:
     end: Floats
 
     def points(self, polygon: Floats) -> Floats:
-        """(n, 2) of the source -> of the target."""
+        """Map points (n, 2) of the source to the target."""
         return (polygon - self.start) @ self.matrix.T + self.end
 
     def whole(self) -> Move:
-        """By whole pixels: where the matrix is the identity, nothing is resampled."""
+        """Round to whole pixels: where the matrix is the identity, nothing is resampled."""
         return Move(self.matrix, self.start, self.start + np.rint(self.end - self.start))
 
     def warp(self, pixels: Pixels, side: int) -> Pixels:
-        """The source resampled into a target of side x side."""
+        """Resample the source into a target of side x side."""
         inverse = np.linalg.inv(self.matrix)
         offset = self.start - inverse @ self.end
         coefficients = (*inverse[0], offset[0], *inverse[1], offset[1])
@@ -42,7 +42,7 @@ class Move:
 
 
 def aim(outline: Floats, matrix: Floats, side: int, rng: np.random.Generator) -> Move:
-    """A move that keeps the outline's box where every crop of the frame sees most of it."""
+    """Sample a move that keeps the outline's box where every crop of the frame sees most of it."""
     start = (outline.min(0) + outline.max(0)) / 2
     reach = np.ptp((outline - start) @ matrix.T, axis=0) / 2
     margin = np.minimum(reach, 0.3 * side) + side * (FRAME - SIDE) / FRAME / 2
@@ -50,20 +50,20 @@ def aim(outline: Floats, matrix: Floats, side: int, rng: np.random.Generator) ->
 
 
 def similarity(scale: float, angle: float, mirrored: bool) -> Floats:
-    """(2, 2): scale, turn by `angle` radians, and mirror left to right before."""
+    """Return the (2, 2) matrix that mirrors left to right, rotates by `angle` radians, scales."""
     c, s = scale * np.cos(angle), scale * np.sin(angle)
     return np.array([[-c, -s], [-s, c]]) if mirrored else np.array([[c, -s], [s, c]])
 
 
 def placed(shape: Floats, side: int, rng: np.random.Generator) -> Floats:
-    """Scaled to an area worth forging and moved to a random place of a side x side view."""
-    scale = (draw_area(rng) * (side * SIDE / FRAME) ** 2 / max(area(shape), 1e-6)) ** 0.5
+    """Scale a shape to a sampled area and move it to a random place of a side x side view."""
+    scale = (sample_area(rng) * (side * SIDE / FRAME) ** 2 / max(area(shape), 1e-6)) ** 0.5
     scale = min(scale, 0.7 * side / float(np.ptp(shape, axis=0).max()))
     return aim(shape, similarity(scale, 0.0, mirrored=False), side, rng).points(shape)
 
 
 def free_shape(rng: np.random.Generator) -> Floats:
-    """(64, 2): an ellipse bent by a few waves."""
+    """Sample a polygon (64, 2): an ellipse bent by a few waves."""
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     radius = np.ones_like(angle)
     for wave in (2, 3, 4, 5):
@@ -72,26 +72,26 @@ def free_shape(rng: np.random.Generator) -> Floats:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle) * rng.uniform(0.5, 1)], 1)
 
 
-def draw_area(rng: np.random.Generator) -> float:
-    """In parts of the crop; small ones more often."""
+def sample_area(rng: np.random.Generator) -> float:
+    """Sample an area in parts of the crop; small ones are more frequent."""
     return float(np.exp(rng.uniform(*np.log(AREA))))
 
 
 def area(polygon: Floats) -> float:
-    """The shoelace formula."""
+    """Return the area of a polygon by the shoelace formula."""
     x, y = polygon.T
     return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
 
 
 def fits(polygon: Floats, side: int) -> bool:
-    """Whether an object lies in the view and is neither too small nor too large to forge."""
+    """Whether an object lies in the view and has an area within `AREA`."""
     share = area(polygon) / side**2
     inside = polygon.min() >= 0 and polygon.max() <= side
     return bool(inside and AREA[0] <= share <= AREA[1])
 
 
 def opacity(polygon: Floats, side: int, rng: np.random.Generator) -> Floats:
-    """(side, side) 0..1, feathered in most cases."""
+    """Return the opacity (side, side), 0..1, of a filled polygon, feathered in most cases."""
     stencil = Image.new("L", (side, side))
     ImageDraw.Draw(stencil).polygon([(x, y) for x, y in polygon - 0.5], fill=1)
     alpha = np.asarray(stencil, np.float64)

@@ -27,7 +27,7 @@ from prompt_iml.cluster.retraining.retrain import retrain
 from prompt_iml.cluster.settings import RetrainSettings
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.pipeline.evaluation.perturbations import perturb
-from prompt_iml.pipeline.forgery.generator import Example, Forger
+from prompt_iml.pipeline.forgery.generator import Example, Generator
 from prompt_iml.pipeline.forgery.photos import list_photos, split
 from prompt_iml.pipeline.run.folder import Json
 
@@ -35,9 +35,9 @@ SEED = 7
 TOLD = ("f1", "pixel_auc", "image_auc", "false_positive_rate", "flagged_rate")
 
 
-def crop(forger: Forger, number: int, draw: int, perturbation: str) -> Example:
+def crop(generator: Generator, number: int, stream: int, perturbation: str) -> Example:
     """A crop that is none of training's, after the perturbation; of the same size."""
-    example = forger.example(SEED, number, draw)
+    example = generator.example(SEED, number, stream)
     image, _ = perturb(perturbation, Image(example.pixels), None, seed=number)
     return replace(example, pixels=image.pixels)
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--perturbation", default="none")
     parser.add_argument("--labels", default="right,shuffled")
     args = parser.parse_args()
-    train, held_back = (Forger(photos) for photos in split(list_photos(args.photos)))
+    train, held_back = (Generator.read(photos) for photos in split(list_photos(args.photos)))
     labelled = [crop(train, number, 4, args.perturbation) for number in range(args.crops)]
     shuffled = np.random.default_rng(SEED).permutation(args.crops).tolist()
     orders = {"right": list(range(args.crops)), "shuffled": shuffled}

@@ -19,15 +19,15 @@ from prompt_iml.cluster.training.validation import (
     SHORT,
     TREATMENTS,
     Published,
-    draw_course,
     harmless,
     pairs,
+    sample_course,
     write_set,
     write_sets,
 )
 from prompt_iml.pipeline.evaluation import read_manifest
 from prompt_iml.pipeline.evaluation.comparison import auc, read_truth
-from prompt_iml.pipeline.forgery.generator import Forger
+from prompt_iml.pipeline.forgery.generator import Generator
 from prompt_iml.pipeline.forgery.history import read_tables
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
 
@@ -48,14 +48,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Photo]:
 
 
 @pytest.fixture(scope="module")
-def forger(photos: list[Photo]) -> Forger:
-    return Forger(photos)
+def generator(photos: list[Photo]) -> Generator:
+    return Generator.read(photos)
 
 
 @pytest.fixture(scope="module", params=["posted", "png"])
-def twins(request: pytest.FixtureRequest, forger: Forger, photos: list[Photo]) -> list[Published]:
+def twins(
+    request: pytest.FixtureRequest, generator: Generator, photos: list[Photo]
+) -> list[Published]:
     """20 forged images with their twins."""
-    return list(pairs(forger, photos, request.param, 20, seed=7))
+    return list(pairs(generator, photos, request.param, 20, seed=7))
 
 
 def pixels_of(image: Published) -> NDArray[np.uint8]:
@@ -99,9 +101,9 @@ def fitted_auc(features: NDArray[np.float64], truth: NDArray[np.bool_]) -> float
     return auc(found, truth[~half])
 
 
-def test_only_the_forgery_tells_twins_apart(forger: Forger, photos: list[Photo]) -> None:
+def test_only_the_forgery_tells_twins_apart(generator: Generator, photos: list[Photo]) -> None:
     """In PNG files, where no later save spreads the difference."""
-    twins = list(pairs(forger, photos, "png", 8, seed=3))
+    twins = list(pairs(generator, photos, "png", 8, seed=3))
     for forged, authentic in zip(twins[::2], twins[1::2], strict=True):
         assert forged.mask is not None
         changed = (pixels_of(forged) != pixels_of(authentic)).any(2)
@@ -128,9 +130,9 @@ def test_sets_hold_the_kinds_and_sizes_they_say(twins: list[Published]) -> None:
 
 
 def test_the_harmless_are_authentic_and_of_every_treatment(
-    forger: Forger, photos: list[Photo]
+    generator: Generator, photos: list[Photo]
 ) -> None:
-    images = list(harmless(photos, forger.tables, 20, seed=0))
+    images = list(harmless(photos, generator.tables, 20, seed=0))
     assert {image.kind for image in images} == {"authentic"}
     assert all(image.mask is None for image in images)
     assert {(image.photo, image.treatment) for image in images} == {
@@ -139,18 +141,18 @@ def test_the_harmless_are_authentic_and_of_every_treatment(
     assert all((i.extension == "png") == (i.treatment == "screenshot") for i in images)
 
 
-def test_a_seed_is_a_set(forger: Forger, photos: list[Photo]) -> None:
+def test_a_seed_is_a_set(generator: Generator, photos: list[Photo]) -> None:
     first, again, other = (
-        [image.data for image in pairs(forger, photos, "posted", 2, seed)] for seed in (1, 1, 2)
+        [image.data for image in pairs(generator, photos, "posted", 2, seed)] for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
 
 
 def test_a_written_set_is_a_manifest_for_evaluate_and_for_a_scan(
-    forger: Forger, photos: list[Photo], tmp_path: Path
+    generator: Generator, photos: list[Photo], tmp_path: Path
 ) -> None:
-    images = list(pairs(forger, photos, "posted", 3, seed=1))
+    images = list(pairs(generator, photos, "posted", 3, seed=1))
     manifest = write_set(tmp_path / "posted", images, seed=1)
     samples, truth = read_manifest(manifest), read_truth(manifest)
     assert Counter(s.kind for s in samples) == Counter(image.kind for image in images)
@@ -173,15 +175,15 @@ def test_no_photograph_of_training_is_in_a_set(
             assert {row["photo"] for row in csv.DictReader(file)} <= held_back
 
 
-def test_what_is_saved_once_was_not_saved_before(forger: Forger) -> None:
+def test_what_is_saved_once_was_not_saved_before(generator: Generator) -> None:
     for seed in range(20):
-        course = draw_course("once", np.random.default_rng(seed), forger.tables)
+        course = sample_course("once", np.random.default_rng(seed), generator.tables)
         assert course.first is None
         assert course.last is not None
 
 
-def test_in_an_album_half_are_saved_as_they_were_before(forger: Forger) -> None:
+def test_in_an_album_half_are_saved_as_they_were_before(generator: Generator) -> None:
     rngs = [np.random.default_rng(seed) for seed in range(60)]
-    courses = [draw_course("album", rng, forger.tables) for rng in rngs]
+    courses = [sample_course("album", rng, generator.tables) for rng in rngs]
     assert all(course.first and course.last for course in courses)
     assert 15 < sum(course.first == course.last for course in courses) < 45

@@ -1,7 +1,8 @@
-"""Examples to train on: believable, reproducible, and without a leak."""
+"""The generator of forgeries: believable, reproducible, and without a leak."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,34 +11,36 @@ import skimage.data
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from prompt_iml.cluster.training.examples import turned
 from prompt_iml.engine.network.beyond.jpeg_view import JpegView
 from prompt_iml.engine.network.config import JpegViewConfig
 from prompt_iml.pipeline.evaluation.comparison import auc
-from prompt_iml.pipeline.forgery.generator import KINDS, Example, Forger, Scene, contact_sheet
+from prompt_iml.pipeline.forgery.edits import splice
+from prompt_iml.pipeline.forgery.generator import KINDS, Example, Generator, contact_sheet
 from prompt_iml.pipeline.forgery.history import (
     FRAME,
     SIDE,
     SMALLEST,
     History,
-    Past,
     Pixels,
+    PriorHistory,
     Save,
     encode,
     read_tables,
     resave,
 )
-from prompt_iml.pipeline.forgery.photos import Photo, list_photos, read_polygons, split
+from prompt_iml.pipeline.forgery.photos import Photo, Scene, list_photos, read_polygons, split
 from prompt_iml.pipeline.forgery.shapes import fits
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
 GREY = np.full((16, 16, 3), 128, np.uint8)
-FORGERIES = [kind for kind in KINDS if kind != "authentic"]
+MANIPULATIONS = [kind for kind in KINDS if kind != "authentic"]
 
 
 @pytest.fixture(scope="module")
-def forger(tmp_path_factory: pytest.TempPathFactory) -> Forger:
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     """Over scikit-image's photographs, saved as cameras might have; one has an outline."""
     folder = tmp_path_factory.mktemp("photos")
     outline = tuple(read_polygons(_write(folder / "cat.txt", "15 .2 .2 .6 .15 .7 .6 .3 .7\n")))
@@ -46,12 +49,12 @@ def forger(tmp_path_factory: pytest.TempPathFactory) -> Forger:
         path = folder / f"{name}.jpg"
         Image.fromarray(getattr(skimage.data, name)()).save(path, quality=80 + 5 * index)
         photos.append(Photo(path, name, outline if name in ("astronaut", "chelsea") else ()))
-    return Forger(photos)
+    return Generator.read(photos)
 
 
 @pytest.fixture(scope="module")
-def examples(forger: Forger) -> list[Example]:
-    return [forger.example(5, index) for index in range(240)]
+def examples(generator: Generator) -> list[Example]:
+    return [generator.example(5, index) for index in range(240)]
 
 
 def _write(path: Path, text: str) -> Path:
@@ -59,11 +62,29 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def test_an_example_is_what_its_seed_says(forger: Forger) -> None:
-    first, again, other = forger.example(1, 2), forger.example(1, 2), forger.example(1, 3)
+def test_an_example_is_what_its_seed_says(generator: Generator) -> None:
+    first, again, other = generator.example(1, 2), generator.example(1, 2), generator.example(1, 3)
     assert np.array_equal(first.pixels, again.pixels)
     assert np.array_equal(first.mask, again.mask)
     assert not np.array_equal(first.pixels, other.pixels)
+
+
+def test_what_a_seed_samples_is_the_same_in_every_version() -> None:
+    """Validation sets are made again and runs resumed by it; the pixels depend on libraries."""
+    outline = np.array([(0.0, 0.0), (9.0, 0.0), (9.0, 9.0)])
+    scenes = [Scene(GREY, (outline,)), Scene(GREY, ())]
+    generator = Generator(scenes, [((1,) * 64, (2,) * 64)])
+    samples = [generator.sample(np.random.default_rng((3, index))) for index in range(200)]
+    shown = [
+        (len(scene.polygons), kind, h.on_grid, h.donor_shares_it, h.shape, h.corner, h.has_table)
+        for scene, h, kind in samples
+    ]
+    saves = [
+        [save and (save.quality, save.subsampling, save.tables is None) for save in each]
+        for each in ((h.first, h.edited, h.last) for _, h, _ in samples)
+    ]
+    digest = hashlib.sha256(repr((shown, saves)).encode()).hexdigest()
+    assert digest[:16] == "f2acee8a828fb823"
 
 
 def test_half_are_authentic_and_every_kind_comes(examples: list[Example]) -> None:
@@ -79,21 +100,40 @@ def test_masks_are_empty_exactly_where_nothing_was_forged(examples: list[Example
         assert share == 0 if example.kind == "authentic" else 0.003 < share < 0.5
 
 
-@pytest.mark.parametrize("kind", FORGERIES)
-def test_a_forgery_changes_its_mask_and_nothing_else(forger: Forger, kind: str) -> None:
-    pixels = forger.scenes[0].pixels[:FRAME, :FRAME]
-    forged, alpha = forger.forge(kind, Scene(pixels, ()), np.random.default_rng(3))
+@pytest.mark.parametrize("kind", MANIPULATIONS)
+def test_a_forgery_changes_its_mask_and_nothing_else(generator: Generator, kind: str) -> None:
+    pixels = generator.scenes[0].pixels[:FRAME, :FRAME]
+    forged, alpha = generator.generate(kind, Scene(pixels, ()), np.random.default_rng(3))
     changed = (forged != pixels).any(2)
     assert not changed[alpha == 0].any()
     assert changed[alpha >= 0.5].mean() > 0.5
 
 
-def test_a_donor_of_a_collection_has_the_hosts_past(forger: Forger) -> None:
+def test_a_picture_of_any_shape_changes_in_its_mask_and_nowhere_else(generator: Generator) -> None:
+    picture = generator.scenes[1]
+    for index, kind in enumerate(MANIPULATIONS):
+        pixels, mask = generator.generate_within(kind, picture, np.random.default_rng(index))
+        assert mask.shape == picture.pixels.shape[:2]
+        assert 0.003 <= mask.mean() < 0.5
+        changed = (pixels != picture.pixels).any(2)
+        assert changed[mask].mean() > 0.5
+        assert not changed[~ndimage.binary_dilation(mask, iterations=10)].any()
+
+
+def test_a_splice_shows_its_donor(generator: Generator) -> None:
+    blue = np.full((300, 300, 3), (0, 0, 255), np.uint8)
+    square = np.array([(90.0, 90.0), (210.0, 90.0), (210.0, 210.0), (90.0, 210.0)])
+    host = Scene(generator.scenes[0].pixels[:FRAME, :FRAME], ())
+    pixels, alpha = splice(host, Scene(blue, (square,)), 1.0, np.random.default_rng(2))
+    assert np.median(pixels[alpha == 1][:, 2].astype(int) - pixels[alpha == 1][:, 0]) > 60
+
+
+def test_a_donor_of_an_album_has_the_hosts_history(generator: Generator) -> None:
     save = Save(60, "4:2:0")
     for seed in range(8):
         donor, unsaved = (
-            forger._relative(Past(0.0, past), FRAME, np.random.default_rng(seed))
-            for past in (save, None)
+            generator._matching_donor(PriorHistory(0.0, prior), FRAME, np.random.default_rng(seed))
+            for prior in (save, None)
         )
         assert donor
         assert unsaved
@@ -102,17 +142,17 @@ def test_a_donor_of_a_collection_has_the_hosts_past(forger: Forger) -> None:
         margins = donor.pixels.shape[1::-1] - np.ptp(outline, axis=0)
         assert (np.abs(margins - 32) < 4).all()  # scaled with its outline
         assert np.array_equal(donor.pixels, resave(unsaved.pixels, save))
-    large = Past(1.0, None)
-    assert forger._relative(large, 64, np.random.default_rng(0)) is None
+    large = PriorHistory(1.0, None)
+    assert generator._matching_donor(large, 64, np.random.default_rng(0)) is None
 
 
-def test_format_table_and_size_do_not_give_the_label_away(forger: Forger) -> None:
-    """All of a history that a file shows; the label is drawn after it."""
-    drawn = [forger.draw(np.random.default_rng((7, index))) for index in range(4000)]
-    forged = np.array([kind != "authentic" for _, _, kind in drawn])
-    seen = np.array([_shown(history) for _, history, _ in drawn])
+def test_format_table_and_size_do_not_give_the_label_away(generator: Generator) -> None:
+    """All of a history that a file shows; the label is sampled after it."""
+    sampled = [generator.sample(np.random.default_rng((7, index))) for index in range(4000)]
+    forged = np.array([kind != "authentic" for _, _, kind in sampled])
+    seen = np.array([_shown(history) for _, history, _ in sampled])
     assert 0.45 < _fitted_auc(seen, forged) < 0.55  # 4 sigma of 2000
-    assert _fitted_auc(seen, np.array([history.has_table for _, history, _ in drawn])) > 0.95
+    assert _fitted_auc(seen, np.array([history.has_table for _, history, _ in sampled])) > 0.95
 
 
 def _shown(history: History) -> list[float]:
@@ -142,11 +182,11 @@ def test_a_table_is_that_of_the_pixels_and_half_have_none(examples: list[Example
         assert (found - found.round()).abs().mean() < 0.1
 
 
-def test_the_contact_sheet_shows_examples_and_where_they_are_forged(forger: Forger) -> None:
-    sheet = np.asarray(contact_sheet(forger, rows=2, columns=2))
+def test_the_contact_sheet_shows_examples_and_where_they_are_forged(generator: Generator) -> None:
+    sheet = np.asarray(contact_sheet(generator, rows=2, columns=2))
     assert sheet.shape == (2 * SIDE, 4 * SIDE, 3)
     plain, marked = sheet[:SIDE, :SIDE], sheet[:SIDE, SIDE : 2 * SIDE]
-    example = forger.example(0, 0)
+    example = generator.example(0, 0)
     assert np.array_equal(plain, example.pixels)
     changed = (plain != marked).any(2)[20:]  # below the caption
     assert changed.any() == example.mask[20:].any()
