@@ -124,7 +124,7 @@ class ScanSettings(Pool):
 
 
 class DemoSettings(Pool):
-    """Forge real photographs, scan them, report, and compare with the truth."""
+    """Manipulate real photographs, scan them, report, and compare with the truth."""
 
     model_config = SettingsConfigDict(cli_prog_name="prompt-iml demo")
 
@@ -133,7 +133,7 @@ class DemoSettings(Pool):
     model: str = "prompt-iml-micro"
     """Name of a packaged model, or the path of a model folder."""
     seed: int = 0
-    """Of the forgeries."""
+    """Seed of the generated forgeries."""
 
 
 class ReportSettings(Command):

@@ -1,4 +1,5 @@
-"""The demo: forge photographs, scan them, compare with the truth.
+"""The demonstration: the whole pipeline on photographs whose truth is known.
 
-A folder's name enters; shards, results, a report and a picture leave.
+In come a seed and the photographs of scikit-image; out go shards of manipulated and authentic
+pictures, the truth, a scan of them, its report, and a comparison of both.
 """

@@ -1,6 +1,6 @@
-"""`prompt-iml demo`: the whole way on real photographs whose truth is known.
+"""`prompt-iml demo`: the whole pipeline on real photographs whose truth is known.
 
-forge -> shards -> scan -> report, contact sheet, comparison with the truth
+generate -> shards -> scan -> report, contact sheet, comparison with the truth
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image as PilImage
 
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.pipeline.demo.photographs import Forged, forge_set, write_shards
+from prompt_iml.pipeline.demo.photographs import DemoImage, generate_set, write_shards
 from prompt_iml.pipeline.evaluation.comparison import compare, read_rows, read_truth, table
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 from prompt_iml.pipeline.monitoring.progress import say
@@ -30,13 +30,13 @@ SHOWN = 8
 
 
 def demo(settings: DemoSettings) -> Json:
-    """Forge, scan, report and compare, all below `settings.output`.
+    """Generate, scan, report and compare, all below `settings.output`.
 
     Returns:
         The scan's summary with `report` and `picture` (paths) and `comparison` (numbers).
     """
     folder = Path(settings.output).absolute()
-    images = list(forge_set(settings.seed))
+    images = list(generate_set(settings.seed))
     truth_file = write_shards(images, folder)
     summary = scan(
         ScanSettings(
@@ -64,13 +64,13 @@ def demo(settings: DemoSettings) -> Json:
 
 
 def _run_id(truth_file: Path, model: str) -> str:
-    """Of these images and these weights: the same demo resumes, another one is another run."""
+    """Derive the id from images and weights: the same demo resumes, another is another run."""
     named = truth_file.read_bytes() + load_model(model).sha256.encode()
     return "demo-" + hashlib.sha256(named).hexdigest()[:12]
 
 
-def _write_sheet(path: Path, images: list[Forged], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """The first forged images beside their truth and what was found."""
+def _write_sheet(path: Path, images: list[DemoImage], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Show the first manipulated images beside their truth and what was found."""
     by_sha256 = {row["sha256"]: row for row in rows}
     examples = []
     for image in [image for image in images if image.mask is not None][:SHOWN]:

@@ -23,7 +23,7 @@ from prompt_iml.cluster.fleet.serve import Endpoint, application, endpoint_spec
 from prompt_iml.cluster.settings import EndpointSettings
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline.cli import main
-from prompt_iml.pipeline.demo.photographs import forge_set
+from prompt_iml.pipeline.demo.photographs import generate_set
 from prompt_iml.pipeline.registry.registry import PromptSetRef
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import RowWriter
@@ -95,7 +95,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def forged() -> bytes:
-    return next(image.data for image in forge_set() if image.mask is not None)
+    return next(image.data for image in generate_set() if image.mask is not None)
 
 
 def test_a_forgery_is_told_as_a_scan_tells_it(server: Server, forged: bytes) -> None:

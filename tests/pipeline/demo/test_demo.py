@@ -17,16 +17,16 @@ MEGABYTE = 1_000_000
 
 @pytest.mark.usefixtures("cluster")
 def test_the_demo_finds_its_forgeries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The floors lie well below what prompt-iml-micro@8 has: F1 .64, AUC .83, splices .65."""
+    """The floors lie well below what prompt-iml-micro@8 has: F1 .64, AUC .90, splices .83."""
     monkeypatch.chdir(tmp_path)
     summary = demo(DemoSettings(max_actors=1))
     assert (summary["listed"], summary["ok"]) == (24, 24)
     found = summary["comparison"]
     assert (found["forged"], found["authentic"]) == (12, 12)
     assert found["f1"] > 0.42
-    assert found["auc"] > 0.7
+    assert found["auc"] > 0.75
     (splices,) = (kind for kind in found["kinds"] if kind["kind"] == "splice")
-    assert splices["f1"] > 0.42
+    assert splices["f1"] > 0.6
     with Image.open("demo/found.png") as picture:
         assert picture.width > 1000
     for name in ("report.html", "truth.csv", "masks", "results"):

@@ -25,7 +25,7 @@ from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import UNTRAINED, Policy
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
-from prompt_iml.pipeline.demo.photographs import forge_set, write_shards
+from prompt_iml.pipeline.demo.photographs import generate_set, write_shards
 from prompt_iml.pipeline.evaluation import (
     Judged,
     SetResult,
@@ -180,7 +180,7 @@ def test_a_wrong_manifest_is_refused(
 
 
 def test_the_truth_of_the_demo_is_a_manifest(tmp_path: Path) -> None:
-    images = list(forge_set(3, ("splice", "copy-move")))
+    images = list(generate_set(3, ("splice", "copy-move")))
     truth = write_shards(images, tmp_path / "demo", shards=2)
     result = evaluate(truth)
     assert (result.set, result.forged, result.authentic, result.failed) == ("demo", 2, 2, 0)
@@ -189,7 +189,7 @@ def test_the_truth_of_the_demo_is_a_manifest(tmp_path: Path) -> None:
 
 def test_evaluation_and_the_comparison_of_a_scan_agree(tmp_path: Path) -> None:
     """The same images once through `evaluate_set`, once as rows of a scan."""
-    images = list(forge_set(5, ("splice", "retouch")))
+    images = list(generate_set(5, ("splice", "retouch")))
     truth = write_shards(images, tmp_path, shards=1)
     detector = Detector(Redness(), load_model("prompt-iml-micro").view, POLICY)
     decoded = {

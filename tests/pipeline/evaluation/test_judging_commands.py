@@ -10,7 +10,7 @@ import pytest
 
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.pipeline.cli import main
-from prompt_iml.pipeline.demo.photographs import forge_set, write_shards
+from prompt_iml.pipeline.demo.photographs import generate_set, write_shards
 from prompt_iml.pipeline.evaluation import SetResult
 
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
@@ -20,7 +20,7 @@ needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="n
 def truth(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Four forged and four authentic images in shards."""
     folder = tmp_path_factory.mktemp("judging") / "photos"
-    return str(write_shards(forge_set(1, ("splice", "copy-move") * 2), folder, shards=1))
+    return str(write_shards(generate_set(1, ("splice", "copy-move") * 2), folder, shards=1))
 
 
 def test_evaluate_writes_a_table_and_json(
