@@ -10,7 +10,7 @@ TESTERS ?= 2
 
 .PHONY: scan test check train-smoke chaos bench bench-gpu scale audit model clean
 
-scan: $(VENV)/scan.stamp  ## Forge real photographs, scan them, show what was found.
+scan: $(VENV)/scan.stamp  ## Manipulate real photographs, scan them, show what was found.
 	$(BIN)/prompt-iml demo --output demo
 
 test: check  ## Lint, types, every test.
@@ -54,7 +54,7 @@ $(BIN)/python:
 KERNELS := $(wildcard engine/operator/*.cpp engine/operator/*.h)
 
 $(VENV)/scan.stamp: pyproject.toml setup.py constraints.txt $(KERNELS) | $(BIN)/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[demo]'
 	touch $@
 
 # torch first and by its exact version: a looser pin takes another build with gigabytes of CUDA.

@@ -75,6 +75,12 @@ def test_nothing_is_unpickled() -> None:
         assert not re.search(r"torch\.load|allow_pickle|read_pickle", path.read_text()), path
 
 
+def test_scikit_image_is_not_needed_to_scan() -> None:
+    """It is an extra, and the demo opens its files by path."""
+    for path in (each for room in SHUT for each in (ROOT / room).rglob("*.py")):
+        assert "skimage" not in imported(path), path
+
+
 def test_the_walk_sees_imports() -> None:
     assert {"ray", "pyarrow", "engine"} <= imported(ROOT / "pipeline/scan/actors.py")
 
