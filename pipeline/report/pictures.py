@@ -1,7 +1,7 @@
 """Pictures of findings: thumbnails, masks drawn over images, a sheet of examples.
 
-Masks are bool, pixels uint8 RGB, both in the stored frame. What was found is drawn in one
-colour and what is true in another, everywhere.
+Masks are bool, pixels uint8 RGB, both as stored, before any EXIF rotation. Detected masks have
+the colour `FOUND`, true ones `TRUTH`.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def overlay(pixels: Pixels, mask: Mask, colour: Colour = FOUND) -> Pixels:
 
 
 def outline(mask: Mask, width: int) -> Mask:
-    """The `width` outermost pixels of a (H, W) mask; the frame of the image is no edge."""
+    """Return the `width` outermost pixels of a (H, W) mask; the image border is no edge."""
     inside: Mask = ndimage.binary_erosion(mask, iterations=width, border_value=1)
     return mask & ~inside
 
 
 def line_width(shape: tuple[int, ...]) -> int:
-    """Width of an outline in pixels that is visible in an image of (H, W)."""
+    """Return the width in pixels of an outline that is visible in an image of (H, W)."""
     return max(1, round(max(shape[:2]) / 220))
 
 
 def thumbnail(pixels: Pixels, side: int) -> bytes:
-    """JPEG of (H, W, 3) pixels, its longer side at most `side`."""
+    """Return a JPEG of (H, W, 3) pixels whose longer side is at most `side`."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -58,10 +58,10 @@ def thumbnail(pixels: Pixels, side: int) -> bytes:
 
 
 def mask_layer(mask: Mask, side: int) -> bytes:
-    """PNG to lay over the thumbnail of `mask`'s image: clear, tinted inside, with an outline."""
+    """Return a PNG to lay over the thumbnail of `mask`'s image: tinted inside, with an outline."""
     image = Image.fromarray(mask.view(np.uint8) * np.uint8(255))
     image.thumbnail((side, side), Image.Resampling.BOX)
-    small: Mask = np.asarray(image) >= 64  # a quarter of a pixel still shows
+    small: Mask = np.asarray(image) >= 64  # a mask that covers a quarter of a pixel is visible
     layer = small.astype(np.uint8)
     layer[outline(small, line_width(small.shape))] = 2
     palette = Image.fromarray(layer)
@@ -75,10 +75,10 @@ def mask_layer(mask: Mask, side: int) -> bytes:
 def contact_sheet(
     examples: Sequence[tuple[str, Pixels, Mask | None, Mask]], columns: int = 2, side: int = 300
 ) -> Pixels:
-    """A grid of examples: the image, what is true, what was found.
+    """Draw a grid of examples: the image, its true mask, the detected mask.
 
     Args:
-        examples: caption, (H, W, 3) pixels, true mask (None when authentic), found mask.
+        examples: caption, (H, W, 3) pixels, true mask (None when authentic), detected mask.
         columns: examples side by side.
         side: width of one picture in pixels; its height is three quarters of that.
 
@@ -106,5 +106,5 @@ def _with_truth(pixels: Pixels, truth: Mask | None) -> Pixels:
 
 
 def _fit(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
-    """All of the pixels, centred in a frame of (width, height)."""
+    """Fit all of the pixels, centred, into (width, height)."""
     return ImageOps.pad(Image.fromarray(pixels), size, Image.Resampling.LANCZOS, _FRAME)

@@ -1,7 +1,7 @@
-"""`prompt-iml report`: one self-contained HTML file for the person who judges the findings.
+"""`prompt-iml report`: one self-contained HTML file for the person who reviews the findings.
 
-The rows are streamed twice: once to count them and to learn the lowest score that is shown, once
-for the rows from there on, so a table may have any number of rows. Only the images shown are read
+The rows are streamed twice, once to count them and to find the lowest score shown, once for the
+rows from that score up, so memory does not grow with the table. Only the images shown are read
 again from their source; one whose bytes have changed since the scan is not shown.
 """
 
@@ -40,7 +40,7 @@ PICTURED = [
     "width", "height", "exif_orientation", "jpeg_quality", "score", "label", "threshold",
     "manipulated_fraction", "regions", "mask_rle", "mask_height", "mask_width",
 ]  # fmt: skip
-REFUSED = ["uri", "member", "status", "error_stage", "error_code", "error_message"]
+UNSCORED = ["uri", "member", "status", "error_stage", "error_code", "error_message"]
 Key = tuple[str, str]  # image_id and sha256
 
 MADE_BY = ["model", "policy", "prompt_set", "preprocess", "engine"]
@@ -48,13 +48,13 @@ MADE_BY = ["model", "policy", "prompt_set", "preprocess", "engine"]
 
 @dataclass(slots=True)
 class Survey:
-    """What one pass over all rows of a run finds.
+    """Counts of all rows of a run, from one pass.
 
     Attributes:
         statuses, codes, labels: images by status, by error code, by label.
         histogram: (3, BINS) images by label, as in LABELS, and score from 0 to 1.
         best: the highest scores, as many as pictures are shown.
-        span: when the first and the last row was made; None without rows.
+        span: times of the first and the last row; None without rows.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -74,7 +74,7 @@ def write_report(
 
     Args:
         output: folder of the results, as it was given to the scan.
-        run_id: run to report; None: the only one there is.
+        run_id: run to report; None: the only one.
         path: file to write, local or s3://; None: report.html in `output`.
         limit: show at most this many pictures, and as many failures.
 
@@ -96,12 +96,12 @@ def write_report(
 
 
 def gather(run: Run, limit: int) -> Content:
-    """All that the report of a run shows; raises as `open_results`."""
+    """Return the content of the report of a run; raises the errors of `open_results`."""
     config = read_json(f"{run.folder}/config.json")
     results = open_results(run)
     survey = take_survey(results, limit)
-    refused = results.filter(ds.field("status") != "ok").head(limit, columns=REFUSED)
-    policy = config.get("policy", {})  # a run that follows a registry is bound to none
+    unscored = results.filter(ds.field("status") != "ok").head(limit, columns=UNSCORED)
+    policy = config.get("policy", {})  # a run that follows a registry has no policy of its own
     return Content(
         run_id=run.run_id,
         inputs=config["inputs"],
@@ -115,7 +115,7 @@ def gather(run: Run, limit: int) -> Content:
         span=survey.span,
         rate=_rate(run),
         pictures=pictures(best_rows(results, survey.best, limit), config),
-        refused=refused.to_pylist(),
+        unscored=unscored.to_pylist(),
     )
 
 
@@ -145,7 +145,7 @@ def _count(counter: Counter[str], column: pa.Array) -> None:
 
 
 def best_rows(results: ds.Dataset, best: NDArray[np.float32], limit: int) -> list[Row]:
-    """The rows of the highest scores, highest first; equal scores by image_id."""
+    """Return the rows of the highest scores, highest first; equal scores by image_id."""
     if not len(best):
         return []
     good = results.filter(ds.field("score") >= pa.scalar(best[-1], pa.float32()))
@@ -159,7 +159,7 @@ def best_rows(results: ds.Dataset, best: NDArray[np.float32], limit: int) -> lis
 
 
 def pictures(rows: list[Row], config: Json) -> list[Picture]:
-    """The rows with their thumbnails, where the image is still what was scanned."""
+    """Return the rows with thumbnails of the images that are still as they were scanned."""
     groups: defaultdict[str | None, list[Row]] = defaultdict(list)
     for row in rows:
         groups[None if row["member"] is None else row["uri"]].append(row)
@@ -169,13 +169,13 @@ def pictures(rows: list[Row], config: Json) -> list[Picture]:
         samples = _read_shard(shard, config) if shard else _read_objects(of_shard, config)
         with suppress(PromptImlError):  # the shard is gone
             for key, data in find(samples, {_key(row) for row in of_shard}):
-                with suppress(DecodeError):  # by another version than scanned it
+                with suppress(DecodeError):  # the scan had another version of the decoder
                     jpegs[key] = thumbnail(decode(data, limits).image.pixels, THUMBNAIL_SIDE)
     return [Picture(row, jpegs.get(_key(row)), _layer(row)) for row in rows]
 
 
 def find(samples: Iterable[Sample], keys: set[Key]) -> Iterator[tuple[Key, bytes]]:
-    """The samples that `keys` name, by name and content; asks for none after the last."""
+    """Yield the samples that `keys` name, by name and content; stop reading after the last."""
     left, names = set(keys), {name for name, _ in keys}
     for sample in samples:
         member = None if sample.member is None else storage.display_name(sample.member)
@@ -227,7 +227,7 @@ def _notes(run: Run, model: str) -> list[str]:
     if model.endswith("@untrained"):
         notes.append(f"{model} is not trained: scores and masks mean nothing yet.")
     if run.manifest() is None:
-        notes.append("The scan is not complete: this is what it has found so far.")
+        notes.append("The scan is not complete: this report covers its results so far.")
     return notes
 
 

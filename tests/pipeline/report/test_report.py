@@ -153,7 +153,7 @@ def photograph(tmp_path: Any, photographs: Mapping[str, bytes]) -> tuple[str, by
     return f"file://{tmp_path}/a.jpg", photographs["rocket.jpg"]
 
 
-def test_the_report_lies_beside_the_results_or_where_it_is_told(output: str) -> None:
+def test_the_report_lies_beside_the_results_or_at_the_path_given(output: str) -> None:
     commit(output, [failed("file:///x")])
     assert write_report(output) == f"{output}/report.html"
     assert write_report(output, path=f"{output}/else.html") == f"{output}/else.html"
@@ -173,6 +173,13 @@ def test_the_page_asks_for_nothing_and_runs_nothing(
     assert "@import" not in page
     assert "default-src 'none'" in page
     assert "<script>alert(1)</script>\\u202egpj.exe" in parsed.texts
+
+
+def test_a_name_cannot_leave_its_attribute(output: str, photograph: tuple[str, bytes]) -> None:
+    commit(output, [scored(*photograph, 0.9, member='"><b onload="alert(1)" {{ 1 }}.jpg')])
+    page = Page(page_of(output))
+    assert not [tag for _, tag in page.tags if "onload" in tag]
+    assert '"><b onload="alert(1)" {{ 1 }}.jpg' in page.texts
 
 
 @pytest.mark.parametrize("name", ["\ud800", "\n", "\x00", "\u2066", "<b>", '"', "'", "&"])
@@ -222,7 +229,7 @@ def test_counts_by_status_label_and_code(output: str, photograph: tuple[str, byt
     assert "2026-01-02 03:04:05 to 03:04:09 UTC" in page
 
 
-def test_an_untrained_model_is_told(output: str) -> None:
+def test_an_untrained_model_is_noted(output: str) -> None:
     commit(output, [failed("file:///x")], model="prompt-iml-micro@untrained")
     assert "prompt-iml-micro@untrained is not trained" in page_of(output)
 
@@ -236,7 +243,7 @@ def test_the_rate_is_of_the_last_launch_that_scanned(output: str) -> None:
     assert "images/s" not in page_of(output)
 
 
-def test_a_scan_that_runs_is_reported_as_far_as_it_is(output: str, tmp_path: Any) -> None:
+def test_an_incomplete_scan_is_reported_as_such(output: str, tmp_path: Any) -> None:
     commit(output, [failed("file:///x")])
     assert "not complete" not in page_of(output)
     (tmp_path / "out/_runs/r1/manifest.json").unlink()
@@ -244,7 +251,7 @@ def test_a_scan_that_runs_is_reported_as_far_as_it_is(output: str, tmp_path: Any
     assert "The scan is not complete" in page_of(output)
 
 
-def test_several_runs_must_be_told_apart(output: str) -> None:
+def test_several_runs_need_a_run_id(output: str) -> None:
     commit(output, [failed("file:///x")], run_id="r1")
     commit(output, [failed("file:///y"), failed("file:///z")], run_id="r2")
     with pytest.raises(UsageError, match=r"--run-id, one of r1, r2"):
@@ -253,7 +260,7 @@ def test_several_runs_must_be_told_apart(output: str) -> None:
     assert "file:///z" not in page_of(output, run_id="r1")
 
 
-def test_nothing_to_report_is_said_in_one_line(output: str, tmp_path: Any) -> None:
+def test_nothing_to_report_is_one_line(output: str, tmp_path: Any) -> None:
     for fresh in (f"{tmp_path}", output, f"{tmp_path}/nowhere"):
         with pytest.raises(MissingInput, match=r"no run|no results"):
             write_report(fresh)
