@@ -46,7 +46,13 @@ from prompt_iml.engine.errors import (
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.protocol import Engine
-from prompt_iml.pipeline.evaluation import Judged, Labelled, SetResult, judge_samples, summarize_set
+from prompt_iml.pipeline.evaluation import (
+    ImageResult,
+    Labelled,
+    SetResult,
+    evaluate_images,
+    summarize_set,
+)
 from prompt_iml.pipeline.evaluation.comparison import BRIGHT, bright
 from prompt_iml.pipeline.forgery.generator import Example, Kind
 from prompt_iml.pipeline.forgery.history import SIDE, Pixels, choose
@@ -258,11 +264,11 @@ def judge_labels(
     samples = [_as_sample(image, folder) for image in images if image.held_back]
     if not samples:
         return None
-    outcomes = list(judge_samples(Detector(engine, model.view, policy), samples))
+    outcomes = list(evaluate_images(Detector(engine, model.view, policy), samples))
     judged = [
         replace(each, forged=each.forged or each.kind == NO_MASK)
         for each in outcomes
-        if isinstance(each, Judged)
+        if isinstance(each, ImageResult)
     ]
     return summarize_set(judged, len(outcomes) - len(judged), LABELS, "none")
 

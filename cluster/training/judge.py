@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from prompt_iml.engine.network.model import PromptIML
-from prompt_iml.pipeline.evaluation.comparison import FLAGGED_FRACTION, auc, f1_and_iou
-from prompt_iml.pipeline.evaluation.measures import mean
+from prompt_iml.pipeline.evaluation.comparison import MASKED_FRACTION, auc, f1_and_iou
+from prompt_iml.pipeline.evaluation.metrics import mean
 from prompt_iml.pipeline.forgery.generator import Example
 from prompt_iml.pipeline.forgery.history import SIDE
 
@@ -88,5 +88,5 @@ def _judgement(found: Sequence[Found]) -> Judgement:
             np.array([one.score for one in found]),
             np.array([one.example.mask.any() for one in found]),
         ),
-        flagged=mean([float((one.mask > 0).mean() > FLAGGED_FRACTION) for one in authentic]),
+        flagged=mean([float((one.mask > 0).mean() > MASKED_FRACTION) for one in authentic]),
     )

@@ -1,20 +1,20 @@
-"""How well a model does on images whose truth is known.
+"""Evaluation of a model on images whose truth is known.
 
-In come a manifest (a CSV of images and masks), an engine with its model and a policy; out go
-numbers: a `SetResult` a set and perturbation, and `Judged` images for whoever calibrates. Images
-pass the detector that a scan uses; nothing here looks into the network.
+A manifest (a CSV of images and masks), an engine with its model, and a policy go in. A `SetResult`
+for each set and perturbation comes out, and an `ImageResult` for each image, which a calibration
+needs. Images pass through the detector that a scan uses.
 """
 
-from prompt_iml.pipeline.evaluation.judged import Judged, judge_samples
+from prompt_iml.pipeline.evaluation.images import ImageResult, evaluate_images
 from prompt_iml.pipeline.evaluation.manifest import Labelled, read_manifest
 from prompt_iml.pipeline.evaluation.sets import SetResult, evaluate_set, set_name, summarize_set
 
 __all__ = [
-    "Judged",
+    "ImageResult",
     "Labelled",
     "SetResult",
+    "evaluate_images",
     "evaluate_set",
-    "judge_samples",
     "read_manifest",
     "set_name",
     "summarize_set",

@@ -1,4 +1,4 @@
-"""`prompt-iml calibrate`: held-back sets in, the policy of a model out."""
+"""`prompt-iml calibrate`: choose the policy of a model on held-back sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prompt_iml.engine.detection.detector import Detector
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import open_engine
-from prompt_iml.pipeline.evaluation import Judged, judge_samples, read_manifest
+from prompt_iml.pipeline.evaluation import ImageResult, evaluate_images, read_manifest
 from prompt_iml.pipeline.evaluation.calibration import (
     Calibration,
     Group,
@@ -18,7 +18,7 @@ from prompt_iml.pipeline.evaluation.calibration import (
     group_rates,
     make_policy,
 )
-from prompt_iml.pipeline.evaluation.evaluate import write_json
+from prompt_iml.pipeline.evaluation.evaluate import check_manifests, write_json
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_reliability, require_matplotlib
 from prompt_iml.pipeline.evaluation.sets import set_name
@@ -28,22 +28,23 @@ from prompt_iml.pipeline.settings import CalibrateSettings
 
 
 def calibrate(settings: CalibrateSettings) -> Json:
-    """Choose and write a policy; the manifests must name no image that the model has seen.
+    """Choose and write a policy; the manifests must name no image that the model was trained on.
 
     Returns:
-        Every number of the calibration, with the policy.
+        The policy and every number of the calibration.
     """
     perturbations = expand(settings.perturbation)
+    check_manifests(settings.manifests, settings.limit)
     if settings.plot:
         require_matplotlib()
     targets = Targets(**settings.model_dump(include=set(Targets.__slots__)))
     model = load_model(settings.model)
-    judged, failed = _judge_all(settings, model, perturbations, targets)
+    results, failed = _evaluate_all(settings, model, perturbations, targets)
     name = settings.id or f"{model.version}-fpr-{settings.false_positive_rate:g}"
-    together = [each for group in judged.values() for each in group]
+    together = [each for group in results.values() for each in group]
     calibration = make_policy(together, targets, name)
-    groups = [group_rates(calibration.policy, group, *key) for key, group in judged.items()]
-    say(tell(calibration, groups))
+    groups = [group_rates(calibration.policy, group, *key) for key, group in results.items()]
+    say(summary(calibration, groups))
     report = {
         "model": model.id,
         "model_sha256": model.sha256,
@@ -57,8 +58,8 @@ def calibrate(settings: CalibrateSettings) -> Json:
     return report
 
 
-def tell(calibration: Calibration, groups: Sequence[Group]) -> str:
-    """The policy and what it does, in all and where, and the reliability; of fixed width."""
+def summary(calibration: Calibration, groups: Sequence[Group]) -> str:
+    """Return the policy, its rates in all and by group, and its reliability as a table."""
     c, policy = calibration, calibration.policy
     lines = [
         f"\npolicy {policy.id}: score = sigmoid({policy.scale:.4g} x logit {policy.offset:+.4g})",
@@ -70,9 +71,9 @@ def tell(calibration: Calibration, groups: Sequence[Group]) -> str:
         f"authentic below {policy.authentic_below:.4f}: {c.miss_rate:.1%} of the forged",
         f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of the image's peak: "
         f"pixel F1 {c.f1:.3f}, "
-        f"{c.flagged_rate:.1%} of the authentic with more than 0.5 % flagged",
+        f"{c.flagged_rate:.1%} of the authentic with more than 0.5 % masked",
         "",
-        f"{'score':<12}{'images':>8}{'mean':>8}{'forged':>8}   at even odds",
+        f"{'score':<12}{'images':>8}{'mean':>8}{'forged':>8}   with equal priors",
     ]
     for each in c.reliability:
         span = f"{each.low:.1f} - {each.high:.1f}"
@@ -89,25 +90,25 @@ def tell(calibration: Calibration, groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
-def _judge_all(
+def _evaluate_all(
     settings: CalibrateSettings, model: Model, perturbations: list[str], targets: Targets
-) -> tuple[dict[tuple[str, str], list[Judged]], int]:
-    """Images by set and perturbation, and how many failed."""
+) -> tuple[dict[tuple[str, str], list[ImageResult]], int]:
+    """Return the results by set and perturbation, and the number of images that failed."""
     engine = open_engine(model, settings.engine)
     detector = Detector(engine, model.view, claim_all(targets))
-    judged: dict[tuple[str, str], list[Judged]] = {}
+    results: dict[tuple[str, str], list[ImageResult]] = {}
     failed = 0
     for manifest in map(Path, settings.manifests):
         samples = read_manifest(manifest, settings.limit)
         for perturbation in perturbations:
-            outcomes = list(judge_samples(detector, samples, perturbation))
-            found = [each for each in outcomes if isinstance(each, Judged)]
+            outcomes = list(evaluate_images(detector, samples, perturbation))
+            found = [each for each in outcomes if isinstance(each, ImageResult)]
             say(f"{set_name(manifest)}, {perturbation}: {len(found)} images")
-            judged.setdefault((set_name(manifest), perturbation), []).extend(found)
+            results.setdefault((set_name(manifest), perturbation), []).extend(found)
             failed += len(outcomes) - len(found)
-    if not any(judged.values()):
-        raise UsageError("no image could be judged: check the manifests")
-    return judged, failed
+    if not any(results.values()):
+        raise UsageError("no image could be evaluated: check the manifests")
+    return results, failed
 
 
 def _write(settings: CalibrateSettings, calibration: Calibration, report: Json) -> None:

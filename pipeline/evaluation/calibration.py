@@ -1,14 +1,14 @@
-"""From judged, held-back images to a policy: probabilities and thresholds at stated rates.
+"""Calibration: a policy with probabilities, and thresholds at stated rates, from held-back images.
 
     score logits, truth -> Platt scaling -> scores
     scores of the authentic -> manipulated_at, at a false-positive rate
     scores of the forged    -> authentic_below, at a miss rate
-    pixels                  -> mask_threshold and mask_share: best F1, at a rate of flagged
+    pixels                  -> mask_threshold and mask_share: best F1, at a rate of masked
                                authentic images
 
-The classes weigh one half each in the scaling, so a score is a probability at even odds. Where an
-archive holds one forgery in a thousand, the odds of a score are a thousand times lower; the rates
-hold as they are.
+Each class weighs one half in the scaling, so a score is a probability with equal priors. Where one
+image in a thousand of an archive is forged, the odds of a score are a thousand times lower; the
+rates do not change.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from scipy.stats import beta
 
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.policy import Policy
-from prompt_iml.pipeline.evaluation.comparison import FLAGGED_FRACTION, auc
-from prompt_iml.pipeline.evaluation.judged import Judged
-from prompt_iml.pipeline.evaluation.measures import (
+from prompt_iml.pipeline.evaluation.comparison import MASKED_FRACTION, auc
+from prompt_iml.pipeline.evaluation.images import ImageResult
+from prompt_iml.pipeline.evaluation.metrics import (
     Bin,
     balanced,
     expected_calibration_error,
@@ -39,21 +39,22 @@ from prompt_iml.pipeline.evaluation.measures import (
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# What a policy's mask_threshold and mask_share are chosen from.
+# Candidates for a policy's mask_threshold and mask_share.
 THRESHOLDS = np.concatenate([np.arange(5, 100, 5), [96, 97, 98, 99]]) / 100
 SHARES = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
-LEAST_SLOPE = 1e-3  # of standardised logits: a score that knows nothing still keeps its order
+LEAST_SLOPE = 1e-3  # of standardised logits: even an uninformative score keeps its order
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The rates that a policy is made for, and its limits.
+    """Target rates of a policy, and its limits.
 
     Attributes:
-        false_positive_rate: of the authentic images labelled manipulated, at most.
-        miss_rate: of the forged images labelled authentic, at most.
-        flagged_rate: of the authentic images with more than 0.5 % of their pixels flagged.
+        false_positive_rate: highest share of the authentic images labelled manipulated.
+        miss_rate: highest share of the forged images labelled authentic.
+        flagged_rate: highest share of the authentic images with more than 0.5 % of their pixels
+            masked.
         min_side, min_jpeg_quality: images below are `uncertain`; None: no limit.
     """
 
@@ -66,21 +67,21 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A policy, and what it does on the images it was made on.
+    """A policy, and its rates on the images of the calibration.
 
     Attributes:
         policy: the result.
-        forged, authentic: images it was made on, each perturbation counting.
-        beyond: images that the limits leave out.
-        image_auc: of the score.
+        forged, authentic: images of the calibration, times the perturbations.
+        beyond: images beyond the limits, which are left out.
+        image_auc: AUC of the score.
         ece: expected calibration error; `reliability` is the table behind it.
         false_positive_rate: share of the authentic labelled manipulated.
-        false_positive_bound: the rate that such a share leaves possible with 97.5 % confidence
-            (Clopper-Pearson), were the images independent; versions of one photograph are not.
+        false_positive_bound: upper bound of that rate at 97.5 % confidence (Clopper-Pearson) for
+            independent images; perturbed versions of one photograph are not independent.
         true_positive_rate: share of the forged labelled manipulated.
         miss_rate: share of the forged labelled authentic.
         f1: mean pixel F1 of the masks.
-        flagged_rate: share of the authentic with more than 0.5 % flagged.
+        flagged_rate: share of the authentic with more than 0.5 % of their pixels masked.
     """
 
     policy: Policy
@@ -98,13 +99,13 @@ class Calibration:
     reliability: tuple[Bin, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON's types; nan, which JSON does not know, is None."""
+        """Return the fields for JSON, with None for nan."""
         return without_nan(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What a policy does to one set under one perturbation; a share of no images is nan.
+    """Rates of a policy on one set under one perturbation; a share of no images is nan.
 
     Attributes:
         set, perturbation: names.
@@ -121,12 +122,12 @@ class Group:
     true_positive_rate: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON's types; nan, which JSON does not know, is None."""
+        """Return the fields for JSON, with None for nan."""
         return without_nan(asdict(self))
 
 
 def claim_all(targets: Targets) -> Policy:
-    """The policy to judge images by before there is one: it labels all within the limits."""
+    """Return a policy that labels every image within the limits, to evaluate before calibration."""
     return Policy(
         "uncalibrated",
         manipulated_at=0.0,
@@ -136,16 +137,16 @@ def claim_all(targets: Targets) -> Policy:
     )
 
 
-def make_policy(judged: Sequence[Judged], targets: Targets, name: str) -> Calibration:
-    """Choose calibration and thresholds on images that were judged by `claim_all`.
+def make_policy(results: Sequence[ImageResult], targets: Targets, name: str) -> Calibration:
+    """Choose calibration and thresholds on images evaluated with `claim_all`.
 
     Raises:
-        UsageError: forged or authentic images lack, or no threshold holds the rate.
+        UsageError: there are no forged or no authentic images, or no threshold keeps the rate.
     """
-    within = [each for each in judged if each.label != "uncertain"]
+    within = [each for each in results if each.label != "uncertain"]
     forged = np.array([each.forged for each in within], bool)
     if forged.all() or not forged.any():
-        raise UsageError("a calibration needs forged and authentic images: add what lacks")
+        raise UsageError("a calibration needs forged and authentic images: add the missing kind")
     logits = np.array([each.score_raw for each in within])
     scale, offset = fit_platt(logits, forged)
     policy = Policy(
@@ -162,12 +163,14 @@ def make_policy(judged: Sequence[Judged], targets: Targets, name: str) -> Calibr
         mask_share=mask_share,
         false_positive_rate=float((scores[~forged] >= at).mean()),
     )
-    return _measure(policy, within, scores, len(judged) - len(within))
+    return _measure(policy, within, scores, len(results) - len(within))
 
 
-def group_rates(policy: Policy, judged: Sequence[Judged], name: str, perturbation: str) -> Group:
-    """A rate that holds over all images may not hold where they were resized: look there."""
-    within = [each for each in judged if each.label != "uncertain"]
+def group_rates(
+    policy: Policy, results: Sequence[ImageResult], name: str, perturbation: str
+) -> Group:
+    """Return the rates of one group: a rate over all images may not hold for resized ones."""
+    within = [each for each in results if each.label != "uncertain"]
     labels = [policy.label(policy.score(each.score_raw))[0] for each in within]
     alarms = {
         forged: [
@@ -188,10 +191,10 @@ def group_rates(policy: Policy, judged: Sequence[Judged], name: str, perturbatio
 
 
 def fit_platt(logits: Floats, forged: Mask) -> tuple[float, float]:
-    """Scale and offset of the logistic curve that gives the truth the highest likelihood.
+    """Fit scale and offset of a logistic curve by maximum likelihood (Platt 1999).
 
     Platt's targets: a class of n images aims at (n + 1) / (n + 2), never at certainty. Both
-    classes weigh alike.
+    classes have equal weight.
 
     Args:
         logits: (n,) finite.
@@ -216,10 +219,10 @@ def fit_platt(logits: Floats, forged: Mask) -> tuple[float, float]:
 
 
 def false_positive_threshold(authentic: Floats, rate: float) -> float:
-    """Lowest score that at most this share of (n,) authentic scores reaches.
+    """Return the lowest score that at most this share of (n,) authentic scores reaches.
 
     Raises:
-        UsageError: too many score 1.0, above which there is no threshold.
+        UsageError: too many images score 1.0, and no threshold is higher.
     """
     allowed = math.floor(rate * len(authentic) + 1e-9)
     highest = np.sort(authentic)[::-1]
@@ -232,44 +235,46 @@ def false_positive_threshold(authentic: Floats, rate: float) -> float:
 
 
 def miss_threshold(forged: Floats, rate: float) -> float:
-    """Highest score that at most this share of (n,) forged scores stays below."""
+    """Return the highest score with at most this share of (n,) forged scores below it."""
     allowed = min(math.floor(rate * len(forged) + 1e-9), len(forged) - 1)
     return float(np.sort(forged)[allowed])
 
 
-def choose_mask_rule(judged: Sequence[Judged], flagged_rate: float) -> tuple[float, float]:
-    """Of `THRESHOLDS` and `SHARES` those of highest mean F1 that flag few enough authentic images.
+def choose_mask_rule(results: Sequence[ImageResult], flagged_rate: float) -> tuple[float, float]:
+    """Choose the mask threshold and share of highest mean F1 that keep `flagged_rate`.
 
-    Where none do, those that flag fewest; of equals the smallest share, and then the threshold
+    Without any, those with the lowest rate. Ties go to the smallest share, then to the threshold
     nearest to the middle.
     """
     rules = [(float(threshold), share) for share in SHARES for threshold in THRESHOLDS]
-    f1, flagged = np.transpose([mask_rates(judged, *rule) for rule in rules])
-    allowed = flagged <= max(flagged_rate, float(flagged.min()))
+    f1, masked = np.transpose([mask_rates(results, *rule) for rule in rules])
+    allowed = masked <= max(flagged_rate, float(masked.min()))
     thresholds, shares = np.transpose(rules)
     order = (-np.abs(thresholds - 0.5), -shares, np.where(allowed, f1, -1.0))
     return rules[int(np.lexsort(order)[-1])]
 
 
-def mask_rates(judged: Sequence[Judged], threshold: float, share: float) -> tuple[float, float]:
-    """Mean F1 of the forged, and the share of the authentic with too many flagged pixels."""
+def mask_rates(
+    results: Sequence[ImageResult], threshold: float, share: float
+) -> tuple[float, float]:
+    """Return mean F1 of the forged, and the share of the authentic with too many masked pixels."""
     rule = Policy("rule", mask_threshold=threshold, mask_share=share)
     # the nearest of `MASK_THRESHOLDS`, which are whole percents from 1 on
-    found = [(each, round(100 * rule.pixel_threshold(each.peak)) - 1) for each in judged]
+    found = [(each, round(100 * rule.pixel_threshold(each.peak)) - 1) for each in results]
     f1 = mean([float(each.f1_at[column]) for each, column in found if each.forged])
-    alarms = [
-        each.flagged_at[column] > FLAGGED_FRACTION for each, column in found if not each.forged
-    ]
+    alarms = [each.masked_at[column] > MASKED_FRACTION for each, column in found if not each.forged]
     return f1, mean([float(alarm) for alarm in alarms])
 
 
 def rate_bound(count: int, images: int) -> float:
-    """Highest rate at which so few of so many are not surprising (Clopper-Pearson, 97.5 %)."""
+    """Return the upper bound of a rate, given `count` of `images` (Clopper-Pearson, 97.5 %)."""
     return 1.0 if count >= images else float(beta.ppf(0.975, count + 1, images - count))
 
 
-def _measure(policy: Policy, within: Sequence[Judged], scores: Floats, beyond: int) -> Calibration:
-    """What a policy does on the images within its limits."""
+def _measure(
+    policy: Policy, within: Sequence[ImageResult], scores: Floats, beyond: int
+) -> Calibration:
+    """Measure a policy on the images within its limits."""
     forged = np.array([each.forged for each in within], bool)
     labels = np.array([policy.label(score)[0] for score in scores])
     alarms = labels[~forged] == "manipulated"

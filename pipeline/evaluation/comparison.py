@@ -1,8 +1,8 @@
-"""How a scan's rows compare with a known truth.
+"""Comparison of a scan's rows with a known truth.
 
 Per-image pixel F1 and IoU at the scan's own mask threshold, averaged over the forged images; the
-share of authentic images with more than 0.5 % of their pixels flagged; the AUC of the score over
-all. Rows and truth meet by the sha256 of the exact bytes, wherever those lie.
+share of authentic images with more than 0.5 % of their pixels masked; the AUC of the score over
+all. Rows and truth are joined by the sha256 of the image file.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from prompt_iml.pipeline.run.schema import decode_mask
 Mask = NDArray[np.bool_]
 Row = Mapping[str, Any]
 
-FLAGGED_FRACTION = 0.005
+MASKED_FRACTION = 0.005
 BRIGHT = 127  # a mask's pixels above it are forged
 COLUMNS = ["sha256", "score", "mask_rle", "mask_height", "mask_width"]
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is known of one image.
+    """The truth of one image.
 
     Attributes:
-        sha256: of its exact bytes.
-        kind: how it was forged; `authentic` when it was not.
+        sha256: sha256 of its file.
+        kind: kind of forgery; `authentic` without one.
         mask: image file whose bright pixels (above 127) are forged; None when authentic.
     """
 
@@ -47,7 +47,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class KindResult:
-    """Localisation on the forgeries of one kind: means over `images` of per-image values."""
+    """Localisation on forgeries of one kind: means of per-image values over `images`."""
 
     kind: str
     images: int
@@ -61,12 +61,12 @@ class Comparison:
 
     Attributes:
         forged, authentic: images compared.
-        missing: images of the truth without a scored row; they are in no other number.
+        missing: images of the truth without a scored row; no other number includes them.
         f1, iou: per-image means over the forged images, 0..1.
-        kinds: the same by kind of forgery, by name.
-        flagged_rate: share of the authentic images with more than 0.5 % flagged.
-        flagged_fraction: mean share of pixels flagged in authentic images.
-        auc: chance that a forged image scores above an authentic one, ties counting half.
+        kinds: the same for each kind of forgery, sorted by name.
+        flagged_rate: share of the authentic images with more than 0.5 % of their pixels masked.
+        flagged_fraction: mean share of pixels masked in authentic images.
+        auc: area under the ROC curve of the score over all images.
     """
 
     forged: int
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def read_truth(path: Path) -> list[Truth]:
-    """Read a CSV with the columns mask, kind and sha256; masks lie relative to it.
+    """Read a CSV with the columns mask, kind and sha256; paths of masks are relative to it.
 
     Raises:
         MissingInput: no such file.
@@ -100,7 +100,7 @@ def read_truth(path: Path) -> list[Truth]:
 
 
 def read_rows(results: ds.Dataset, truth: Sequence[Truth]) -> list[Row]:
-    """The scored rows of a run's results that the truth knows, with the columns of `compare`."""
+    """Return the scored rows of the images of the truth, with the columns of `compare`."""
     known = ds.field("sha256").isin([t.sha256 for t in truth])
     scored = results.filter((ds.field("status") == "ok") & known)
     rows: list[Row] = scored.to_table(columns=COLUMNS).to_pylist()
@@ -116,17 +116,17 @@ def compare(rows: Iterable[Row], truth: Sequence[Truth]) -> Comparison:
     by_sha256 = {row["sha256"]: row for row in rows}
     scored = [(by_sha256[t.sha256], t) for t in truth if t.sha256 in by_sha256]
     forged = [(t.kind, *_localisation(row, t.mask)) for row, t in scored if t.mask]
-    flagged = [_flagged(row).mean() for row, t in scored if not t.mask]
+    masked = [_mask(row).mean() for row, t in scored if not t.mask]
     kinds = sorted({kind for kind, _, _ in forged})
     return Comparison(
         forged=len(forged),
-        authentic=len(flagged),
+        authentic=len(masked),
         missing=len(truth) - len(scored),
         f1=_mean([f1 for _, f1, _ in forged]),
         iou=_mean([iou for _, _, iou in forged]),
         kinds=tuple(_kind_result(k, [(f, i) for kind, f, i in forged if kind == k]) for k in kinds),
-        flagged_rate=_mean([fraction > FLAGGED_FRACTION for fraction in flagged]),
-        flagged_fraction=_mean(flagged),
+        flagged_rate=_mean([fraction > MASKED_FRACTION for fraction in masked]),
+        flagged_fraction=_mean(masked),
         auc=auc(
             np.array([row["score"] for row, _ in scored]),
             np.array([t.mask is not None for _, t in scored], bool),
@@ -135,13 +135,13 @@ def compare(rows: Iterable[Row], truth: Sequence[Truth]) -> Comparison:
 
 
 def bright(picture: Image.Image) -> Mask:
-    """(H, W) bool: the pixels of a mask's picture that say forged."""
+    """Return (H, W) bool: the pixels of a mask's image file that mark a forgery."""
     mask: Mask = np.asarray(picture.convert("L")) > BRIGHT
     return mask
 
 
 def f1_and_iou(found: Mask, truth: Mask) -> tuple[float, float]:
-    """Pixel F1 and IoU of two (H, W) masks; nan when both are empty."""
+    """Return pixel F1 and IoU of two (H, W) masks; nan when both are empty."""
     both, either = int((found & truth).sum()), int((found | truth).sum())
     if not either:
         return math.nan, math.nan
@@ -149,7 +149,7 @@ def f1_and_iou(found: Mask, truth: Mask) -> tuple[float, float]:
 
 
 def auc(scores: NDArray[np.floating[Any]], positive: Mask) -> float:
-    """Area under the ROC curve by ranks (Mann-Whitney), ties counting half; nan for one class."""
+    """Return the area under the ROC curve (Mann-Whitney); ties count half, nan for one class."""
     high, low = scores[positive], np.sort(scores[~positive])
     if not len(high) or not len(low):
         return math.nan
@@ -158,7 +158,7 @@ def auc(scores: NDArray[np.floating[Any]], positive: Mask) -> float:
 
 
 def table(comparison: Comparison) -> str:
-    """The numbers as measured, as text of fixed width."""
+    """Return the numbers as a table."""
     c = comparison
     lines = [f"{'forged':<12}{'images':>8}{'pixel F1':>10}{'IoU':>8}"]
     lines += [f"{k.kind:<12}{k.images:>8}{k.f1:>10.3f}{k.iou:>8.3f}" for k in c.kinds]
@@ -166,24 +166,24 @@ def table(comparison: Comparison) -> str:
         f"{'all':<12}{c.forged:>8}{c.f1:>10.3f}{c.iou:>8.3f}",
         "",
         f"authentic   {c.authentic:>8} images, {c.flagged_rate:.0%} of them with more than "
-        f"{FLAGGED_FRACTION:.1%} of the pixels flagged (mean {c.flagged_fraction:.2%})",
+        f"{MASKED_FRACTION:.1%} of the pixels masked (mean {c.flagged_fraction:.2%})",
         f"image AUC   {c.auc:>8.3f}",
     ]
     if c.missing:
-        lines.append(f"no score    {c.missing:>8} images, in none of the numbers above")
+        lines.append(f"no score    {c.missing:>8} images, not in the numbers above")
     return "\n".join(lines)
 
 
 def _localisation(row: Row, mask: Path) -> tuple[float, float]:
     with Image.open(mask) as image:
         truth = bright(image)
-    found = _flagged(row)
+    found = _mask(row)
     if found.shape != truth.shape:
         raise UsageError(f"{mask}: {truth.shape} pixels, but its image has {found.shape}")
     return f1_and_iou(found, truth)
 
 
-def _flagged(row: Row) -> Mask:
+def _mask(row: Row) -> Mask:
     shape = row["mask_height"], row["mask_width"]
     return decode_mask(row["mask_rle"], *shape)
 

@@ -1,4 +1,4 @@
-"""`prompt-iml evaluate`: sets and perturbations in, a table, a JSON file and perhaps a plot out."""
+"""`prompt-iml evaluate`: metrics of a model on labelled sets, as a table, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prompt_iml.engine.errors import MissingInput
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.open import open_engine
-from prompt_iml.pipeline.evaluation import SetResult, evaluate_set
+from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_results, require_matplotlib
 from prompt_iml.pipeline.evaluation.sets import set_name
@@ -27,23 +27,24 @@ NUMBERS = {  # heading -> field of SetResult
     "im AUC": "image_auc",
     "FPR": "false_positive_rate",
     "TPR": "true_positive_rate",
-    "flagged": "flagged_rate",
+    "masked": "flagged_rate",
     "ECE": "ece",
 }
 MEANING = """\
 F1, IoU: at the policy's mask threshold; best F1: at each image's own best threshold; px AUC: of
 each forged image's pixels; all four are means over the forged images, at native size, origin form.
-im AUC: of the score. FPR, TPR: authentic, forged images labelled manipulated. flagged: authentic
-images with more than 0.5 % of their pixels in the mask. ECE: of the score, at even odds."""
+im AUC: of the score. FPR, TPR: authentic, forged images labelled manipulated. masked: authentic
+images with more than 0.5 % of their pixels in the mask. ECE: of the score, with equal priors."""
 
 
 def evaluate(settings: EvaluateSettings) -> Json:
-    """Evaluate a model on every set under every perturbation; writes JSON, and a plot if asked.
+    """Evaluate a model on every set under every perturbation; write JSON, and optionally a plot.
 
     Returns:
-        What the JSON file holds.
+        The content of the JSON file.
     """
     perturbations = expand(settings.perturbation)
+    check_manifests(settings.manifests, settings.limit)
     if settings.plot:
         require_matplotlib()
     model = load_model(settings.model)
@@ -64,26 +65,32 @@ def evaluate(settings: EvaluateSettings) -> Json:
 
 
 def read_policy(path: str) -> Policy:
-    """A policy's file. Raises `MissingInput`, or `UsageError` when it is none."""
+    """Read a policy; raise `MissingInput`, or `UsageError` when the file is not a policy."""
     if not Path(path).is_file():
         raise MissingInput(f"{path}: no such file")
     return Policy.from_json(Path(path).read_text(encoding="utf-8"))
 
 
+def check_manifests(manifests: Sequence[str], limit: int | None) -> None:
+    """Raise the errors of `read_manifest` before a model is loaded and a table is begun."""
+    for manifest in manifests:
+        read_manifest(Path(manifest), limit)
+
+
 def write_json(path: Path, content: Json) -> None:
-    """Write JSON for people to read too, with its folder if need be."""
+    """Write indented JSON, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def table_header(name_width: int) -> str:
-    """Headings of the lines that `table_line` makes."""
+    """Return the headings of the lines of `table_line`."""
     numbers = "".join(f"{heading:>9}" for heading in NUMBERS)
     return f"{'set':<{name_width}}  {'perturbation':<14}{'images':>8}{'failed':>8}{numbers}"
 
 
 def table_line(result: SetResult, name_width: int) -> str:
-    """One result, of fixed width; a number that does not exist is a dash."""
+    """Return a result in columns of fixed width, with a dash for nan."""
     fields = asdict(result)
     values = (fields[name] for name in NUMBERS.values())
     numbers = "".join(f"{'-':>9}" if value != value else f"{value:>9.3f}" for value in values)
@@ -95,7 +102,7 @@ def table_line(result: SetResult, name_width: int) -> str:
 def _results(
     settings: EvaluateSettings, model: Model, policy: Policy, perturbations: Sequence[str]
 ) -> Iterator[SetResult]:
-    """Each result as its line is told."""
+    """Yield each result after its line of the table."""
     engine = open_engine(model, settings.engine)
     manifests = [Path(name) for name in settings.manifests]
     width = max(len(set_name(manifest)) for manifest in manifests)

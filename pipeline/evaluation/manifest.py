@@ -1,4 +1,4 @@
-"""Manifests: which images there are, and where each was forged."""
+"""Manifests: CSV files that list images and the masks of their forged pixels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One image of a manifest, unread.
+    """One image of a manifest, not read yet.
 
     Attributes:
-        image: the file, or the tar shard it lies in.
+        image: the file, or the tar shard that holds it.
         member: name inside the shard; None for a plain file.
         mask: image file whose bright pixels are forged; None when authentic.
-        kind: how it was forged; `authentic` when it was not, `forged` when nobody says.
+        kind: kind of forgery; `authentic` without one, `forged` when the manifest has no kind.
     """
 
     image: Path
@@ -36,42 +36,46 @@ class Labelled:
 
     @property
     def name(self) -> str:
-        """As a manifest names it: `file`, or `shard.tar#member`."""
+        """Name of the image in a manifest: `file`, or `shard.tar#member`."""
         return str(self.image) if self.member is None else f"{self.image}#{self.member}"
 
 
 def read_manifest(path: Path, limit: int | None = None) -> list[Labelled]:
-    """Read a CSV with the columns image and mask (empty: authentic), and perhaps kind.
+    """Read a CSV with the columns image and mask (empty: authentic), and optionally kind.
 
-    Files lie relative to the manifest; `image` may be `shard.tar#member`. The truth.csv of the
-    demo is one. With `limit`, at most so many rows, spread evenly over the manifest.
+    Paths are relative to the manifest; `image` may be `shard.tar#member`. The truth.csv of the
+    demo is an example. With `limit`, at most that many rows, spread evenly over the manifest.
 
     Raises:
-        MissingInput: no such file.
+        MissingInput: the manifest, or a file that it names, does not exist.
         UsageError: a column is missing, or there are no rows.
     """
     if not path.is_file():
         raise MissingInput(f"{path}: no such file")
+    try:
+        samples = _rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no CSV file in UTF-8 ({error})") from error
+    if not samples:
+        raise UsageError(f"{path} lists no image: add rows below its header")
+    if limit is not None and limit < len(samples):
+        samples = [samples[i * len(samples) // limit] for i in range(limit)]
+    for file in dict.fromkeys(file for each in samples for file in (each.image, each.mask) if file):
+        if not file.is_file():
+            raise MissingInput(f"{file}: no such file, though {path} names it")
+    return samples
+
+
+def _rows(path: Path) -> list[Labelled]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if absent := {"image", "mask"} - set(reader.fieldnames or ()):
             raise UsageError(f"{path}: add the column {', '.join(sorted(absent))}")
-        samples = [_labelled(row, path.parent) for row in reader]
-    if not samples:
-        raise UsageError(f"{path} lists no image: add rows below its header")
-    if limit is None or limit >= len(samples):
-        return samples
-    return [samples[i * len(samples) // limit] for i in range(limit)]
+        return [_labelled(row, path.parent) for row in reader]
 
 
 def read_payload(sample: Labelled) -> bytes:
-    """The exact bytes of an image.
-
-    Raises:
-        MissingInput: the manifest names a file, or a member of a shard, that is not there.
-    """
-    if not sample.image.is_file():
-        raise MissingInput(f"{sample.image}: no such file, though the manifest names it")
+    """Return the bytes of an image; raise `MissingInput` when its shard has no such member."""
     if sample.member is None:
         return sample.image.read_bytes()
     span = _members(sample.image).get(sample.member)
@@ -83,16 +87,13 @@ def read_payload(sample: Labelled) -> bytes:
 
 
 def read_mask(sample: Labelled) -> Mask | None:
-    """(H, W) bool, True where forged; None when authentic.
+    """Return (H, W) bool, True where forged; None when authentic.
 
     Raises:
-        MissingInput: the mask's file is not there.
-        UsageError: it is no image, or marks nothing.
+        UsageError: the mask is no image, or marks no pixel.
     """
     if sample.mask is None:
         return None
-    if not sample.mask.is_file():
-        raise MissingInput(f"{sample.mask}: no such file, though the manifest names it")
     try:
         with Image.open(sample.mask) as image:
             mask = bright(image)
@@ -115,7 +116,7 @@ def _labelled(row: dict[str, str], folder: Path) -> Labelled:
 
 @lru_cache(maxsize=64)
 def _members(shard: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size of every file in an uncompressed tar."""
+    """Return offset and size of every file in an uncompressed tar."""
     try:
         with tarfile.open(shard, "r:") as tar:
             return {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}

@@ -1,26 +1,25 @@
-"""What may happen to an image between its author and us, as `--perturbation` names it.
+"""Perturbations of images, by their names for `--perturbation`.
 
     none                  the file as it is
     jpeg-100 .. jpeg-1    re-encoded at this quality (4:2:0) and decoded again, with the new table
-    resize-0.25 .. 4      both sides by this factor, bicubic; the mask goes along, nearest
-    blur-3, 5, .. 31      Gaussian; the kernel's side, sigma = 0.3 (side / 2 - 1.5) + 0.8 pixels
+    resize-0.25 .. 4      both sides by this factor, bicubic; the mask too, nearest neighbour
+    blur-3, 5, .. 31      Gaussian; side of the kernel, sigma = 0.3 (side / 2 - 1.5) + 0.8 pixels
     noise-1 .. 100        Gaussian; sigma in grey levels, seeded
     pink-1 .. 100         noise whose power falls with 1/frequency; sigma in grey levels, seeded
-    dither-2 .. 6         to so many levels a channel, Floyd and Steinberg's error diffusion
-    jpeg2000-2 .. 200     JPEG 2000, lossy, this much smaller than the pixels
+    dither-2 .. 6         this many levels per channel, Floyd-Steinberg error diffusion
+    jpeg2000-2 .. 200     JPEG 2000, lossy, with this compression ratio
     brightness-0.1 .. 4   all grey levels by this factor
     contrast-0.1 .. 4     distances from the image's mean grey by this factor
     no-table              pixels untouched, the quantisation table withheld
-    grid                  5 columns and 3 rows cropped away, the table kept: off the 8x8 grid
+    grid                  5 columns and 3 rows cropped, the table kept: not aligned to 8x8 blocks
     all                   every one of `ALL`
     usual                 the eight of the literature (`USUAL`)
     paper                 the six kinds of the paper (`PAPER`)
 
-What changes pixels otherwise than by JPEG leaves them as a lossless file would: without a table.
-`usual` holds what ManTra-Net and its successors share: resizing, blur, noise and compression.
-`paper` holds brightness, contrast, darkening, dithering, pink noise and JPEG 2000, as the paper
-(arXiv 2401.00653, robustness test) does, each at one strength of our choice: it takes its nine
-from another (arXiv 2310.00234) and gives no numbers.
+Perturbations other than JPEG remove the quantisation table, as a lossless file would. `usual` are
+those of ManTra-Net and its successors: resizing, blur, noise and compression. `paper` are those of
+the robustness test in arXiv 2401.00653: brightness, contrast, darkening, dithering, pink noise and
+JPEG 2000. That paper takes its nine from arXiv 2310.00234 and gives no strengths; ours are chosen.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ _GROUPS = {"all": ALL, "usual": USUAL, "paper": PAPER}
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """A perturbation with a number: what it does to pixels, and the numbers it takes."""
+    """A perturbation with a strength: its function on pixels, and the range of the strength."""
 
     apply: Callable[[Pixels, float, int], Pixels]
     least: float
@@ -68,21 +67,21 @@ class Strength:
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """Names with `all`, `usual` and `paper` spelt out, each once, in order; raises `UsageError`."""
-    spelt = [single for name in names for single in _GROUPS.get(name, (name,))]
-    for name in spelt:
+    """Expand `all`, `usual` and `paper`; unique, in order; raises `UsageError` for others."""
+    expanded = [single for name in names for single in _GROUPS.get(name, (name,))]
+    for name in expanded:
         _parse(name)
-    return list(dict.fromkeys(spelt))
+    return list(dict.fromkeys(expanded))
 
 
 def perturb(name: str, image: Image, mask: Mask | None, seed: int = 0) -> tuple[Image, Mask | None]:
-    """The image after a perturbation, and its (H, W) mask if it has one.
+    """Return the perturbed image, and its (H, W) mask if it has one.
 
     Args:
-        name: one name of this module's docstring, no group.
-        image: as decoded.
-        mask: of the same size.
-        seed: of the noise.
+        name: one name of this module's docstring, not a group.
+        image: decoded image.
+        mask: mask of the same size.
+        seed: seed of the noise.
 
     Raises:
         UsageError: there is no such perturbation.
@@ -160,7 +159,7 @@ def _pink(pixels: Pixels, sigma: float, seed: int) -> Pixels:
     white = np.random.default_rng(seed).standard_normal((channels, height, width), np.float32)
     down, across = np.fft.fftfreq(height), np.fft.rfftfreq(width)
     frequency = np.hypot(down[:, None], across[None])
-    frequency[0, 0] = np.inf  # the mean stays
+    frequency[0, 0] = np.inf  # keeps the mean
     noise = np.fft.irfft2(np.fft.rfft2(white) / np.sqrt(frequency), s=(height, width))
     noise /= max(float(noise.std()), 1e-9)
     return _rounded((pixels + sigma * noise.transpose(1, 2, 0)).astype(np.float32))

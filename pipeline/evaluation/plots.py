@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompt_iml.engine.errors import MissingDependency
-from prompt_iml.pipeline.evaluation.measures import Bin
+from prompt_iml.pipeline.evaluation.metrics import Bin
 from prompt_iml.pipeline.evaluation.sets import SetResult
 
 if TYPE_CHECKING:
@@ -20,18 +20,18 @@ LINES = {
     "pixel AUC": "pixel_auc",
     "image AUC": "image_auc",
     "false positive rate": "false_positive_rate",
-    "authentic flagged": "flagged_rate",
+    "authentic masked": "flagged_rate",
 }
 
 
 def require_matplotlib() -> None:
-    """Raise `MissingDependency` before any work is done for a plot that cannot be drawn."""
+    """Raise `MissingDependency` when plots cannot be drawn."""
     if find_spec("matplotlib") is None:
         raise MissingDependency("plots need matplotlib: pip install 'prompt-iml[train]'")
 
 
 def plot_results(path: Path, results: Sequence[SetResult]) -> None:
-    """One panel a set: every number over the perturbations."""
+    """Plot the metrics over the perturbations, one panel for each set."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(result.set for result in results))
@@ -47,7 +47,7 @@ def plot_results(path: Path, results: Sequence[SetResult]) -> None:
 
 
 def plot_reliability(path: Path, table: Sequence[Bin], error: float) -> None:
-    """Share of forged images over the score, beside what it should be."""
+    """Plot the share of forged images over the score, beside the ideal line."""
     from matplotlib.figure import Figure
 
     figure = Figure((4.5, 4.5), layout="constrained")
@@ -56,7 +56,7 @@ def plot_reliability(path: Path, table: Sequence[Bin], error: float) -> None:
     panel.plot([each.score for each in table], [each.forged for each in table], marker="o")
     for each in table:
         panel.annotate(f" {each.images}", (each.score, each.forged), va="top", fontsize=8)
-    panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share forged, at even odds")
+    panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share forged, with equal priors")
     panel.set_title(f"expected calibration error {error:.3f}")
     _save(path, figure.savefig)
 

@@ -23,35 +23,35 @@ from prompt_iml.pipeline.evaluation.calibration import (
     miss_threshold,
     rate_bound,
 )
-from prompt_iml.pipeline.evaluation.judged import MASK_THRESHOLDS, Judged
+from prompt_iml.pipeline.evaluation.images import MASK_THRESHOLDS, ImageResult
 
 
-def judged(forged: bool, score_raw: float, f1: float = 0.0, flagged: float = 0.0) -> Judged:
-    """An image whose F1 and flagged share are the same at every threshold."""
+def image(forged: bool, score_raw: float, f1: float = 0.0, masked: float = 0.0) -> ImageResult:
+    """An image whose F1 and masked share are the same at every threshold."""
     many = np.ones(len(MASK_THRESHOLDS))
     f1 = f1 if forged else math.nan
-    return Judged(
+    return ImageResult(
         kind="splice" if forged else "authentic",
         forged=forged,
         score_raw=score_raw,
         score=claim_all(Targets()).score(score_raw),
         label="manipulated",
-        flagged=flagged,
+        masked=masked,
         peak=1.0,
         f1=f1,
         iou=f1,
         best_f1=f1,
         pixel_auc=f1,
         f1_at=f1 * many,
-        flagged_at=flagged * many,
+        masked_at=masked * many,
     )
 
 
-def population(images: int = 1000, seed: int = 0) -> list[Judged]:
+def population(images: int = 1000, seed: int = 0) -> list[ImageResult]:
     """As many forged as authentic; log-odds are 2 x logit - 1 by construction."""
     rng = np.random.default_rng(seed)
     logits = np.concatenate([rng.normal(1.0, 0.7, images), rng.normal(0.0, 0.7, images)])
-    return [judged(index < images, float(logit)) for index, logit in enumerate(logits)]
+    return [image(index < images, float(logit)) for index, logit in enumerate(logits)]
 
 
 def test_platt_finds_the_logistic_curve_of_scikit_learn() -> None:
@@ -136,24 +136,24 @@ def test_a_policy_does_what_it_states() -> None:
 
 
 def test_thresholds_do_not_cross_where_forgeries_are_easy() -> None:
-    images = [judged(True, 5.0 + i / 10) for i in range(50)]
-    images += [judged(False, -5.0 - i / 10) for i in range(50)]
+    images = [image(True, 5.0 + i / 10) for i in range(50)]
+    images += [image(False, -5.0 - i / 10) for i in range(50)]
     policy = make_policy(images, Targets(), "easy").policy
     assert policy.authentic_below == policy.manipulated_at
 
 
 def test_what_is_beyond_the_limits_is_left_out() -> None:
     images = population(100)
-    loud = dataclasses.replace(judged(False, 99.0), label="uncertain")
+    loud = dataclasses.replace(image(False, 99.0), label="uncertain")
     calibration = make_policy([*images, loud], Targets(), "v1")
     assert (calibration.beyond, calibration.authentic) == (1, 100)
     assert calibration.policy == make_policy(images, Targets(), "v1").policy
 
 
-def test_rates_are_told_where_they_arise() -> None:
+def test_rates_are_measured_by_group() -> None:
     policy = make_policy(population(), Targets(), "v1").policy
-    images = [judged(False, 9.0), judged(False, -9.0), judged(False, -9.0), judged(False, -9.0)]
-    beyond = dataclasses.replace(judged(False, 9.0), label="uncertain")
+    images = [image(False, 9.0), image(False, -9.0), image(False, -9.0), image(False, -9.0)]
+    beyond = dataclasses.replace(image(False, 9.0), label="uncertain")
     group = group_rates(policy, [*images, beyond], "resaved", "resize-0.5")
     assert (group.set, group.perturbation, group.forged) == ("resaved", "resize-0.5", 0)
     assert (group.authentic, group.false_positive_rate) == (4, 0.25)
@@ -162,28 +162,28 @@ def test_rates_are_told_where_they_arise() -> None:
 
 def test_both_classes_are_needed() -> None:
     with pytest.raises(UsageError, match="forged and authentic"):
-        make_policy([judged(True, 1.0)], Targets(), "v1")
+        make_policy([image(True, 1.0)], Targets(), "v1")
 
 
-def test_the_mask_threshold_is_the_best_that_flags_few() -> None:
+def test_the_mask_threshold_is_the_best_that_masks_few() -> None:
     rising = np.linspace(0, 1, len(MASK_THRESHOLDS))
-    falls = dataclasses.replace(judged(True, 1.0), f1_at=1 - rising)
+    falls = dataclasses.replace(image(True, 1.0), f1_at=1 - rising)
     quiet_late = dataclasses.replace(
-        judged(False, 0.0), flagged_at=np.where(MASK_THRESHOLDS < 0.7, 0.02, 0.001)
+        image(False, 0.0), masked_at=np.where(MASK_THRESHOLDS < 0.7, 0.02, 0.001)
     )
     assert choose_mask_rule([falls, quiet_late], 0.1) == (0.7, 0.0)
     assert choose_mask_rule([falls, quiet_late], 1.0) == (0.05, 0.0)
-    loud = dataclasses.replace(quiet_late, flagged_at=np.ones(len(MASK_THRESHOLDS)))
+    loud = dataclasses.replace(quiet_late, masked_at=np.ones(len(MASK_THRESHOLDS)))
     assert choose_mask_rule([falls, loud], 0.1) == (0.05, 0.0)
-    assert choose_mask_rule([judged(True, 1.0, f1=0.3), quiet_late], 1.0) == (0.5, 0.0)
+    assert choose_mask_rule([image(True, 1.0, f1=0.3), quiet_late], 1.0) == (0.5, 0.0)
 
 
 def test_images_that_peak_apart_share_a_rule() -> None:
-    def right_at(threshold: float, peak: float) -> Judged:
+    def right_at(threshold: float, peak: float) -> ImageResult:
         f1 = np.isclose(MASK_THRESHOLDS, threshold).astype(float)
-        return dataclasses.replace(judged(True, 1.0), f1_at=f1, peak=peak)
+        return dataclasses.replace(image(True, 1.0), f1_at=f1, peak=peak)
 
-    images = [right_at(0.54, 0.9), right_at(0.30, 0.4), judged(False, 0.0)]
+    images = [right_at(0.54, 0.9), right_at(0.30, 0.4), image(False, 0.0)]
     threshold, share = choose_mask_rule(images, 1.0)
     assert (threshold, share) == (0.3, 0.6)
     assert mask_rates(images, threshold, share) == (1.0, 0.0)

@@ -78,7 +78,7 @@ def test_each_number_by_hand(rows: list[dict[str, Any]], truth: list[Truth]) -> 
     assert found.auc == pytest.approx(5.5 / 6)  # b ties with d
 
 
-def test_half_a_percent_flagged_is_no_false_positive() -> None:
+def test_half_a_percent_masked_is_no_false_positive() -> None:
     mask = np.zeros((10, 20), bool)
     mask[0, 0] = True  # 1 pixel of 200
     truth = [Truth("d", "authentic", None)]
@@ -143,11 +143,11 @@ def test_only_scored_rows_of_known_images_are_read(
 
 
 def test_the_table_tells_every_number(rows: list[dict[str, Any]], truth: list[Truth]) -> None:
-    told = table(compare(rows, truth))
-    assert told.splitlines()[1:4] == [
+    printed = table(compare(rows, truth))
+    assert printed.splitlines()[1:4] == [
         "removal            1     0.000   0.000",
         "splice             2     0.750   0.667",
         "all                3     0.500   0.444",
     ]
-    assert "50% of them with more than 0.5% of the pixels flagged (mean 2.50%)" in told
-    assert told.splitlines()[-1] == "image AUC      0.917"
+    assert "50% of them with more than 0.5% of the pixels masked (mean 2.50%)" in printed
+    assert printed.splitlines()[-1] == "image AUC      0.917"

@@ -27,19 +27,19 @@ from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 from prompt_iml.pipeline.demo.photographs import generate_set, write_shards
 from prompt_iml.pipeline.evaluation import (
-    Judged,
+    ImageResult,
     SetResult,
+    evaluate_images,
     evaluate_set,
-    judge_samples,
     read_manifest,
 )
 from prompt_iml.pipeline.evaluation.comparison import compare, read_truth
-from prompt_iml.pipeline.evaluation.judged import MASK_THRESHOLDS
-from prompt_iml.pipeline.evaluation.measures import (
+from prompt_iml.pipeline.evaluation.images import MASK_THRESHOLDS
+from prompt_iml.pipeline.evaluation.metrics import (
     best_f1,
     expected_calibration_error,
     f1_at,
-    flagged_at,
+    masked_at,
     mean,
     pixel_auc,
     reliability,
@@ -120,7 +120,7 @@ def test_a_set_by_hand(manifest: Path) -> None:
     assert (result.forged, result.authentic, result.failed) == (3, 2, 1)
     assert result.f1 == pytest.approx((1 + 2 / 3 + 0) / 3, abs=0.01)
     assert result.iou == pytest.approx((1 + 1 / 2 + 0) / 3, abs=0.01)
-    everything = 2 * 64**2 / (256**2 + 64**2)  # flag every pixel: best where nothing differs
+    everything = 2 * 64**2 / (256**2 + 64**2)  # mask every pixel: best where all logits are equal
     assert result.best_f1 == pytest.approx((1 + 2 / 3 + everything) / 3, abs=0.01)
     assert result.pixel_auc == pytest.approx((1 + 0.75 + 0.5) / 3, abs=0.01)
     assert result.image_auc == (2 * 0.75 + 0.25) / 3
@@ -159,7 +159,7 @@ def test_a_limit_is_spread_over_the_manifest(manifest: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "error", "said"),
+    ("lines", "error", "message"),
     [
         (["picture,mask", "found.png,"], UsageError, "column image"),
         (["image,mask"], UsageError, "no image"),
@@ -171,11 +171,11 @@ def test_a_limit_is_spread_over_the_manifest(manifest: Path) -> None:
     ],
 )
 def test_a_wrong_manifest_is_refused(
-    manifest: Path, lines: list[str], error: type[Exception], said: str
+    manifest: Path, lines: list[str], error: type[Exception], message: str
 ) -> None:
     PilImage.new("L", (8, 8), 255).save(manifest.with_name("small.png"))
     PilImage.new("L", (8, 8), 1).save(manifest.with_name("black.png"))
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         evaluate(_write(manifest, lines))
 
 
@@ -211,10 +211,10 @@ def test_evaluation_and_the_comparison_of_a_scan_agree(tmp_path: Path) -> None:
 def test_the_sweep_agrees_with_the_mask_of_the_detector(manifest: Path) -> None:
     detector = Detector(Redness(), load_model("prompt-iml-micro").view, POLICY)
     middle = int(np.flatnonzero(POLICY.mask_threshold == MASK_THRESHOLDS)[0])
-    for judged in judge_samples(detector, read_manifest(manifest)):
-        if isinstance(judged, Judged):
-            assert judged.flagged_at[middle] == pytest.approx(judged.flagged)
-            assert judged.f1_at[middle] == pytest.approx(judged.f1, nan_ok=True)
+    for each in evaluate_images(detector, read_manifest(manifest)):
+        if isinstance(each, ImageResult):
+            assert each.masked_at[middle] == pytest.approx(each.masked)
+            assert each.f1_at[middle] == pytest.approx(each.f1, nan_ok=True)
 
 
 def test_a_member_that_is_not_there(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_every_threshold_as_if_it_were_the_only_one(pixels: Any) -> None:
     levels = np.array([-9.0, -0.5, 0.0, 0.3, 9.0], np.float32)
     swept = sweep(logits, truth)
     for level, f1, share in zip(
-        levels, f1_at(swept, levels), flagged_at(swept, levels), strict=True
+        levels, f1_at(swept, levels), masked_at(swept, levels), strict=True
     ):
         found = logits > level
         assert f1 == pytest.approx(2 * (found & truth).sum() / (found.sum() + truth.sum()))

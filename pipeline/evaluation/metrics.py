@@ -1,7 +1,7 @@
-"""The numbers themselves: pure functions of scores and truth.
+"""Metrics: pure functions of scores and truth.
 
-All of localisation is in the *origin* form: what is flagged is held against the mask as it is,
-never against its inverse, and never the better of both.
+Localisation metrics use the *origin* form: a prediction is compared with the mask itself, never
+with its inverse, and never with the better of both.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
 
-BINS = 10  # of a reliability table, equally wide
+BINS = 10  # equally wide bins of a reliability table
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One image's pixels at every threshold at once.
+    """Counts over one image's pixels for every threshold.
 
     Attributes:
-        logits: (n,) the image's distinct pixel logits, highest first.
-        flagged: (n,) int64, pixels whose logit is at least as high.
-        hits: (n,) int64, those of them that are forged.
-        pixels, forged: all of the image's, and the forged among them.
+        logits: (n,) distinct pixel logits, highest first.
+        masked: (n,) int64, pixels whose logit is at least as high.
+        hits: (n,) int64, forged pixels among them.
+        pixels, forged: number of pixels, and of forged pixels, of the image.
     """
 
     logits: Floats
-    flagged: NDArray[np.int64]
+    masked: NDArray[np.int64]
     hits: NDArray[np.int64]
     pixels: int
     forged: int
 
 
 def sweep(logits: Floats, truth: Mask) -> Sweep:
-    """Sort an image's pixels once: (H, W) logits and (H, W) truth, in any range."""
+    """Sort the pixels of an image by their (H, W) logits and count those of the (H, W) truth."""
     order = np.argsort(-logits, axis=None, kind="stable")
     ranked = logits.ravel()[order]
     hits = np.cumsum(truth.ravel()[order], dtype=np.int64)
@@ -48,53 +48,53 @@ def sweep(logits: Floats, truth: Mask) -> Sweep:
 
 
 def best_f1(pixels: Sweep) -> float:
-    """Highest pixel F1 that any one threshold reaches on this image; nan if none is forged."""
+    """Return the highest pixel F1 over all thresholds; nan if no pixel is forged."""
     if not pixels.forged:
         return math.nan
-    return float((2 * pixels.hits / (pixels.flagged + pixels.forged)).max())
+    return float((2 * pixels.hits / (pixels.masked + pixels.forged)).max())
 
 
 def pixel_auc(pixels: Sweep) -> float:
-    """Area under the ROC curve of one image's pixels, ties counting half; nan for one class."""
+    """Return the area under the ROC curve of the pixels, ties counting half; nan for one class."""
     clean = pixels.pixels - pixels.forged
     if not pixels.forged or not clean:
         return math.nan
     hits = np.concatenate([[0], pixels.hits])
-    alarms = np.concatenate([[0], pixels.flagged - pixels.hits])
+    alarms = np.concatenate([[0], pixels.masked - pixels.hits])
     return float(np.trapezoid(hits / pixels.forged, alarms / clean))
 
 
 def f1_at(pixels: Sweep, levels: Floats) -> Floats:
-    """(n,) pixel F1 where logits above each of (n,) levels are flagged; nan if none is forged."""
+    """Return (n,) pixel F1 of masks above each of (n,) logits; nan if no pixel is forged."""
     if not pixels.forged:
         return np.full(len(levels), math.nan)
-    flagged, hits = _counts(pixels, levels)
-    f1: Floats = 2 * hits / (flagged + pixels.forged)
+    masked, hits = _counts(pixels, levels)
+    f1: Floats = 2 * hits / (masked + pixels.forged)
     return f1
 
 
-def flagged_at(pixels: Sweep, levels: Floats) -> Floats:
-    """(n,) share of the image's pixels with logits above each of (n,) levels."""
+def masked_at(pixels: Sweep, levels: Floats) -> Floats:
+    """Return (n,) shares of the image's pixels with logits above each of (n,) levels."""
     fraction: Floats = _counts(pixels, levels)[0] / pixels.pixels
     return fraction
 
 
 def _counts(pixels: Sweep, levels: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     above = np.searchsorted(-pixels.logits, -levels, "left")  # distinct logits above the level
-    flagged = np.concatenate([[0], pixels.flagged])[above]
-    return flagged, np.concatenate([[0], pixels.hits])[above]
+    masked = np.concatenate([[0], pixels.masked])[above]
+    return masked, np.concatenate([[0], pixels.hits])[above]
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """One line of a reliability table.
+    """One bin of a reliability table; both classes have a total weight of one half.
 
     Attributes:
-        low, high: of the scores in it.
-        images: how many.
-        weight: their share of all images, each class weighing one half.
-        score: their mean score.
-        forged: the share of them that is forged. Both means weigh the classes alike.
+        low, high: range of scores.
+        images: number of images.
+        weight: weight of these images.
+        score: weighted mean of their scores.
+        forged: weighted share of forged images.
     """
 
     low: float
@@ -106,10 +106,10 @@ class Bin:
 
 
 def reliability(scores: Floats, forged: Mask, bins: int = BINS) -> list[Bin]:
-    """How often images are forged that score so much; bins without images are left out.
+    """Return the share of forged images per bin of the scores; empty bins are left out.
 
-    The classes weigh one half each, whatever their numbers, as in the calibration: a score is a
-    probability at even odds, and how many authentic images a set holds is its maker's choice.
+    Each class has a total weight of one half, as in the calibration: a score is a probability with
+    equal priors, and the share of authentic images in a set says nothing about an archive.
     """
     if forged.all() or not forged.any():
         return []
@@ -133,25 +133,25 @@ def reliability(scores: Floats, forged: Mask, bins: int = BINS) -> list[Bin]:
 
 
 def expected_calibration_error(table: Sequence[Bin]) -> float:
-    """Mean distance of score and share of forged over a reliability table; nan when empty."""
+    """Return the mean distance of score and share of forged images; nan for an empty table."""
     if not table:
         return math.nan
     return sum(each.weight * abs(each.score - each.forged) for each in table)
 
 
 def balanced(forged: Mask) -> NDArray[np.float64]:
-    """(n,) weights that sum to 1, one half a class."""
+    """Return (n,) weights that sum to one half in each class."""
     weights: NDArray[np.float64] = np.where(forged, 0.5 / forged.sum(), 0.5 / (~forged).sum())
     return weights
 
 
 def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON, which does not know nan: None instead."""
+    """Replace nan by None, as JSON has no nan."""
     return {name: None if value != value else value for name, value in fields.items()}
 
 
 def mean(values: Sequence[float] | Floats) -> float:
-    """Mean of the values that are not nan; nan when there are none."""
+    """Return the mean of the values that are not nan; nan when there are none."""
     array = np.asarray(values, np.float64)
     known = array[~np.isnan(array)]
     return float(known.mean()) if len(known) else math.nan

@@ -19,7 +19,7 @@ needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="n
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Four forged and four authentic images in shards."""
-    folder = tmp_path_factory.mktemp("judging") / "photos"
+    folder = tmp_path_factory.mktemp("evaluation") / "photos"
     return str(write_shards(generate_set(1, ("splice", "copy-move") * 2), folder, shards=1))
 
 
@@ -29,13 +29,13 @@ def test_evaluate_writes_a_table_and_json(
     output = tmp_path / "new" / "evaluation.json"
     arguments = [truth, "--perturbation", "none,jpeg-70", "--output", str(output), "--limit", "4"]
     assert main(["evaluate", *arguments]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     stored = json.loads(output.read_text())
-    assert json.loads(said.out.splitlines()[-1]) == stored
+    assert json.loads(printed.out.splitlines()[-1]) == stored
     results = [SetResult.from_dict(fields) for fields in stored["results"]]
     assert [(r.set, r.perturbation) for r in results] == [("photos", "none"), ("photos", "jpeg-70")]
     assert all(r.forged + r.authentic == 4 for r in results)
-    lines = [line for line in said.err.splitlines() if line.startswith(("set", "photos"))]
+    lines = [line for line in printed.err.splitlines() if line.startswith(("set", "photos"))]
     assert len({len(line) for line in lines}) == 1
     assert len(lines) == 3
 
@@ -49,8 +49,8 @@ def test_calibrate_writes_a_policy_that_evaluate_reads(truth: str, tmp_path: Pat
     assert main(["calibrate", truth, *flags]) == 0
     made = Policy.from_json(policy.read_text())
     assert (made.id, made.min_side, made.false_positive_rate) == ("trial", 128, 0.0)
-    told = json.loads(report.read_text())
-    assert (told["forged"], told["groups"][0]["authentic"]) == (4, 4)
+    numbers = json.loads(report.read_text())
+    assert (numbers["forged"], numbers["groups"][0]["authentic"]) == (4, 4)
     flags = ["--policy", str(policy), "--output", str(tmp_path / "e.json"), "--plot", str(plots[1])]
     assert main(["evaluate", truth, *flags]) == 0
     (result,) = json.loads((tmp_path / "e.json").read_text())["results"]
@@ -59,7 +59,7 @@ def test_calibrate_writes_a_policy_that_evaluate_reads(truth: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--perturbation", "sepia"], "sepia"),
         (["--policy", "nowhere.json"], "nowhere.json"),
@@ -67,10 +67,10 @@ def test_calibrate_writes_a_policy_that_evaluate_reads(truth: str, tmp_path: Pat
         (["--plot", "a.png"], "pip install"),
     ],
 )
-def test_what_cannot_be_is_said_before_any_work(
+def test_a_wrong_flag_is_refused_before_any_work(
     truth: str,
     flags: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -78,5 +78,38 @@ def test_what_cannot_be_is_said_before_any_work(
     assert main(["evaluate", truth, *flags]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("none.csv", "none.csv: no such file"),
+        (".", ".: no such file"),
+        ("columns.csv", "add the column image, mask"),
+        ("binary.csv", "no CSV file in UTF-8"),
+        ("images.csv", "none.png: no such file, though images.csv names it"),
+    ],
+)
+def test_a_wrong_manifest_is_one_line_and_writes_nothing(
+    command: str,
+    manifest: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No heading of a table, no model loaded, no file made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"pipeline.{command}.load_model", None)
+    (tmp_path / "columns.csv").write_text("picture\n")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xd8\n")
+    (tmp_path / "images.csv").write_text("image,mask\nnone.png,\n")
+    files = sorted(tmp_path.iterdir())
+    assert main([command, manifest, "--output", "new/output.json"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert message in err
+    assert sorted(tmp_path.iterdir()) == files

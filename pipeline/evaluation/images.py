@@ -1,4 +1,4 @@
-"""One image at a time: what the detector says of it, held against the truth."""
+"""Evaluation of single images: the finding of the detector compared with the truth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prompt_iml.engine.errors import DecodeError, ImageError, UsageError
 from prompt_iml.engine.model.policy import Label
 from prompt_iml.pipeline.evaluation.comparison import f1_and_iou
 from prompt_iml.pipeline.evaluation.manifest import Labelled, Mask, read_mask, read_payload
-from prompt_iml.pipeline.evaluation.measures import best_f1, f1_at, flagged_at, pixel_auc, sweep
+from prompt_iml.pipeline.evaluation.metrics import best_f1, f1_at, masked_at, pixel_auc, sweep
 from prompt_iml.pipeline.evaluation.perturbations import perturb
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 
@@ -25,19 +25,19 @@ LEVELS = np.log(MASK_THRESHOLDS / (1 - MASK_THRESHOLDS))
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One image, judged at the size at which the detector saw it.
+class ImageResult:
+    """Finding and metrics of one image, at the size that the detector received.
 
     Attributes:
-        kind: how it was forged.
-        forged: whether it was.
-        score_raw, score, label: what the detector says of the whole image.
-        flagged: share of its pixels in the mask.
-        peak: the highest probability of its pixels.
-        f1, iou: of the mask against the truth; nan when authentic.
-        best_f1: pixel F1 at the threshold that suits this image best; nan when authentic.
-        pixel_auc: of this image's pixels; nan when authentic.
-        f1_at, flagged_at: F1 and flagged share at each of `MASK_THRESHOLDS`.
+        kind: kind of forgery; `authentic` without one.
+        forged: whether the image is forged.
+        score_raw, score, label: finding of the detector for the whole image.
+        masked: share of its pixels in the mask.
+        peak: highest probability of its pixels.
+        f1, iou: pixel F1 and IoU of the mask; nan when authentic.
+        best_f1: pixel F1 at the best threshold for this image; nan when authentic.
+        pixel_auc: AUC of this image's pixels; nan when authentic.
+        f1_at, masked_at: F1 and masked share at each of `MASK_THRESHOLDS`.
     """
 
     kind: str
@@ -45,28 +45,28 @@ class Judged:
     score_raw: float
     score: float
     label: Label
-    flagged: float
+    masked: float
     peak: float
     f1: float
     iou: float
     best_f1: float
     pixel_auc: float
     f1_at: NDArray[np.floating]
-    flagged_at: NDArray[np.floating]
+    masked_at: NDArray[np.floating]
 
 
-def judge_samples(
+def evaluate_images(
     detector: Detector, samples: Sequence[Labelled], perturbation: str = "none"
-) -> Iterator[Judged | ImageError]:
-    """Judge each image of a manifest; what cannot be decoded or run comes out as its error.
+) -> Iterator[ImageResult | ImageError]:
+    """Evaluate each image of a manifest; one that cannot be decoded or run yields its error.
 
     Args:
-        detector: engine, view and policy, as a scan puts them together.
-        samples: from `read_manifest`.
+        detector: engine, view and policy, as a scan combines them.
+        samples: result of `read_manifest`.
         perturbation: one name of `pipeline.evaluation.perturbations`.
 
     Raises:
-        UsageError: the manifest is wrong: a file is missing, or a mask has another size.
+        UsageError: a file of the manifest is missing, or a mask has another size than its image.
     """
     failures: list[ImageError] = []
     images = _images(samples, perturbation, failures)
@@ -74,7 +74,7 @@ def judge_samples(
         if isinstance(finding, ImageError):
             yield finding
         else:
-            yield _judge(sample, mask, finding)
+            yield _evaluate(sample, mask, finding)
     yield from failures
 
 
@@ -101,28 +101,28 @@ def _decoded(payload: bytes) -> Image:
         return decode(payload, DecodeLimits()).image
     except ImageError:
         raise
-    except Exception as error:  # as in a scan: no image may end the job
+    except Exception as error:  # as in a scan: an image must not end the job
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
-def _judge(sample: Labelled, mask: Mask | None, finding: Finding) -> Judged:
+def _evaluate(sample: Labelled, mask: Mask | None, finding: Finding) -> ImageResult:
     height, width = finding.logits.shape
     found = np.zeros((height, width), bool) if finding.mask is None else finding.mask
     truth = np.zeros((height, width), bool) if mask is None else mask
     pixels = sweep(upsample(finding.logits, (slice(0, height), slice(0, width))), truth)
     f1, iou = (math.nan, math.nan) if mask is None else f1_and_iou(found, truth)
-    return Judged(
+    return ImageResult(
         kind=sample.kind,
         forged=mask is not None,
         score_raw=finding.score_raw,
         score=finding.score,
         label=finding.label,
-        flagged=finding.manipulated_fraction,
+        masked=finding.manipulated_fraction,
         peak=finding.logits.peak,
         f1=f1,
         iou=iou,
         best_f1=best_f1(pixels),
         pixel_auc=pixel_auc(pixels),
         f1_at=f1_at(pixels, LEVELS),
-        flagged_at=flagged_at(pixels, LEVELS),
+        masked_at=masked_at(pixels, LEVELS),
     )
