@@ -1,0 +1,68 @@
+"""An output of version 0.1.0, two shards of six images, one of them truncated, stays usable.
+
+Recorded as `prompt-iml scan /data/photos --output /data/scanned --run-id photos`; since then the
+output was moved and the images were deleted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+from prompt_iml.pipeline.report.report import write_report
+from prompt_iml.pipeline.run.compact import compact
+from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.run.verify import verify
+from prompt_iml.pipeline.scan.scan import scan
+from prompt_iml.pipeline.settings import CompactSettings, ScanSettings, VerifySettings
+
+STORED = Path(__file__).parent / "stored" / "output-v1"
+COUNTS = {"rows": 6, "ok": 5, "failed": 1, "skipped": 0, "problems": 0}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(shutil.copytree(STORED, tmp_path / "moved"))
+
+
+def verified(output: str) -> dict[str, int]:
+    summary = verify(VerifySettings(output=output))
+    return {name: summary[name] for name in COUNTS}
+
+
+def test_it_is_verified(output: str) -> None:
+    assert verified(output) == COUNTS
+
+
+def test_it_is_reported(output: str) -> None:
+    page = Path(write_report(output).removeprefix("file://")).read_text()
+    assert page.count('<article class="card') == 5
+    assert "broken.jpg" in page
+
+
+def test_it_is_resumed(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The inputs are not listed again: they are gone."""
+    summary = scan(ScanSettings(inputs=["/data/photos"], output=output, run_id="photos"))
+    assert (summary["listed"], summary["ok"], summary["scanned_now"]) == (6, 5, 0)
+    assert "already complete: run photos" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cluster")
+def test_it_is_completed_from_its_parts(output: str) -> None:
+    """A driver that died before the manifest was written."""
+    run = Run(f"file://{output}", "photos")
+    (manifest,) = Path(output, "_runs/photos").glob("manifest.json")
+    whole = run.manifest()
+    manifest.unlink()
+    scan(ScanSettings(inputs=["/data/photos"], output=output, run_id="photos"))
+    assert run.manifest() == whole
+
+
+def test_it_is_compacted(output: str) -> None:
+    before = ds.dataset(f"{output}/results").to_table().sort_by("image_id")
+    assert compact(CompactSettings(output=output, grace=0))["parts"] == 1
+    assert ds.dataset(f"{output}/results").to_table().sort_by("image_id").equals(before)
+    assert verified(output) == COUNTS
