@@ -65,6 +65,8 @@ def test_calibrate_writes_a_policy_that_evaluate_reads(truth: str, tmp_path: Pat
         (["--policy", "nowhere.json"], "nowhere.json"),
         (["--model", "nobody"], "nobody"),
         (["--plot", "a.png"], "pip install"),
+        (["--output", "."], ". cannot be written"),
+        (["--output", f"{__file__}/new/e.json"], "cannot be written"),
     ],
 )
 def test_a_wrong_flag_is_refused_before_any_work(

@@ -18,7 +18,7 @@ from prompt_iml.pipeline.evaluation.calibration import (
     group_rates,
     make_policy,
 )
-from prompt_iml.pipeline.evaluation.evaluate import check_manifests, write_json
+from prompt_iml.pipeline.evaluation.evaluate import check_manifests, check_outputs, write_json
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_reliability, require_matplotlib
 from prompt_iml.pipeline.evaluation.sets import set_name
@@ -35,6 +35,7 @@ def calibrate(settings: CalibrateSettings) -> Json:
     """
     perturbations = expand(settings.perturbation)
     check_manifests(settings.manifests, settings.limit)
+    check_outputs(settings.output, settings.report, settings.plot)
     if settings.plot:
         require_matplotlib()
     targets = Targets(**settings.model_dump(include=set(Targets.__slots__)))

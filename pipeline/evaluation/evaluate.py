@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prompt_iml.engine.errors import MissingInput
+from prompt_iml.engine.errors import MissingInput, UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.open import open_engine
@@ -45,6 +46,7 @@ def evaluate(settings: EvaluateSettings) -> Json:
     """
     perturbations = expand(settings.perturbation)
     check_manifests(settings.manifests, settings.limit)
+    check_outputs(settings.output, settings.plot)
     if settings.plot:
         require_matplotlib()
     model = load_model(settings.model)
@@ -75,6 +77,14 @@ def check_manifests(manifests: Sequence[str], limit: int | None) -> None:
     """Raise the errors of `read_manifest` before a model is loaded and a table is begun."""
     for manifest in manifests:
         read_manifest(Path(manifest), limit)
+
+
+def check_outputs(*paths: str | None) -> None:
+    """Raise `UsageError` for a file that cannot be written, before a long evaluation."""
+    for path in (Path(path) for path in paths if path):
+        folder = next(each for each in path.absolute().parents if each.exists())
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(f"{path} cannot be written: choose another file")
 
 
 def write_json(path: Path, content: Json) -> None:

@@ -88,7 +88,7 @@ def write_report(
     output = storage.canonical(output)
     target = storage.canonical(path) if path else f"{output}/report.html"
     try:
-        content = gather(Run(output, run_id or only_run(output)), limit)
+        content = gather(Run(output, only_run(output, run_id)), limit)
     except FetchError as error:
         raise MissingInput(f"no results to report: {error}") from error
     storage.write(target, render(content).encode())

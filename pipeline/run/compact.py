@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from prompt_iml.engine.errors import FetchError, MissingInput, NotFound, UsageError
+from prompt_iml.engine.errors import FetchError, NotFound, UsageError
 from prompt_iml.pipeline.monitoring.progress import say
 from prompt_iml.pipeline.run.folder import Json, Run, encode, read_json
 from prompt_iml.pipeline.run.schema import merge_parts, read_summary
@@ -59,9 +59,7 @@ def compact(settings: CompactSettings) -> Json:
             output cannot be read or written.
     """
     output = storage.canonical(settings.output)
-    every = run_ids(output)
-    if settings.run_id and settings.run_id not in every:
-        raise MissingInput(f"{output} holds no run {settings.run_id}: one of {', '.join(every)}")
+    every = run_ids(output, settings.run_id)
     before = after = 0
     for run_id in [settings.run_id] if settings.run_id else every:
         run = Run(output, run_id)

@@ -1,4 +1,4 @@
-"""The table of a run, for those who read it."""
+"""Access to the runs under an output, and to the rows of a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 
 
-def run_ids(output: str) -> list[str]:
-    """The ids of the runs under an output.
+def run_ids(output: str, run_id: str | None = None) -> list[str]:
+    """Return the ids of the runs under an output.
 
     Raises:
-        MissingInput: there are none.
+        MissingInput: there are none, or `run_id` is not one of them.
         FetchError: the output cannot be read.
     """
     folder = f"{output}/_runs"
@@ -28,19 +28,26 @@ def run_ids(output: str) -> list[str]:
     names = [name.removesuffix("/config.json") for name in files if name.endswith("/config.json")]
     if not names:
         raise MissingInput(f"{output} holds no run: give the --output of a scan")
+    if run_id and run_id not in names:
+        raise MissingInput(f"{output} holds no run {run_id}: one of {', '.join(names)}")
     return names
 
 
-def only_run(output: str) -> str:
-    """The id of the one run under an output; raises as `run_ids`, and `UsageError` for several."""
-    names = run_ids(output)
-    if len(names) > 1:
+def only_run(output: str, run_id: str | None = None) -> str:
+    """Return `run_id`, or the id of the only run under an output.
+
+    Raises:
+        MissingInput, FetchError: as `run_ids`.
+        UsageError: there are several, and `run_id` is None.
+    """
+    names = run_ids(output, run_id)
+    if not run_id and len(names) > 1:
         raise UsageError(f"{output} holds several runs: add --run-id, one of {', '.join(names)}")
-    return names[0]
+    return run_id or names[0]
 
 
 def open_results(run: Run) -> ds.Dataset:
-    """The rows of a run that are committed by now.
+    """Open the rows of a run that are committed by now.
 
     Raises:
         MissingInput: there are none.
