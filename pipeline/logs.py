@@ -1,7 +1,7 @@
-"""Lines on stderr: for people, or, where `--log json` asks for it, one JSON object each.
+"""Log lines on stderr: text for people, or, with `--log json`, one JSON object each.
 
-Such an object has `time` (UTC), `level`, `message`, and what is known besides: `run`, `unit`, ...
-Scan actors tell of every unit that they begin and end; of plain lines they tell only of trouble.
+Each object has `time` (UTC), `level` and `message`, and `run` and `unit` where they are known.
+Scan actors log each unit they begin and end; in text format they log only warnings and errors.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ LOGGER = logging.getLogger("prompt_iml")
 
 
 class JsonLines(logging.Formatter):
-    """One object a line, with `fields` in each."""
+    """Formatter of one JSON object a line, with `fields` in each."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         super().__init__()
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the record as JSON."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
         return json.dumps(line | self._fields | getattr(record, "fields", {}), default=str)
 
 
 class Stderr(logging.Handler):
-    """To what is stderr at that moment."""
+    """Handler that writes to the `sys.stderr` of the moment, which tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
+        """Write one line."""
         print(self.format(record), file=sys.stderr, flush=True)
 
 
 def configure(kind: Format = "text", level: int = logging.INFO, **fields: Any) -> None:
-    """How this process's lines look from now on; `fields` are put into each object."""
+    """Set the format and level of this process's log; `fields` join every JSON object."""
     handler = Stderr()
     handler.setFormatter(JsonLines(fields) if kind == "json" else None)
     LOGGER.handlers, LOGGER.propagate = [handler], False
     LOGGER.setLevel(level)
 
 
-def tell(message: str, level: int = logging.INFO, **fields: Any) -> None:
-    """One line."""
+def log(message: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Write one line to stderr; stdout is for the summary alone."""
     if not LOGGER.handlers:
         configure()
     LOGGER.log(level, message, extra={"fields": fields})
 
 
 def is_json() -> bool:
-    """Whether lines are objects."""
+    """Return whether lines are JSON objects."""
     return any(isinstance(handler.formatter, JsonLines) for handler in LOGGER.handlers)

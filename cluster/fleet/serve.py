@@ -42,7 +42,7 @@ from prompt_iml.cluster.settings import EndpointSettings, ServeSettings
 from prompt_iml.engine.errors import TooLarge, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import to_batch
@@ -65,7 +65,9 @@ STARTS = 3  # attempts to start a replica before the deployment fails
 
 
 def application(args: Json) -> Application:
-    """Build the application that a Serve config names: `import_path: prompt_iml.cluster.fleet.serve:application`.
+    """Build the application that a Serve config names.
+
+    Its import path is `prompt_iml.cluster.fleet.serve:application`.
 
     Args:
         args: fields of `EndpointSettings`.
@@ -224,10 +226,10 @@ def serve_until_signal(settings: ServeSettings) -> Json:
     args["require_token"] |= TOKEN in os.environ
     target = application(args)
     if settings.host not in LOOPBACK and not args["require_token"]:
-        say(f"note: every client that reaches {settings.host} is served: set {TOKEN}")
+        log(f"note: every client that reaches {settings.host} is served: set {TOKEN}")
     with ray_session(settings.address, None), _deployed(target, settings) as url:
         started = time.monotonic()
-        say(f"serving at {url}")
+        log(f"serving at {url}")
         _wait_for_signal()
         seconds = time.monotonic() - started
     return {"url": url, "seconds": round(seconds, 2)}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from prompt_iml.cluster.fleet.working_dir import packed
 from prompt_iml.engine.errors import MissingDependency, UsageError
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json, default_run_id
 from prompt_iml.pipeline.settings import Pool, ScanSettings
 
@@ -110,16 +110,16 @@ def start(client: JobSubmissionClient, run_id: str, entrypoint: str, folder: str
     job = _attempt_id(run_id, len(attempts) or 1)
     if attempts and not attempts[-1].status.is_terminal():
         _check_same(attempts[-1], entrypoint)
-        say(f"attaching to job {job}")
+        log(f"attaching to job {job}")
         return job
     if attempts:
         job = _attempt_id(run_id, len(attempts) + 1)
     with packed(folder) as package:
         runtime_env = {"working_dir": str(package)} if package else {}
         if _begin(client, job, entrypoint, runtime_env, run_id):
-            say(f"{'resuming' if attempts else 'started'} run {run_id} as job {job}")
+            log(f"{'resuming' if attempts else 'started'} run {run_id} as job {job}")
         else:
-            say(f"attaching to job {job}, which another began meanwhile")
+            log(f"attaching to job {job}, which another began meanwhile")
     return job
 
 
@@ -168,14 +168,14 @@ def _check_same(job: JobDetails, entrypoint: str) -> None:
 
 def follow(client: JobSubmissionClient, job: str) -> str:
     """Show the job's log on stderr until it has ended; returns the last line of it."""
-    log = _Log()
+    shown = _Log()
     while True:
         try:
-            asyncio.run(log.tail(client, job))
+            asyncio.run(shown.tail(client, job))
         except (RuntimeError, OSError) as error:  # the line broke off, not the job
-            say(f"note: the log broke off ({error}); trying again")
+            log(f"note: the log broke off ({error}); trying again")
         if client.get_job_status(job).is_terminal():
-            return log.last
+            return shown.last
         time.sleep(POLL_SECONDS)
 
 

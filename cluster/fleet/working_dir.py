@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prompt_iml.engine.errors import MissingInput, UsageError
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 
 MOST_BYTES = 32 * 2**20  # it goes through the cluster's head
 SHOWN = 20  # files told by name
@@ -63,8 +63,8 @@ def tell_travellers(root: Path, files: list[Path]) -> None:
             f"--working-dir {root} has {total / 2**20:.0f} MiB, more than {MOST_BYTES >> 20}: "
             f"leave out {', '.join(str(path.relative_to(root)) for path in largest)}"
         )
-    say(f"{len(files)} files travel, {total / 2**20:.1f} MiB:")
+    log(f"{len(files)} files travel, {total / 2**20:.1f} MiB:")
     for path in files[:SHOWN]:
-        say(f"  {path.relative_to(root)}")
+        log(f"  {path.relative_to(root)}")
     if len(files) > SHOWN:
-        say(f"  and {len(files) - SHOWN} more")
+        log(f"  and {len(files) - SHOWN} more")

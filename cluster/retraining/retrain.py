@@ -39,7 +39,6 @@ from prompt_iml.engine.model.prompts import PREFIX, PromptSet, check_fits
 from prompt_iml.engine.runtimes.open import check_engine, open_engine
 from prompt_iml.engine.runtimes.protocol import Engine
 from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest, set_name
-from prompt_iml.pipeline.monitoring.progress import say
 from prompt_iml.pipeline.registry.promotion import (
     leased,
     promote,
@@ -129,7 +128,7 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     with leased(registry, owner, settings.lease_seconds) as lease:
         current = registry.state().current
         old = with_prompt_set(model, registry, current)
-        say(f"re-training {model.id} from {short_name(current)}")
+        log(f"re-training {model.id} from {short_name(current)}")
         trained = steps.train(train_settings(settings, old, current))
         lease.check(registry.state())
         tensors = load(storage.read_bytes(storage.canonical(trained.weights)))
@@ -310,7 +309,7 @@ def _together(now: Json, first: Json) -> Json:
 
 def _summary(stored: str, prompt_set: str, parent: str | None, verdict: Json) -> Json:
     word = "passed" if verdict["passed"] else "refused"
-    say("; ".join([f"{word}: prompt set {prompt_set}", *verdict["reasons"]]))
+    log("; ".join([f"{word}: prompt set {prompt_set}", *verdict["reasons"]]))
     return {
         "version": stored,
         "prompt_set": prompt_set,

@@ -14,8 +14,8 @@ NAME = "MSDeformAttn"
 VERSION = 1
 OPSET = 18
 
-# Shapes as in `engine.operator.torch_op`; `sizes` (L, 2) int64 holds (H, W) of each level. Values for
-# each point are (N, Q, M, L, P), values for each level (L, 1).
+# Shapes as in `engine.operator.torch_op`; `sizes` (L, 2) int64 holds (H, W) of each level. Values
+# for each point are (N, Q, M, L, P), values for each level (L, 1).
 FUNCTION = f"""
 <domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
 {NAME} (value, sizes, locations, weights) => (out)

@@ -17,7 +17,7 @@ from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.demo.photographs import DemoImage, generate_set, write_shards
 from prompt_iml.pipeline.evaluation.comparison import compare, read_rows, read_truth, table
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.report.pictures import contact_sheet
 from prompt_iml.pipeline.report.report import write_report
 from prompt_iml.pipeline.run.folder import Json, Run
@@ -53,8 +53,8 @@ def demo(settings: DemoSettings) -> Json:
     comparison = compare(rows, truth)
     picture = _write_sheet(folder / "found.png", images, rows)
     report = write_report(summary["output"], run_id=run.run_id)
-    say(f"\nfound against truth, {summary['model']}, as measured:\n\n{table(comparison)}\n")
-    say(f"report   {report}\npicture  {picture}\ntable    {folder}/results/*.parquet")
+    log(f"\nfound against truth, {summary['model']}, as measured:\n\n{table(comparison)}\n")
+    log(f"report   {report}\npicture  {picture}\ntable    {folder}/results/*.parquet")
     return {
         **summary,
         "report": report,

@@ -22,7 +22,6 @@ from prompt_iml.pipeline.evaluation.evaluate import check_manifests, check_outpu
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_reliability, require_matplotlib
 from prompt_iml.pipeline.evaluation.sets import set_name
-from prompt_iml.pipeline.monitoring.progress import say
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import CalibrateSettings
 
@@ -45,7 +44,7 @@ def calibrate(settings: CalibrateSettings) -> Json:
     together = [each for group in results.values() for each in group]
     calibration = make_policy(together, targets, name)
     groups = [group_rates(calibration.policy, group, *key) for key, group in results.items()]
-    say(summary(calibration, groups))
+    log(summary(calibration, groups))
     report = {
         "model": model.id,
         "model_sha256": model.sha256,
@@ -104,7 +103,7 @@ def _evaluate_all(
         for perturbation in perturbations:
             outcomes = list(evaluate_images(detector, samples, perturbation))
             found = [each for each in outcomes if isinstance(each, ImageResult)]
-            say(f"{set_name(manifest)}, {perturbation}: {len(found)} images")
+            log(f"{set_name(manifest)}, {perturbation}: {len(found)} images")
             results.setdefault((set_name(manifest), perturbation), []).extend(found)
             failed += len(outcomes) - len(found)
     if not any(results.values()):

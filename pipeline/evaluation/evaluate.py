@@ -16,7 +16,7 @@ from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifes
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_results, require_matplotlib
 from prompt_iml.pipeline.evaluation.sets import set_name
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import EvaluateSettings
 
@@ -52,7 +52,7 @@ def evaluate(settings: EvaluateSettings) -> Json:
     model = load_model(settings.model)
     policy = read_policy(settings.policy) if settings.policy else model.policy
     results = list(_results(settings, model, policy, perturbations))
-    say(f"\n{MEANING}")
+    log(f"\n{MEANING}")
     report = {
         "model": model.id,
         "model_sha256": model.sha256,
@@ -116,15 +116,15 @@ def _results(
     engine = open_engine(model, settings.engine)
     manifests = [Path(name) for name in settings.manifests]
     width = max(len(set_name(manifest)) for manifest in manifests)
-    say(
+    log(
         f"{model.id}, policy {policy.id}, "
         f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of an image's peak\n"
     )
-    say(table_header(width))
+    log(table_header(width))
     for manifest in manifests:
         for perturbation in perturbations:
             result = evaluate_set(
                 engine, model, policy, manifest, perturbation, limit=settings.limit
             )
-            say(table_line(result, width))
+            log(table_line(result, width))
             yield result

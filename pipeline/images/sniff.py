@@ -63,8 +63,8 @@ _BRANDS = {
 def sniff(head: bytes) -> str | None:
     """Return the media type of the image that starts with `head`, or None if it is unknown.
 
-    Formats outside the allow-list of `pipeline.images.decode` are detected too, so that an error can
-    name them.
+    Formats outside the allow-list of `pipeline.images.decode` are detected too, so that an error
+    can name them.
 
     Args:
         head: the first `HEAD_BYTES` bytes, or all of them; fewer may leave a type undetected.

@@ -23,7 +23,7 @@ from prompt_iml.engine.runtimes.parity import TOLERANCES, Case, Parity, compare,
 from prompt_iml.engine.runtimes.plans import Recipe, Tile
 from prompt_iml.engine.runtimes.protocol import Batch, Engine
 from prompt_iml.pipeline.demo.photographs import PHOTOGRAPHS, photograph
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import BuildSettings
 
@@ -67,7 +67,7 @@ class TensorRtBuilder(Builder):
             register()
         graph = graph_for(model, recipe, tile, float32)
         plan, self._timing = build_plan(
-            self._trt, graph, recipe.batches, timing_cache=self._timing, say=say
+            self._trt, graph, recipe.batches, timing_cache=self._timing, say=log
         )
         return plan
 
@@ -112,12 +112,12 @@ def build(settings: BuildSettings, builder: Builder | None = None) -> Json:
     recipe = recipe_for(model, settings)
     about = {"model": model.id, "machine": list(builder.machine)}
     if not settings.force and (built := plans.load(BlobCache(), model, recipe, builder.machine)):
-        say(f"already built and compared: {built.about['parity']['worst']}")
+        log(f"already built and compared: {built.about['parity']['worst']}")
         return {**about, "stored": True, "parity": built.about["parity"]}
     outcome = build_and_compare(model, recipe, builder)
     worst = outcome.parity.worst
     word = "stored" if outcome.key else f"not stored, the tolerance is {outcome.parity.tolerance:g}"
-    say(f"{outcome.parity.engine} compared with {outcome.parity.reference}: {worst}: {word}")
+    log(f"{outcome.parity.engine} compared with {outcome.parity.reference}: {worst}: {word}")
     return {
         **about,
         "stored": outcome.key is not None,
@@ -144,10 +144,10 @@ def build_and_compare(model: Model, recipe: Recipe, builder: Builder) -> Outcome
     shown = photographs([smallest], [4])[0]
     float32, error = float32_operators(model, recipe, shown.batch)
     kept = f" with {', '.join(sorted(float32))} in float32" if float32 else ""
-    say(f"error of {recipe.precision}{kept}, emulated: {error:.1e}")
+    log(f"error of {recipe.precision}{kept}, emulated: {error:.1e}")
     built = {}
     for size in recipe.tiles:
-        say(f"building {model.id} for {size[0]}x{size[1]}, batches of {recipe.batches}")
+        log(f"building {model.id} for {size[0]}x{size[1]}, batches of {recipe.batches}")
         built[size] = builder.build(model, recipe, size, float32)
     parity = check_parity(builder.open(model, recipe, built), model, recipe)
     key = None

@@ -12,7 +12,7 @@ from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.runtimes.blob_cache import BlobCache, default_folder
 from prompt_iml.engine.runtimes.open import DEFAULT, check_engine
 from prompt_iml.engine.runtimes.plans import current
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import DoctorSettings
 
@@ -58,7 +58,7 @@ def doctor(settings: DoctorSettings) -> Json:
         *_gpu(model),
     ]
     for check in checks:
-        say(str(check))
+        log(str(check))
     ready = [c.name.removeprefix("engine ") for c in checks if c.name.startswith("engine ")
              and c.state == "ok"]  # fmt: skip
     return {"checks": [asdict(check) for check in checks], "engines": ready}

@@ -1,4 +1,4 @@
-"""Progress on stderr: one line that moves on a terminal, a line every ten seconds elsewhere."""
+"""Progress on stderr: a line redrawn in place on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
-from prompt_iml.pipeline.logs import is_json, tell
+from prompt_iml.pipeline.logs import is_json, log
 
 LINE_SECONDS = 10.0
 TERMINAL_SECONDS = 0.5
@@ -19,12 +19,12 @@ STALL_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What the actors have told so far.
+    """Work that the actors have reported.
 
     Attributes:
         images: rows made by this launch.
-        size_bytes: of those images, and of what lay around them in units that ended.
-        resumed_bytes: of the units that an earlier launch had committed.
+        size_bytes: size of these images, with the shard overhead of units that ended.
+        resumed_bytes: size of the units that an earlier launch committed.
     """
 
     images: int = 0
@@ -33,15 +33,18 @@ class Done:
 
 
 class Tally:
-    """What the actors tell: what is done, and who began what. It may be lost: then the progress
-    starts at nothing, and so does the count of the deaths over a unit."""
+    """Work done and units begun, as the actors report them.
+
+    It is kept in memory only: where its process is restarted, the progress and the count of
+    crashes over each unit start at zero.
+    """
 
     def __init__(self) -> None:
         self._done = Done()
         self._begun: Counter[str] = Counter()
 
     def begin(self, unit_id: str) -> int:
-        """Note that an actor begins a unit; how often one began it before and did not end it."""
+        """Note that an actor begins a unit; return how many began it before and did not end it."""
         self._begun[unit_id] += 1
         return self._begun[unit_id] - 1
 
@@ -50,7 +53,7 @@ class Tally:
         del self._begun[unit_id]
 
     def add(self, more: Done) -> None:
-        """Count what an actor did since it last told."""
+        """Add what an actor did since its last report."""
         self._done = Done(
             self._done.images + more.images,
             self._done.size_bytes + more.size_bytes,
@@ -58,16 +61,16 @@ class Tally:
         )
 
     def read(self) -> Done:
-        """The sum."""
+        """Return the sum."""
         return self._done
 
 
 class Progress:
-    """Shows images, rate and time to go while the `with` block runs.
+    """Display of images, rate and time left while the `with` block runs.
 
     Args:
-        read: what is done so far; called from a thread; None when that cannot be told now.
-        total_bytes: what there is to do; known before the number of images is; 0 if unknown.
+        read: returns the work done so far, None when it is unknown; called from a thread.
+        total_bytes: size of all inputs, which is known before the number of images; 0 if unknown.
         stream: where to write.
     """
 
@@ -104,34 +107,34 @@ class Progress:
 
     def _show(self, text: str) -> None:
         if is_json():
-            tell(text.rstrip())
+            log(text.rstrip())
         else:
             self._stream.write(text)
             self._stream.flush()
 
 
 class Stall:
-    """Tells when nothing was done for long: once a stall."""
+    """Detector of stalls, which warns once for each."""
 
     def __init__(self) -> None:
         self._last: Done | None = None
         self._since = -1.0
 
     def warning(self, done: Done | None, now: float) -> str | None:
-        """A line, when `done` has not changed for `STALL_SECONDS` before `now`."""
+        """Return a warning when `done` has not changed for `STALL_SECONDS` before `now`."""
         if done != self._last or self._since < 0:
             self._last, self._since = done, now
         if now - self._since < STALL_SECONDS:
             return None
-        self._since = now + 10 * STALL_SECONDS  # say it again, but not soon
+        self._since = now + 10 * STALL_SECONDS  # warn again, but not soon
         return (
-            f"nothing was done for {STALL_SECONDS:.0f} s: is the cluster short of CPUs, or the "
-            "store down? `ray status` tells what is waited for"
+            f"No image was scanned for {STALL_SECONDS:.0f} s. The cluster may be short of CPUs, or "
+            "the object store down: `ray status` shows what the scan waits for."
         )
 
 
 def progress_line(done: Done, total_bytes: int, seconds: float) -> str:
-    """`1,234 images  56.7/s  42%  ETA 0:01:23`."""
+    """Return a line such as `1,234 images  56.7/s  42%  ETA 0:01:23`."""
     line = f"{done.images:,} images  {done.images / max(seconds, 1e-9):,.1f}/s"
     left = total_bytes - done.resumed_bytes - done.size_bytes
     if total_bytes <= 0 or done.size_bytes <= 0:
@@ -141,11 +144,6 @@ def progress_line(done: Done, total_bytes: int, seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`h:mm:ss`."""
+    """Return a duration as `h:mm:ss`."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal; stdout is for the summary alone."""
-    tell(line)

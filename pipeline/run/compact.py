@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from prompt_iml.engine.errors import FetchError, NotFound, UsageError
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json, Run, encode, read_json
 from prompt_iml.pipeline.run.schema import merge_parts, read_summary
 from prompt_iml.pipeline.run.table import run_ids
@@ -67,7 +67,7 @@ def compact(settings: CompactSettings) -> Json:
         if manifest is None and settings.run_id:
             raise UsageError(f"run {run_id} is not complete: finish it first, by its scan command")
         if manifest is None:
-            say(f"run {run_id} is not complete: left as it is")
+            log(f"run {run_id} is not complete: left as it is")
             continue
         before += len(manifest["parts"])
         try:
@@ -144,7 +144,7 @@ def _step(run: Run, manifest: Json, groups: list[list[Json]], target_bytes: int)
     }
     if not storage.create_once(run.generation_uri(generation), encode(swapped)):
         return False
-    say(f"run {run.run_id}: {len(gone):,} parts are {len(made):,} now, {len(parts):,} in all")
+    log(f"run {run.run_id}: {len(gone):,} parts are {len(made):,} now, {len(parts):,} in all")
     return True
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prompt_iml.engine.errors import NotFound, RunMismatch
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 
@@ -111,7 +111,7 @@ class Run:
     def commit(self, manifest: Json, generation: int = 0) -> Json:
         """Create a generation; returns the manifest that stands, which may be another driver's."""
         if not storage.create_once(self.generation_uri(generation), encode(manifest)):
-            say(f"note: another driver completed run {self.run_id} first; what it wrote stands")
+            log(f"note: another driver completed run {self.run_id} first; what it wrote stands")
         standing = self.manifest()
         assert standing is not None, "a manifest is never removed"
         return standing

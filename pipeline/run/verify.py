@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prompt_iml.engine.errors import FetchError, NotFound, UsageError
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.ordered import in_order
 from prompt_iml.pipeline.run.folder import Json, Run
 from prompt_iml.pipeline.run.plan import read_plan, read_plan_file
@@ -100,7 +100,7 @@ def verify(settings: VerifySettings) -> Json:
     try:
         for problem in _problems(output, every, chosen, totals):
             problems += 1
-            say(str(problem))
+            log(str(problem))
     except FetchError as error:
         raise UsageError(f"cannot read {error}") from error
     return {"output": output, "runs": chosen, **totals, "problems": problems}

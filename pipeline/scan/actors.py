@@ -21,10 +21,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from prompt_iml.engine.errors import UsageError
-from prompt_iml.pipeline.logs import configure, tell
+from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.monitoring.meter import Meter
 from prompt_iml.pipeline.monitoring.metrics import RayMetrics
-from prompt_iml.pipeline.monitoring.progress import Done, Tally, say
+from prompt_iml.pipeline.monitoring.progress import Done, Tally
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.scan.drain import Drain
 from prompt_iml.pipeline.scan.isolated import isolated_rows
@@ -72,10 +72,10 @@ class ScanActor:
         deaths = self._begin(planned.unit_id)
         rows_of = isolated_rows if deaths else None
         self._of_unit, started = 0, time.monotonic()
-        tell("begun", unit=planned.unit_id, uri=storage.display_name(unit.uri), deaths=deaths)
+        log("begun", unit=planned.unit_id, uri=storage.display_name(unit.uri), deaths=deaths)
         part = self._scanner.scan(planned.unit_id, unit, self._tick, rows_of)
         seconds = round(time.monotonic() - started, 3)
-        tell("done", unit=planned.unit_id, rows=part.rows, codes=part.codes, seconds=seconds)
+        log("done", unit=planned.unit_id, rows=part.rows, codes=part.codes, seconds=seconds)
         self._tally.end.remote(planned.unit_id)
         rest = max(unit.size_bytes - self._of_unit, 0)  # headers and padding of a shard
         self._bytes += rest if part.new else 0
@@ -125,7 +125,7 @@ def pool_size(
         lacking = f"{least} actors need {needs} and the cluster has room for {now}"
         if not grows:
             raise UsageError(f"{lacking}: lower --min-actors or add nodes")
-        say(f"{lacking} so far: the others begin when nodes come")
+        log(f"{lacking} so far: the others begin when nodes come")
     return PoolSize(min(least, units), min(most, units), gpus)
 
 

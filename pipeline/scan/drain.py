@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import ray
 
-from prompt_iml.pipeline.logs import tell
+from prompt_iml.pipeline.logs import log
 
 EXIT_DRAINED = 87
 POLL_SECONDS = 2.0
@@ -44,7 +44,7 @@ class Drain:
         while not is_draining(self._node):
             time.sleep(POLL_SECONDS)
         with self._busy:
-            tell("drained", node=self._node)
+            log("drained", node=self._node)
             time.sleep(RETURN_SECONDS)
             os._exit(EXIT_DRAINED)
 

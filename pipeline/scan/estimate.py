@@ -20,7 +20,7 @@ from prompt_iml.engine.errors import EmptySource, ImageError, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.scan.scan import sliced
 from prompt_iml.pipeline.settings import PlanSettings
@@ -64,7 +64,7 @@ def estimate(settings: PlanSettings) -> Json:
     samples = list(first_images(listing.drawn, settings.sample))
     images = listing.images + guess(listing.untold_bytes, samples)
     told: Json = {"units": listing.units, "size_bytes": listing.size_bytes, "images": images}
-    say(f"{images:,} images in {listing.units:,} units, {listing.size_bytes / 1e9:,.1f} GB")
+    log(f"{images:,} images in {listing.units:,} units, {listing.size_bytes / 1e9:,.1f} GB")
     return told | cost(settings, samples, images) if settings.estimate else told
 
 
@@ -125,9 +125,9 @@ def cost(settings: PlanSettings, samples: Sequence[Sample], images: int) -> Json
         "images as those drawn; no retries, no time for nodes to start",
     ]
     actor_hours = hours * settings.actors
-    say(f"{hours:,.2f} h with {settings.actors} actors: {actor_hours:,.1f} actor-hours")
+    log(f"{hours:,.2f} h with {settings.actors} actors: {actor_hours:,.1f} actor-hours")
     for line in assumptions:
-        say(f"assumed: {line}")
+        log(f"assumed: {line}")
     return {
         "images_per_second": round(rate, 2),
         "actors": settings.actors,

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError, WorkerCrashedError
 
 from prompt_iml.engine.errors import PromptImlError, UsageError
-from prompt_iml.pipeline.monitoring.progress import say
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.scan.scanner import RowMaker, ScanSpec
 from prompt_iml.pipeline.storage import storage
 
@@ -31,7 +31,7 @@ def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = FREE_SECONDS)
     task = ray.remote(num_cpus=1, num_gpus=gpus)(_complaint).remote(spec)
     lacking = "GPU" if gpus else "CPU"
     if seconds > QUIET_SECONDS and not ray.wait([task], timeout=QUIET_SECONDS)[0]:
-        say(f"waiting up to {seconds / 60:.0f} min for a free {lacking} and an engine on it")
+        log(f"waiting up to {seconds / 60:.0f} min for a free {lacking} and an engine on it")
     try:
         complaint = ray.get(task, timeout=max(0.0, deadline - time.monotonic()))
     except GetTimeoutError:

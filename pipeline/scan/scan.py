@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import check_engine
-from prompt_iml.pipeline.logs import configure
-from prompt_iml.pipeline.monitoring.progress import Progress, say
+from prompt_iml.pipeline.logs import configure, log
+from prompt_iml.pipeline.monitoring.progress import Progress
 from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json, Run, default_run_id
 from prompt_iml.pipeline.run.plan import Plan, make_plan, read_plan, waves
@@ -95,10 +95,10 @@ def scan(settings: ScanSettings) -> Json:
         check_inputs(settings)
     run.bind(config)
     for note in model.notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
     manifest, totals = run.manifest(), Totals()
     if manifest:
-        say(f"already complete: run {run.run_id}; another --run-id scans again")
+        log(f"already complete: run {run.run_id}; another --run-id scans again")
     else:
         plan = plan_of(run, settings, earlier)
         spec = ScanSpec(run, row_spec(settings, model, prompt_set), settings.log)
@@ -129,7 +129,7 @@ def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSe
         raise UsageError(f"run {name} cannot go on from itself: choose another --run-id")
     run, config = complete_run(output, name)
     if config["model_sha256"] != model.sha256:
-        say(f"note: run {name} was made by {config['model']}, this one is by {model.id}")
+        log(f"note: run {name} was made by {config['model']}, this one is by {model.id}")
     if settings.retry_failed:
         check_retry(run, settings.retry_codes)  # before anything is written
         same = {key: config[key] for key in ("inputs", "format", "image_column")}
@@ -166,7 +166,7 @@ def choose_prompt_set(settings: ScanSettings, model: Model, output: str) -> Prom
             return PromptSetRef(registry.uri, bound["prompts"])
     prompt_set = look_up(registry, settings.prompts)
     if prompt_set is None:
-        say(
+        log(
             f"note: nothing is promoted in {registry.uri} yet: {model.id} runs with its own prompts"
         )
     return PromptSetRef(registry.uri, prompt_set, settings.refresh_prompts)
@@ -196,7 +196,7 @@ def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = 
 def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Plan:
     """The run's plan; listed now if no earlier launch did."""
     if storage.exists(run.plan_uri):
-        say(f"resuming run {run.run_id}")
+        log(f"resuming run {run.run_id}")
         return read_plan(run)
     if earlier and settings.retry_failed:
         many, limit = settings.images_per_unit, settings.limit
@@ -266,7 +266,7 @@ def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
         grows = ray_address(settings.address) != "local"
         pool = pool_size(least, most, plan.units, gpus, grows)
         check_node(spec, gpus, NODE_SECONDS if grows else FREE_SECONDS)
-        say(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
+        log(f"run {run.run_id}: {plan.units:,} units on up to {pool.most} actors")
         with (
             shared_tally() as tally,
             Progress(lambda: read_tally(tally), plan.size_bytes),

@@ -24,7 +24,7 @@ from prompt_iml.engine.errors import DecodeError, ImageError, OutOfMemory, Usage
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
-from prompt_iml.pipeline.logs import Format, tell
+from prompt_iml.pipeline.logs import Format, log
 from prompt_iml.pipeline.monitoring.meter import Meter
 from prompt_iml.pipeline.ordered import in_order
 from prompt_iml.pipeline.registry.registry import CurrentPromptSet, PromptSetRef
@@ -263,7 +263,7 @@ class Scanner:
         if created:
             return self._part(uri, payload, new=True)
         message = f"unit {unit_id} was committed by another actor: the rows made here are dropped"
-        tell(message, logging.WARNING, unit=unit_id)
+        log(message, logging.WARNING, unit=unit_id)
         return self._part(uri, storage.read_bytes(uri), new=False)
 
     def _rows(self, unit: Unit, rows_of: RowsOf | None) -> Iterator[Row]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from prompt_iml.pipeline import logs
-from prompt_iml.pipeline.monitoring.progress import say
 
 
 @pytest.fixture(autouse=True)
@@ -19,13 +18,13 @@ def afterwards() -> Iterator[None]:
 
 def test_people_read_the_line_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(run="r")
-    say("note: a line")
+    logs.log("note: a line")
     assert capsys.readouterr().err == "note: a line\n"
 
 
 def test_machines_read_run_and_unit(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("json", run="r")
-    logs.tell("done", unit="u", rows=3)
+    logs.log("done", unit="u", rows=3)
     line = json.loads(capsys.readouterr().err)
     assert line.pop("time").endswith("+00:00")
     assert line == {"level": "info", "message": "done", "run": "r", "unit": "u", "rows": 3}

@@ -16,7 +16,7 @@ from prompt_iml.pipeline.monitoring.progress import (
 )
 
 
-def test_line_tells_rate_share_and_time_to_go() -> None:
+def test_the_line_has_rate_share_and_time_left() -> None:
     line = progress_line(Done(images=50, size_bytes=500), total_bytes=2000, seconds=10)
     assert line == "50 images  5.0/s  25%  ETA 0:00:30"
 
@@ -41,23 +41,23 @@ def test_clock() -> None:
 
 def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
-    stream, told = io.StringIO(), []
+    stream, reads = io.StringIO(), []
 
     def read() -> Done:
-        told.append(1)
-        return Done(len(told), 10)
+        reads.append(1)
+        return Done(len(reads), 10)
 
     with Progress(read, 100, stream):
-        while len(told) < 3:
+        while len(reads) < 3:
             pass
     assert re.fullmatch(r"(\d images  [\d.,]+/s  10%  ETA 0:00:0\d\n)+", stream.getvalue())
 
 
-def test_a_stall_is_told_once_and_not_when_something_moves() -> None:
+def test_a_stall_is_reported_once_and_only_while_nothing_moves() -> None:
     stall, done = Stall(), Done(images=1)
     assert stall.warning(done, 0) is None
     assert stall.warning(done, STALL_SECONDS - 1) is None
-    assert "nothing was done for 300 s" in (stall.warning(done, STALL_SECONDS) or "")
+    assert "No image was scanned for 300 s" in (stall.warning(done, STALL_SECONDS) or "")
     assert stall.warning(done, STALL_SECONDS + 1) is None
     assert stall.warning(Done(images=2), 2 * STALL_SECONDS) is None
     assert stall.warning(Done(images=2), 3 * STALL_SECONDS)
