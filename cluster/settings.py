@@ -1,172 +1,193 @@
-"""Settings of this room's commands."""
+"""Settings of the commands that train, serve and submit."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field
-from pydantic_settings import SettingsConfigDict
+from pydantic import ByteSize, Field, model_validator
 
-from prompt_iml.pipeline.settings import Command, ScanSettings
+from prompt_iml.engine.errors import UsageError
+from prompt_iml.pipeline.settings import (
+    EngineFlags,
+    LimitFlags,
+    RayFlags,
+    RegistryFlags,
+    ScanSettings,
+)
 
 # Of the paper's ablation: one branch alone; both added; added after alignment; fused by deformable
 # attention without alignment; the whole network.
 Variant = Literal["semantic", "high_frequency", "add", "align", "fuse", "full"]
 
 
-class TrainSettings(Command):
-    """Train the network, or only its prompts, on forgeries made from photographs."""
-
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml train")
+class TrainingFlags(RayFlags):
+    """Flags of the commands that train."""
 
     photos: str
     """Folder of authentic photographs: camera/, camera.csv, coco/."""
     output: str
-    """Folder for checkpoints, curves and weights; local or s3://."""
-    what: Literal["all", "prompts"] = "all"
-    """Train everything but the frozen branch, or only the prompts."""
+    """Folder for checkpoints, curves and weights, local or s3://."""
+    samples: int = Field(50_000, ge=1)
+    """Number of examples to train on."""
+    batch: int = Field(8, ge=1)
+    """Examples in one step, over all workers."""
+    learning_rate: float = Field(1.5e-3, gt=0)
+    """Highest learning rate."""
+    workers: int = Field(1, ge=1)
+    """Number of training processes; with --max-workers, the least."""
+    gpus: bool = False
+    """Give each training process a GPU and use NCCL, instead of CPUs and Gloo."""
+    seed: int = 0
+    """Seed of the initial weights and the generated examples."""
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        if self.samples < self.batch:
+            raise UsageError(f"--samples {self.samples} is less than one --batch of {self.batch}")
+        return self
+
+    def check(self) -> None:
+        """Find the photographs and the output's parent."""
+        from prompt_iml.pipeline.checks import check_output, find_folder
+
+        super().check()
+        find_folder(self.photos)
+        check_output(self.output)
+
+
+class TrainSettings(TrainingFlags):
+    """Train the network, or only its prompts, on manipulations generated from photographs."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "what": "train",
+        "semantic": "semantic_weights",
+        "grow": "add_new_parts",
+        "peak": "learning_rate",
+        "judge_every": "eval_every",
+        "judged": "eval_examples",
+    }
+
+    train: Literal["all", "prompts"] = "all"
+    """Train everything except the frozen branch, or only the prompts."""
     start: str | None = None
-    """Model (name or folder) or weights file to start from; none given: random weights."""
-    semantic: str | None = None
-    """Weights of the frozen branch, made by `python -m prompt_iml.cluster.training.distill`, or
-    with the names of an official Swin's; none given: those of `start`."""
+    """Model (name or folder) or weights file to start from; without it, random weights."""
+    semantic_weights: str | None = None
+    """Weights of the frozen branch, made by `python -m prompt_iml.cluster.training.distill` or with
+    the names of an official Swin; without them, those of --start."""
     prompt_set: str | None = None
-    """File of a prompt set to start from; none given: those of `start`."""
+    """Prompt set file to start from; without it, the prompts of --start."""
     labels: str | None = None
-    """Parquet of reviewers' labels to mix in."""
+    """Parquet file of reviewers' labels to add to the examples."""
     preset: str = "prompt-iml-micro"
-    """Shape of the network, where `start` does not tell."""
+    """Shape of the network, unless --start names a model."""
     fusion: Variant = "full"
     """Variant of the network to train: one branch alone, the branches added, with alignment or
     deformable fusion only, or the whole network."""
     prompts: int | None = Field(None, ge=0)
-    """Prompts a block, where `start` does not tell; for ablations."""
-    grow: bool = False
-    """Add what `preset` has and the model of `start` lacks; it begins as what changes nothing."""
-    samples: int = Field(50_000, ge=1)
-    """Examples to see."""
-    batch: int = Field(8, ge=1)
-    """Examples a step, all workers together."""
-    peak: float = Field(1.5e-3, gt=0)
-    """Highest learning rate."""
+    """Number of prompts per block, unless --start names a model; for ablations."""
+    add_new_parts: bool = False
+    """Add the parts that --preset has and the model of --start lacks; they begin without effect."""
     patience: int = Field(0, ge=0)
-    """Stop early after so many judgements without a better one; 0: never."""
-    workers: int = Field(1, ge=1)
-    """Training processes; with max_workers, the least."""
+    """Stop after this many evaluations without a better one; with 0, never stop early."""
     max_workers: int | None = Field(None, ge=1)
-    """As many as there is room for, up to this, while nodes come and go."""
-    gpus: bool = False
-    """A GPU each, and NCCL; else CPUs and Gloo."""
-    judge_every: int = Field(2000, ge=1)
-    """Samples between two judgements, each with a checkpoint."""
-    judged: int = Field(64, ge=1)
-    """Held-back examples of a judgement."""
-    seed: int = 0
-    """Of weights and examples."""
-    address: str = "auto"
-    """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""
+    """Largest number of training processes, started and ended as nodes come and go."""
+    eval_every: int = Field(2000, ge=1)
+    """Examples between two evaluations; each evaluation saves a checkpoint."""
+    eval_examples: int = Field(64, ge=1)
+    """Number of held-back examples in an evaluation."""
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise UsageError(f"--max-workers {self.max_workers} is less than --workers")
+        return self
+
+    def check(self) -> None:
+        """Find the labels."""
+        from prompt_iml.pipeline.checks import find_files
+
+        super().check()
+        find_files([self.labels] if self.labels else [])
 
 
-class RetrainSettings(Command):
-    """Tune the prompts on reviewers' labels, and promote them if no test gets worse."""
+class RetrainSettings(EngineFlags, TrainingFlags):
+    """Tune the prompts on reviewers' labels and promote them if no test gets worse."""
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml retrain")
+    renamed: ClassVar[dict[str, str]] = {
+        "sets": "eval_sets",
+        "gain": "min_gain",
+        "peak": "learning_rate",
+    }
 
-    photos: str
-    """Folder of authentic photographs: camera/, camera.csv, coco/."""
     labels: str
-    """Parquet of reviewers' labels: uri, member, label, mask; local or s3://."""
+    """Parquet file of reviewers' labels (uri, member, label, mask), local or s3://."""
     registry: str
     """Registry of prompt sets, local or s3://."""
-    output: str
-    """Folder for checkpoints, curves and weights; local or s3://."""
-    sets: list[str] = Field(min_length=1)
-    """Fixed test sets, which must not get worse: CSV with the columns image and mask."""
-    model: str = "prompt-iml-micro"
-    """Base model, a name or a folder: what is frozen."""
-    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
-    """Runtime that the tests run in."""
+    eval_sets: list[str] = Field(min_length=1)
+    """Test sets that must not get worse: CSV files with the columns image and mask."""
     margin: float = Field(0.02, ge=0, le=1)
-    """Pixel F1 and image AUC may fall by so much in each set."""
+    """Largest fall of pixel F1 and image AUC allowed in each set."""
     fpr_margin: float = Field(0.01, ge=0, le=1)
-    """The false-positive rate may rise by so much in each set."""
+    """Largest rise of the false-positive rate allowed in each set."""
     max_fpr: float = Field(0.05, ge=0, le=1)
-    """Above this false-positive rate it may not rise at all."""
-    gain: float = Field(0.005, ge=-1, le=1)
-    """Pixel F1 or image AUC on the labels held back must rise by so much, and by more than one
-    image can move it; -1: need not."""
+    """False-positive rate above which no rise is allowed."""
+    min_gain: float = Field(0.005, ge=-1, le=1)
+    """Least rise of pixel F1 or image AUC on the held-back labels, which must also exceed the
+    effect of a single image; with -1, no rise is needed."""
     limit: int | None = Field(None, ge=1)
-    """Judge at most N images of each set."""
+    """Evaluate at most N images of each set."""
     samples: int = Field(20_000, ge=1)
-    """Examples to train on."""
-    batch: int = Field(8, ge=1)
-    """Examples a step, all workers together."""
-    peak: float = Field(1.5e-3, gt=0)
-    """Highest learning rate."""
-    workers: int = Field(1, ge=1)
-    """Training processes."""
-    gpus: bool = False
-    """A GPU each, and NCCL; else CPUs and Gloo."""
-    seed: int = 0
-    """Of the examples."""
+    """Number of examples to train on."""
     lease_seconds: float = Field(600, gt=0)
-    """A cycle that gave no sign for so long may be taken over by another."""
-    address: str = "auto"
-    """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""
+    """Seconds without a sign of life after which another cycle may take over."""
+
+    def check(self) -> None:
+        """Find the labels and the test sets."""
+        from prompt_iml.pipeline.checks import find_files
+
+        find_files([self.labels, *self.eval_sets])
+        super().check()
 
 
 class SubmitSettings(ScanSettings):
-    """Scan on a Ray cluster, as a job of it; the same command attaches, or resumes."""
-
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml submit")
+    """Scan on a Ray cluster as a job; the same command attaches to it or resumes it."""
 
     address: str
-    """The cluster's Jobs API, say http://head:8265; its token comes from RAY_AUTH_TOKEN."""
+    """Jobs API of the cluster, say http://head:8265; its token is taken from RAY_AUTH_TOKEN."""
     working_dir: str | None = None
-    """Folder that travels to the cluster and is the job's working directory."""
+    """Folder to upload as the job's working directory."""
     wait: bool = True
-    """Show the job's log, and exit as the scan does; else return when the job is submitted."""
+    """Show the job's log and exit as the scan does; otherwise return once the job is submitted."""
+
+    def check(self) -> None:
+        """Leave inputs, model and engine to the cluster's nodes, which may have others."""
 
 
-class EndpointSettings(Command):
-    """What an endpoint runs and takes: of `prompt-iml serve`, or `args` in a Serve config."""
+class EndpointSettings(RegistryFlags, EngineFlags, LimitFlags):
+    """Settings of an endpoint: flags of `prompt-iml serve`, or `args` in a Serve config."""
 
-    model: str = "prompt-iml-micro"
-    """Name of a packaged model, or the path of a model folder."""
-    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
-    """Runtime of the network."""
-    registry: str | None = None
-    """Registry of prompt sets, local or s3://; none given: the prompts the model comes with."""
-    prompts: str = "current"
-    """Prompt set of the registry: `current`, looked up once when it is deployed, or an id."""
     max_bytes: ByteSize = Field(ByteSize(64 * 2**20), ge=1)
-    """Larger bodies are refused (413) before they are read, say 64MiB."""
-    max_pixels: int = Field(210_000_000, ge=1)
-    """Larger images fail as too_large, before they are decoded, which takes 10 bytes a pixel."""
+    """Larger request bodies are refused (413) before they are read, for example 64MiB."""
     image_timeout: float = Field(60.0, gt=0)
-    """Seconds that one image may take to decode, or one run of the network."""
+    """Seconds that decoding one image, or one run of the network, may take."""
     min_replicas: int = Field(1, ge=1)
-    """Replicas, each with an engine, at the least."""
+    """Least number of replicas; each has an engine of its own."""
     max_replicas: int = Field(1, ge=1)
-    """Replicas at the most; more are added while requests wait."""
+    """Largest number of replicas; more are started while requests wait."""
     actor_cpus: int = Field(1, ge=1)
     """CPUs of each replica, and threads of its engine."""
     actor_gpus: float = Field(0, ge=0)
-    """GPUs of each replica; below 1, replicas share one. For engines that run on GPUs."""
+    """GPUs of each replica, for engines that run on GPUs; below 1, replicas share a GPU."""
     max_queued: int = Field(32, ge=1)
-    """Requests that wait for a replica at the most; further ones are told to come again (503)."""
+    """Largest number of requests that wait for a replica; more are refused (503)."""
     require_token: bool = False
-    """Do not start where PROMPT_IML_SERVE_TOKEN is not set."""
+    """Refuse to start unless PROMPT_IML_SERVE_TOKEN is set."""
 
 
-class ServeSettings(EndpointSettings):
-    """Answer images posted over HTTP with what a scan would say of them, until a signal."""
-
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml serve")
+class ServeSettings(EndpointSettings, RayFlags):
+    """Answer images posted over HTTP with the result of a scan, until a signal ends it."""
 
     host: str = "127.0.0.1"
-    """Address to listen at, on each node that has a replica."""
+    """Address to listen on, on each node that has a replica."""
     port: int = Field(8000, ge=1, le=65535)
-    """Port to listen at."""
-    address: str = "auto"
-    """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""
+    """Port to listen on."""

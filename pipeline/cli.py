@@ -1,9 +1,12 @@
 """The command line: `prompt-iml COMMAND ...`.
 
-Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that says the fix), 3 done
-with more failures than `--max-failure-rate` or, of `verify`, with problems, of `build`, with
-nothing stored, of `retrain`, with nothing promoted, 130 interrupted. The last line on stdout is a
-JSON summary; everything else goes to stderr.
+Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that names the fix), 3 done
+but with more failures than `--max-failure-rate`, problems found by `verify`, nothing stored by
+`build`, or nothing promoted by `retrain`, 130 interrupted. The last line on stdout is a JSON
+summary; everything else goes to stderr.
+
+Importing this module and parsing a command import neither NumPy nor Ray: a wrong command is
+refused at once.
 """
 
 from __future__ import annotations
@@ -11,13 +14,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points, version
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from prompt_iml.engine.errors import Denied, FetchError, PromptImlError, UsageError
+from prompt_iml.engine.errors import (
+    Denied,
+    FetchError,
+    MissingDependency,
+    PromptImlError,
+    UsageError,
+)
+from prompt_iml.pipeline.parser import settings_source
 from prompt_iml.pipeline.settings import (
     BuildSettings,
     CalibrateSettings,
@@ -27,148 +38,93 @@ from prompt_iml.pipeline.settings import (
     DoctorSettings,
     EvaluateSettings,
     PlanSettings,
-    Pool,
     ReportSettings,
     ScanSettings,
     VerifySettings,
 )
 
 DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
-GONE = {"--decoder": "JPEG files are decoded by Pillow"}  # flags of earlier versions
+
+Outcome = tuple[dict[str, Any], int]
+"""The JSON summary of a command, and its exit code."""
 
 
-def run_scan(settings: ScanSettings) -> int:
-    """`prompt-iml scan`"""
-    from prompt_iml.pipeline.scan.scan import scan
-
-    return _scanned(scan(settings), settings)
+def _done(summary: dict[str, Any], _: object) -> Outcome:
+    return summary, DONE
 
 
-def run_demo(settings: DemoSettings) -> int:
-    """`prompt-iml demo`"""
-    from prompt_iml.pipeline.demo.demo import demo
-
-    return _scanned(demo(settings), settings)
-
-
-def _scanned(summary: dict[str, Any], settings: Pool) -> int:
-    print(json.dumps(summary))
-    return FAILURES if summary["failure_rate"] > settings.max_failure_rate else DONE
-
-
-def run_report(settings: ReportSettings) -> int:
-    """`prompt-iml report`"""
-    from prompt_iml.pipeline.report.report import write_report
-
-    path = write_report(
-        settings.output, run_id=settings.run_id, path=settings.path, limit=settings.limit
-    )
-    print(json.dumps({"report": str(path)}))
-    return DONE
-
-
-def run_compact(settings: CompactSettings) -> int:
-    """`prompt-iml compact`"""
-    from prompt_iml.pipeline.run.compact import compact
-
-    print(json.dumps(compact(settings)))
-    return DONE
-
-
-def run_verify(settings: VerifySettings) -> int:
-    """`prompt-iml verify`"""
-    from prompt_iml.pipeline.run.verify import verify
-
-    summary = verify(settings)
-    print(json.dumps(summary))
-    return FAILURES if summary["problems"] else DONE
-
-
-def run_evaluate(settings: EvaluateSettings) -> int:
-    """`prompt-iml evaluate`"""
-    from prompt_iml.pipeline.evaluation.evaluate import evaluate
-
-    print(json.dumps(evaluate(settings)))
-    return DONE
-
-
-def run_calibrate(settings: CalibrateSettings) -> int:
-    """`prompt-iml calibrate`"""
-    from prompt_iml.pipeline.evaluation.calibrate import calibrate
-
-    print(json.dumps(calibrate(settings)))
-    return DONE
-
-
-def run_plan(settings: PlanSettings) -> int:
-    """`prompt-iml plan`"""
-    from prompt_iml.pipeline.scan.estimate import estimate
-
-    print(json.dumps(estimate(settings)))
-    return DONE
-
-
-def run_build(settings: BuildSettings) -> int:
-    """`prompt-iml build`"""
-    from prompt_iml.pipeline.machine.build import build
-
-    summary = build(settings)
-    print(json.dumps(summary))
-    return DONE if summary["stored"] else FAILURES
-
-
-def run_doctor(settings: DoctorSettings) -> int:
-    """`prompt-iml doctor`"""
-    from prompt_iml.pipeline.machine.doctor import doctor
-
-    print(json.dumps(doctor(settings)))
-    return DONE
+def _scanned(summary: dict[str, Any], settings: ScanSettings | DemoSettings) -> Outcome:
+    failed = summary["failure_rate"] > settings.max_failure_rate
+    return summary, FAILURES if failed else DONE
 
 
 class Entry(NamedTuple):
-    """A command: its settings and what runs it."""
+    """A command.
+
+    Attributes:
+        settings: its flags.
+        run: "module:function", imported when the settings are known to be right.
+        outcome: makes summary and exit code from what `run` returned and the settings.
+        needs: optional packages without which it cannot run.
+        extra: the extra of this distribution that has them.
+    """
 
     settings: type[Command]
-    run: Callable[[Any], int]
+    run: str
+    outcome: Callable[[Any, Any], Outcome] = _done
+    needs: tuple[str, ...] = ()
+    extra: str | None = None
 
 
-GROUP = "prompt_iml.commands"  # entry points: how a room that this one does not know adds its own
+GROUP = "prompt_iml.commands"  # entry points by which other packages add their commands
 
 COMMANDS = {
-    "scan": Entry(ScanSettings, run_scan),
-    "demo": Entry(DemoSettings, run_demo),
-    "report": Entry(ReportSettings, run_report),
-    "compact": Entry(CompactSettings, run_compact),
-    "verify": Entry(VerifySettings, run_verify),
-    "evaluate": Entry(EvaluateSettings, run_evaluate),
-    "calibrate": Entry(CalibrateSettings, run_calibrate),
-    "plan": Entry(PlanSettings, run_plan),
-    "build": Entry(BuildSettings, run_build),
-    "doctor": Entry(DoctorSettings, run_doctor),
+    "scan": Entry(ScanSettings, "prompt_iml.pipeline.scan.scan:scan", _scanned),
+    "demo": Entry(DemoSettings, "prompt_iml.pipeline.demo.demo:demo", _scanned),
+    "report": Entry(ReportSettings, "prompt_iml.pipeline.report.report:report"),
+    "compact": Entry(CompactSettings, "prompt_iml.pipeline.run.compact:compact"),
+    "verify": Entry(
+        VerifySettings,
+        "prompt_iml.pipeline.run.verify:verify",
+        lambda summary, _: (summary, FAILURES if summary["problems"] else DONE),
+    ),
+    "evaluate": Entry(EvaluateSettings, "prompt_iml.pipeline.evaluation.evaluate:evaluate"),
+    "calibrate": Entry(CalibrateSettings, "prompt_iml.pipeline.evaluation.calibrate:calibrate"),
+    "plan": Entry(PlanSettings, "prompt_iml.pipeline.scan.estimate:estimate"),
+    "build": Entry(
+        BuildSettings,
+        "prompt_iml.pipeline.machine.build:build",
+        lambda summary, _: (summary, DONE if summary["stored"] else FAILURES),
+    ),
+    "doctor": Entry(DoctorSettings, "prompt_iml.pipeline.machine.doctor:doctor"),
 }
 
 
 def commands() -> dict[str, Entry]:
-    """Every command by name: this room's, then those of the entry points in `GROUP`, sorted."""
+    """Return every command by name: those of `COMMANDS`, then those of the entry points, sorted."""
+    from importlib.metadata import entry_points
+
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     return COMMANDS | {point.name: point.load() for point in points}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if argv in (["--version"], ["-V"]):
+        from importlib.metadata import version
+
         print(version("prompt-iml"))
         return DONE
-    known = commands()
-    if not argv or argv[0] not in known:
-        return _no_command(argv, known)
-    name, entry = argv[0], known[argv[0]]
+    name = argv[0] if argv else ""
+    entry = COMMANDS.get(name) or commands().get(name)
+    if entry is None:
+        return _no_command(argv)
     try:
-        settings = CliApp.run(entry.settings, cli_args=argv[1:], cli_exit_on_error=False)
-        return entry.run(settings)
+        return run(entry, parse(name, entry.settings, argv[1:]))
     except (ValidationError, SettingsError) as error:
-        return _refuse(f"{name}: {_first_problem(error)}; see prompt-iml {name} --help")
+        problem = _first_problem(entry.settings, error)
+        return _refuse(f"{name}: {problem}; see prompt-iml {name} --help")
     except UsageError as error:
         return _refuse(f"{name}: {error}")
     except FetchError as error:
@@ -183,24 +139,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _no_command(argv: list[str], known: dict[str, Entry]) -> int:
+def parse(name: str, settings: type[Command], arguments: list[str]) -> Command:
+    """Return the settings that the flags, the environment and the settings file give.
+
+    Raises:
+        UsageError: flags that contradict each other, or one whose name has changed.
+        ValidationError, SettingsError: a flag is missing, unknown, or has an impossible value.
+    """
+    flags = {argument.partition("=")[0] for argument in arguments}
+    settings.refuse_earlier(flags, lambda field: f"--{field.replace('_', '-')}")
+    settings.refuse_earlier(flags, lambda field: f"--no-{field.replace('_', '-')}")
+    source = settings_source(name, settings)
+    return CliApp.run(settings, cli_args=arguments, cli_settings_source=source)
+
+
+def run(entry: Entry, settings: Command) -> int:
+    """Run a command, print its summary and return the exit code.
+
+    Raises:
+        UsageError: an input is wrong, or a package is missing.
+    """
+    if missing := [package for package in entry.needs if find_spec(package) is None]:
+        raise _missing(entry, f"{missing[0]} is not installed")
+    settings.check()
+    module, _, function = entry.run.partition(":")
+    try:
+        command = getattr(import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise _missing(entry, str(error)) from error
+    summary, code = entry.outcome(command(settings), settings)
+    print(json.dumps(summary))
+    return code
+
+
+def _missing(entry: Entry, reason: str) -> MissingDependency:
+    name = f"'prompt-iml[{entry.extra}]'" if entry.extra else "prompt-iml"
+    return MissingDependency(f"{reason}: pip install {name}")
+
+
+def _no_command(argv: list[str]) -> int:
+    known = commands()
     if argv and argv[0] not in ("-h", "--help"):
-        return _refuse(f"has no command {argv[0]!r}: one of {', '.join(known)}")
-    print("usage: prompt-iml COMMAND ...   (COMMAND --help tells its flags)")
+        return _refuse(f"has no command {argv[0]!r}: use one of {', '.join(known)}")
+    print("usage: prompt-iml COMMAND ...   (COMMAND --help lists its flags)")
     for name, entry in known.items():
         print(f"  {name:10} {entry.settings.__doc__}")
     return DONE if argv else USAGE
 
 
-def _first_problem(error: ValidationError | SettingsError) -> str:
+def _first_problem(settings: type[Command], error: ValidationError | SettingsError) -> str:
     if isinstance(error, SettingsError):
-        problem = str(error).splitlines()[0]
-    else:
-        first = error.errors()[0]
-        field = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        problem = f"{field}: {first['msg'].lower()}"
-    gone = (f"{flag} is gone: {instead}" for flag, instead in GONE.items() if flag in problem)
-    return next(gone, problem)
+        return str(error).splitlines()[0]
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    flag = f"--{name.replace('_', '-')}"
+    match first["type"]:
+        case "missing":
+            return f"{flag} is missing"
+        case "extra_forbidden":
+            return f"{flag} is not a setting of this command"
+        case "string_pattern_mismatch":
+            description = str(settings.model_fields[name].description).rstrip(".")
+            return f"{flag} cannot be {first['input']!r}: {description}"
+    return f"{flag}: {first['msg'].lower()}"
 
 
 def _refuse(line: str, code: int = USAGE) -> int:

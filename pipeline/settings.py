@@ -1,41 +1,56 @@
-"""The settings of every command: flags over environment over file over default.
+"""Settings of every command: flags over environment over file over default.
 
-Environment variables are the field's name in capitals behind `PROMPT_IML_`; the file is
-`prompt-iml.toml` in the working directory, one table a command (`[scan]`). The fields below are
-the only place where a default stands.
+An environment variable is the field's name in capitals after `PROMPT_IML_`; the file is
+`prompt-iml.toml` in the working directory, with one table for each command (`[scan]`). Defaults are
+declared here alone, and a flag that several commands have is declared once, in a class they share.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    TomlConfigSettingsSource,
 )
 
+from prompt_iml.engine.errors import UsageError
+
 SETTINGS_FILE = "prompt-iml.toml"
+ENVIRONMENT = "PROMPT_IML_"
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class Command(BaseSettings):
-    """What all commands share: where settings come from, and in which order."""
+    """Settings that every command reads from the same sources in the same order.
+
+    Attributes:
+        renamed: earlier names of fields, with today's.
+        removed: fields of earlier versions, with the reason. A command that gives one is refused.
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix="PROMPT_IML_",
-        toml_file=SETTINGS_FILE,
+        env_prefix=ENVIRONMENT,
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
         use_attribute_docstrings=True,
         extra="forbid",
+        defer_build=True,  # only the schema of the command that runs is built
     )
+
+    renamed: ClassVar[dict[str, str]] = {}
+    removed: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def settings_customise_sources(
@@ -46,264 +61,372 @@ class Command(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over `prompt-iml.toml`; flags, which arrive with init, over both."""
-        table = (settings_cls.__name__.removesuffix("Settings").lower(),)
-        try:
-            toml = TomlConfigSettingsSource(settings_cls, toml_table_header=table)
-        except (ValueError, TypeError, AttributeError, OSError) as error:
-            raise SettingsError(f"{SETTINGS_FILE}: {error}") from error
-        return init_settings, env_settings, toml
+        """Return the sources, strongest first: flags (they arrive with init), environment, file.
+
+        Raises:
+            UsageError: the environment or the file gives a setting by an earlier name.
+            SettingsError: the file cannot be read.
+        """
+        table = _table(settings_cls.__name__.removesuffix("Settings").lower())
+        cls.refuse_earlier(map(str.upper, os.environ), lambda name: ENVIRONMENT + name.upper())
+        cls.refuse_earlier(table, lambda name: name, f"{SETTINGS_FILE}: ")
+        return init_settings, env_settings, InitSettingsSource(settings_cls, table)
+
+    @classmethod
+    def refuse_earlier(
+        cls, given: Iterable[str], spelled: Callable[[str], str], where: str = ""
+    ) -> None:
+        """Raise `UsageError` if a field of earlier versions is given, spelled as `given` has it."""
+        names = set(given)
+        for old, new in cls.renamed.items():
+            if spelled(old) in names:
+                raise UsageError(f"{where}{spelled(old)} is now {spelled(new)}")
+        for old, reason in cls.removed.items():
+            if spelled(old) in names:
+                raise UsageError(f"{where}{spelled(old)} is gone: {reason}")
+
+    def check(self) -> None:
+        """Refuse wrong inputs that can be seen at once, before a model or Ray is imported.
+
+        Raises:
+            UsageError: an input is missing, or what is asked for is not installed.
+        """
 
 
-class Pool(Command):
-    """Where a scan runs and on how many actors; none of it changes a result."""
+def _table(name: str) -> dict[str, Any]:
+    """Return a command's table of the settings file; empty where there is none."""
+    try:
+        tables = tomllib.loads(Path(SETTINGS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{SETTINGS_FILE}: {error}") from error
+    table = tables.get(name, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{SETTINGS_FILE}: {name} is no table: write [{name}] above its keys")
+    return table
+
+
+class ModelFlags(Command):
+    """Flag of the commands that open a model."""
+
+    model: str = "prompt-iml-micro"
+    """Name of a packaged model, or path of a model folder."""
+
+    def check(self) -> None:
+        """Find the model."""
+        from prompt_iml.engine.model.folder import load_model
+
+        super().check()
+        load_model(self.model)
+
+
+class EngineFlags(ModelFlags):
+    """Flags of the commands that run a model."""
+
+    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
+    """Runtime that computes the network."""
+
+    def check(self) -> None:
+        """Find the engine's package; with GPUs for actors only the nodes must have it."""
+        from prompt_iml.engine.runtimes.open import check_engine
+
+        super().check()
+        if not getattr(self, "actor_gpus", 0):
+            check_engine(self.engine)
+
+
+class RegistryFlags(Command):
+    """Flags of the commands that run a model with prompts of a registry."""
+
+    registry: str | None = None
+    """Registry of prompt sets, local or s3://; without one, the model's own prompts are used."""
+    prompts: str = "current"
+    """Prompt set of the registry: its digest, or `current`, looked up once at the start."""
+
+
+class RayFlags(Command):
+    """Flag of the commands that run on Ray."""
 
     address: str = "auto"
-    """Ray cluster: `local` starts one here, `auto` takes RAY_ADDRESS or else `local`."""
+    """Ray cluster to use: `local` starts one here; `auto` takes RAY_ADDRESS, or else `local`."""
+
+
+class InputFlags(Command):
+    """Flags that name the inputs and say what they are and how they are divided."""
+
+    inputs: CliPositionalArg[list[str]] = Field(min_length=1)
+    """Directory, glob, file, list of URIs, tar or Parquet shard; local or s3://."""
+    format: Literal["auto", "objects", "tar", "parquet", "list"] = "auto"
+    """Type of the inputs, where detecting it is not wanted."""
+    image_column: str | None = None
+    """Parquet column with the image bytes; without it, the column is detected."""
+    slice: str | None = Field(None, pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$")
+    """Take only share I of N of the inputs, written I/N; each share is a run of its own."""
+    images_per_unit: int = Field(256, ge=1)
+    """Number of plain images, or Parquet rows, that are scanned and committed together."""
+    trust_lists: bool = False
+    """Allow a list in an object store to name files on the machines that scan."""
+
+    @model_validator(mode="after")
+    def _check_slice(self) -> Self:
+        share, _, shares = (self.slice or "1/1").partition("/")
+        if int(share) > int(shares):
+            raise UsageError(f"--slice {self.slice}: the first number must not exceed the second")
+        return self
+
+    def check(self) -> None:
+        """Find the inputs."""
+        from prompt_iml.pipeline.checks import find_inputs
+
+        find_inputs(self.inputs)
+        super().check()
+
+
+class LimitFlags(Command):
+    """Limits on a single image."""
+
+    max_pixels: int = Field(210_000_000, ge=1)
+    """Images with more pixels fail as too_large before decoding, which takes 10 bytes a pixel."""
+    image_timeout: float = Field(300.0, gt=0)
+    """Seconds that decoding one image, or one run of the network, may take."""
+
+
+class Pool(RayFlags):
+    """Flags of where a scan runs and on how many actors; they do not change results."""
+
     min_actors: int | None = Field(None, ge=1)
-    """Scan actors at the least; none given: as many as fit when the scan starts."""
+    """Least number of scan actors; without it, as many as fit when the scan starts."""
     max_actors: int | None = Field(None, ge=1)
-    """Scan actors at the most; none given: no more than at the start. An autoscaler brings them."""
+    """Largest number of scan actors, which an autoscaler can add; without it, none are added."""
     actor_gpus: float = Field(0, ge=0)
-    """GPUs of each scan actor; below 1, actors share one. For engines that run on GPUs."""
+    """GPUs of each actor, for engines that run on GPUs; below 1, actors share a GPU."""
     wave_units: int = Field(2000, ge=1)
-    """Units in one Ray Data execution; bounds the driver's memory."""
+    """Number of units in one Ray Data execution, which bounds the driver's memory."""
     max_failure_rate: float = Field(0.01, ge=0, le=1)
-    """Exit 3 when a larger share of the images failed."""
+    """Exit with 3 when a larger share of the images failed."""
     log: Literal["text", "json"] = "text"
-    """Lines on stderr for people, or JSON objects with run and unit, the actors' too."""
+    """Format of the log on stderr: lines for people, or JSON objects with run and unit."""
+
+    @model_validator(mode="after")
+    def _check_actors(self) -> Self:
+        least, most = self.min_actors, self.max_actors
+        if least and most and least > most:
+            raise UsageError(f"--min-actors {least} is more than --max-actors {most}")
+        return self
 
 
-class ScanSettings(Pool):
-    """Scan images: files in, masks and scores in Parquet out."""
+class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
+    """Scan images and write scores and masks to Parquet."""
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml scan")
+    removed: ClassVar[dict[str, str]] = {"decoder": "JPEG files are decoded by Pillow"}
 
     inputs: CliPositionalArg[list[str]] = Field([])
     """Directory, glob, file, list of URIs, tar or Parquet shard; local or s3://."""
     output: str
     """Folder for the results, local or s3://."""
     run_id: str | None = Field(None, pattern=RUN_ID)
-    """Name of the run; none given: a digest of its configuration."""
+    """Name of the run; without one, a digest of its configuration."""
     retry_failed: str | None = Field(None, pattern=RUN_ID)
-    """Run under the same output of which to scan what failed, and nothing else; no INPUTS then."""
+    """Scan again what failed in this run of the same output, in place of INPUTS."""
     retry_codes: list[str] = []
-    """Retry only failures with these codes; none given: all."""
+    """Retry only failures with these error codes; without any, all failures."""
     skip_scanned: str | None = Field(None, pattern=RUN_ID)
-    """Run under the same output whose inputs are not scanned again while URI and etag are same."""
-    model: str = "prompt-iml-micro"
-    """Name of a packaged model, or the path of a model folder."""
-    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
-    """Runtime of the network."""
-    registry: str | None = None
-    """Registry of prompt sets, local or s3://; none given: the prompts the model comes with."""
-    prompts: str = "current"
-    """Prompt set of the registry: `current`, looked up once when the run starts, or an id."""
+    """Skip inputs that this run of the same output already scanned (same URI and ETag)."""
     refresh_prompts: bool = False
-    """Look `current` up again before each unit; every row names the set that made it."""
-    format: Literal["auto", "objects", "tar", "parquet", "list"] = "auto"
-    """What the inputs are, when it cannot be told from them."""
-    image_column: str | None = None
-    """Parquet column that holds the image bytes; none given: told from the schema."""
+    """Look up `current` before each unit; every row names the prompt set that made it."""
     limit: int | None = Field(None, ge=1)
     """Scan only the first N images."""
-    slice: str | None = Field(None, pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$")
-    """Scan the i-th of n shares of the units, as i/n; each share is a run of its own."""
-    images_per_unit: int = Field(256, ge=1)
-    """Plain images, or Parquet rows, that are scanned and committed together."""
-    max_pixels: int = Field(210_000_000, ge=1)
-    """Larger images fail as too_large, before they are decoded, which takes 10 bytes a pixel."""
     max_object_bytes: int = Field(256 * 2**20, ge=1)
-    """Larger images fail as too_large, without being fetched."""
-    trust_lists: bool = False
-    """Let a list in an object store name files of the machines that scan."""
-    image_timeout: float = Field(300.0, gt=0)
-    """Seconds that one image may take to decode, or one run of the network."""
+    """Larger images fail as too_large and are not fetched."""
     heatmap: bool = False
-    """Also store the probabilities at network resolution, as a 4-bit PNG."""
+    """Also store the probabilities at the network's resolution, as a 4-bit PNG."""
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> Self:
+        if self.retry_failed and (self.inputs or self.skip_scanned):
+            raise UsageError("--retry-failed takes its inputs from the run: leave out all others")
+        if self.retry_codes and not self.retry_failed:
+            raise UsageError("--retry-codes needs --retry-failed RUN")
+        if not self.inputs and not self.retry_failed:
+            raise UsageError("INPUTS are missing: name what to scan, or give --retry-failed RUN")
+        if self.run_id and self.run_id in (self.retry_failed, self.skip_scanned):
+            raise UsageError(f"run {self.run_id} cannot continue itself: choose another --run-id")
+        return self
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> Self:
+        chosen = self.prompts != "current"
+        if self.registry is None and (chosen or self.refresh_prompts):
+            raise UsageError("--prompts and --refresh-prompts need --registry URI")
+        if self.refresh_prompts and chosen:
+            raise UsageError("--refresh-prompts follows `current`: leave out --prompts")
+        return self
+
+    def check(self) -> None:
+        """Find the output's parent."""
+        from prompt_iml.pipeline.checks import check_output
+
+        super().check()
+        check_output(self.output)
 
 
-class DemoSettings(Pool):
+class DemoSettings(ModelFlags, Pool):
     """Manipulate real photographs, scan them, report, and compare with the truth."""
-
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml demo")
 
     output: str = "demo"
     """Local folder for photographs, results and report."""
-    model: str = "prompt-iml-micro"
-    """Name of a packaged model, or the path of a model folder."""
     seed: int = 0
     """Seed of the generated forgeries."""
 
+    def check(self) -> None:
+        """Find the output's parent."""
+        from prompt_iml.pipeline.checks import check_output
 
-class ReportSettings(Command):
-    """Write one self-contained HTML file over the results of a scan."""
+        super().check()
+        check_output(self.output)
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml report")
+
+class ResultsFlags(Command):
+    """Flags of the commands that read the results of a scan."""
 
     output: CliPositionalArg[str]
     """Folder of the results, as it was given to `scan`."""
+
+    def check(self) -> None:
+        """Find the results."""
+        from prompt_iml.pipeline.checks import find_results
+
+        super().check()
+        find_results(self.output)
+
+
+class ReportSettings(ResultsFlags):
+    """Write the results of a scan as one self-contained HTML file."""
+
     run_id: str | None = None
-    """Run to report; none given: the only one there is."""
+    """Run to report; without it, the only one there is."""
     path: str | None = None
-    """File to write; none given: report.html in OUTPUT."""
+    """File to write; without it, report.html in OUTPUT."""
     limit: int = Field(200, ge=0)
     """Show at most this many pictures, highest score first."""
 
 
-class CompactSettings(Command):
-    """Merge the many small files of a finished scan into few."""
+class CompactSettings(ResultsFlags):
+    """Merge the many small files of a finished scan into a few large ones."""
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml compact")
-
-    output: CliPositionalArg[str]
-    """Folder of the results, as it was given to `scan`."""
     run_id: str | None = None
-    """Run to compact; none given: every run that is complete."""
+    """Run to compact; without it, every run that is complete."""
     target_size: ByteSize = Field(ByteSize(256 * 2**20), ge=1)
-    """Merge files up to this size together, say 256MiB; so much memory it takes."""
+    """Merge files up to this size together, for example 256MiB; merging takes as much memory."""
     grace: float = Field(10, ge=0)
-    """Seconds for which replaced files stay, for those who are reading them."""
+    """Seconds before replaced files are removed, for readers that have them open."""
 
 
-class VerifySettings(Command):
-    """Prove that the results of a scan are whole: read everything again."""
+class VerifySettings(ResultsFlags):
+    """Read all results of a scan again and report what is missing or damaged."""
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml verify")
-
-    output: CliPositionalArg[str]
-    """Folder of the results, as it was given to `scan`."""
     run_id: str | None = None
-    """Run to verify; none given: every run."""
+    """Run to verify; without it, every run."""
 
 
-class PlanSettings(Command):
-    """List what a scan would scan, and with --estimate say what it would take; writes nothing."""
+class PlanSettings(InputFlags, EngineFlags):
+    """List what a scan would read and, with --estimate, how long it would take; writes nothing."""
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml plan")
-
-    inputs: CliPositionalArg[list[str]] = Field(min_length=1)
-    """Directory, glob, file, list of URIs, tar or Parquet shard; local or s3://."""
     estimate: bool = False
-    """Measure this machine on some of the images, and print hours and GPU-hours."""
+    """Measure this machine on some of the images and print hours and GPU-hours."""
     rate: float | None = Field(None, gt=0)
-    """Images a second of one actor, in place of measuring."""
+    """Images per second of one actor; without it, this machine is measured."""
     actors: int = Field(1, ge=1)
-    """Scan actors to reckon with."""
+    """Number of scan actors that the estimate assumes."""
     actor_gpus: float = Field(0, ge=0)
-    """GPUs of each."""
+    """GPUs of each actor that the estimate assumes."""
     sample: int = Field(32, ge=1)
-    """Images to look at."""
-    model: str = "prompt-iml-micro"
-    """Name of a packaged model, or the path of a model folder."""
-    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
-    """Runtime of the network."""
-    format: Literal["auto", "objects", "tar", "parquet", "list"] = "auto"
-    """What the inputs are, when it cannot be told from them."""
-    image_column: str | None = None
-    """Parquet column that holds the image bytes; none given: told from the schema."""
-    images_per_unit: int = Field(256, ge=1)
-    """Plain images, or Parquet rows, that are scanned and committed together."""
-    slice: str | None = Field(None, pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$")
-    """Count only the share i/n of the units."""
-    trust_lists: bool = False
-    """Let a list in an object store name files of the machines that scan."""
+    """Number of images to measure."""
 
 
-class BuildSettings(Command):
+class BuildSettings(ModelFlags):
     """Build a model's TensorRT engine for this GPU; stored only if it computes the same."""
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml build")
-
-    model: str = "prompt-iml-micro"
-    """Name of a packaged model, or the path of a model folder."""
     precision: Literal["float32", "float16", "bfloat16"] = "float16"
-    """Of all but what must stay float32, which is measured."""
+    """Precision of the engine, except where measurement requires float32."""
     batch: int = Field(16, ge=1, le=256)
-    """Tiles a batch; halves of it are built too, for when the GPU's memory is full."""
+    """Tiles in a batch; halves of it are built too, for when the GPU's memory is full."""
     plugin: Literal["own", "none"] = "own"
-    """Deformable attention: our plugin, or ONNX's operators, risky in TensorRT."""
+    """Deformable attention: our plugin, or ONNX operators, risky in TensorRT."""
     force: bool = False
-    """Build though this was built before."""
+    """Build again where an engine is already stored."""
 
 
-class DoctorSettings(Command):
-    """Say what this machine can run, what is missing, and the command that mends it."""
-
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml doctor")
-
-    model: str = "prompt-iml-micro"
-    """Name of a packaged model, or the path of a model folder."""
+class DoctorSettings(ModelFlags):
+    """Report what this machine can run, what is missing, and the commands to install it."""
 
 
-class Judging(Command):
-    """What is judged, by which model in which runtime."""
+class EvaluationFlags(EngineFlags):
+    """Flags that name the images of an evaluation, and the model."""
 
     manifests: CliPositionalArg[list[str]] = Field(min_length=1)
-    """CSV files with the columns image and mask (empty: authentic); paths relative to each."""
-    model: str = "prompt-iml-micro"
-    """Name of a packaged model, or the path of a model folder."""
-    engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
-    """Runtime of the network."""
+    """CSV files with the columns image and mask (empty: authentic); paths relative to each file."""
     limit: int | None = Field(None, ge=1)
-    """Judge at most N images of a manifest, spread evenly over it."""
+    """Evaluate at most N images of each manifest, spread evenly over it."""
+
+    def check(self) -> None:
+        """Find the manifests."""
+        from prompt_iml.pipeline.checks import find_files
+
+        find_files(self.manifests)
+        super().check()
 
 
-class EvaluateSettings(Judging):
+class EvaluateSettings(EvaluationFlags):
     """Measure a model on images whose truth is known."""
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml evaluate")
-
     policy: str | None = None
-    """policy.json to judge by; none given: the model's own."""
+    """Policy file (policy.json) to apply; without it, the model's own."""
     perturbation: list[str] = Field(["none"], min_length=1)
-    """What happens to the images first: none, all, usual, paper, jpeg-70, ..."""
+    """Perturbations of the images: none, all, usual, paper, jpeg-70, ..."""
     output: str = "evaluation.json"
     """JSON file to write."""
     plot: str | None = None
-    """PNG to write; needs matplotlib."""
+    """PNG file to plot to; needs matplotlib."""
 
 
-class CalibrateSettings(Judging):
-    """Choose a model's thresholds on held-back images at a stated false-positive rate."""
-
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml calibrate")
+class CalibrateSettings(EvaluationFlags):
+    """Choose a model's thresholds on held-back images for a stated false-positive rate."""
 
     output: str = "policy.json"
-    """Policy to write."""
+    """Policy file to write."""
     report: str | None = None
-    """JSON file for every number of the calibration."""
+    """JSON file for all numbers of the calibration."""
     plot: str | None = None
-    """PNG of the reliability to write; needs matplotlib."""
+    """PNG file for a plot of the reliability; needs matplotlib."""
     id: str | None = None
-    """Name of the policy, as results carry it; none given: the model's, with the rate."""
+    """Name of the policy in results; without it, the model's version and the rate."""
     perturbation: list[str] = Field(
         ["none", "jpeg-90", "jpeg-70", "resize-0.5", "resize-1.5"], min_length=1
     )
-    """What happens to every image, each in turn: what is re-saved and resized counts too."""
+    """Perturbations, each applied to every image: thresholds must hold for re-saved images too."""
     false_positive_rate: float = Field(0.01, gt=0, lt=1)
     """Label at most this share of the authentic images manipulated."""
     miss_rate: float = Field(0.05, ge=0, lt=1)
-    """Label at most this share of the forged images authentic."""
+    """Label at most this share of the manipulated images authentic."""
     flagged_rate: float = Field(1.0, ge=0, le=1)
-    """Let at most this share of the authentic images have more than 0.5 % flagged pixels, at the
-    price of F1. 1: whatever gives the best F1; the label, not the mask, says whether."""
+    """Let at most this share of the authentic images have more than 0.5 % masked pixels, even if F1
+    falls; with 1, the mask threshold gives the best F1."""
     min_side: int | None = Field(128, ge=1)
-    """Label smaller images uncertain; the default is half of what the network was trained on."""
+    """Label smaller images uncertain; the default is half the side of the training images."""
     min_jpeg_quality: int | None = Field(50, ge=1, le=100)
-    """Label JPEG files of lower quality uncertain; the default is the lowest trained on."""
+    """Label JPEG files of lower quality uncertain; the default is the lowest in training."""
 
 
 class ModelsSettings(Command):
     """List the prompt sets of a registry, promote one, or roll the last promotion back."""
 
-    model_config = SettingsConfigDict(cli_prog_name="prompt-iml models")
-
     action: CliPositionalArg[Literal["list", "promote", "rollback"]]
-    """Action to take."""
+    """Action to take: list, promote or rollback."""
     prompt_set: CliPositionalArg[str | None] = None
     """Prompt set to promote: its id, or at least the first 8 digits of it."""
     registry: str
     """Registry of prompt sets, local or s3://."""
     model: str | None = None
-    """Base model (name or folder) that the prompt sets are for; `list` shows all of them."""
+    """Base model (name or folder) of the prompt sets; without it, `list` shows all of them."""

@@ -39,6 +39,7 @@ from prompt_iml.engine.model.prompts import PREFIX, PromptSet, check_fits
 from prompt_iml.engine.runtimes.open import check_engine, open_engine
 from prompt_iml.engine.runtimes.protocol import Engine
 from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest, set_name
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.registry.promotion import (
     leased,
     promote,
@@ -54,7 +55,7 @@ from prompt_iml.pipeline.storage import storage
 Tensors = Mapping[str, NDArray[Any]]
 
 # Settings that shape the prompts; with the labels and the current set they name a cycle.
-TRAINING = ("photos", "samples", "batch", "peak", "seed")
+TRAINING = ("photos", "samples", "batch", "learning_rate", "seed")
 COMPARED = ("openvino", "onnxruntime")
 
 
@@ -118,7 +119,7 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
 def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     model = load_model(settings.model)
     check_engine(settings.engine)
-    _check_sets(settings.sets)
+    _check_sets(settings.eval_sets)
     images = fetch_images(settings.labels)
     training_images(settings.labels, images)
     registry = Registry(storage.canonical(settings.registry), model.sha256)
@@ -162,7 +163,7 @@ def _check_sets(manifests: Sequence[str]) -> None:
         name = set_name(Path(manifest))
         if (other := named.setdefault(name, manifest)) is not manifest:
             raise UsageError(
-                f"--sets: {manifest} and {other} are both called {name}: rename one (a set is "
+                f"--eval-sets: {manifest} and {other} are both called {name}: rename one (a set is "
                 "named by the folder of its manifest.csv, or by another file's own name)"
             )
 
@@ -170,8 +171,10 @@ def _check_sets(manifests: Sequence[str]) -> None:
 def train_settings(settings: RetrainSettings, old: Model, current: str | None) -> TrainSettings:
     """Return the settings of this cycle's training, which starts from the current prompt set."""
     labels = storage.canonical(settings.labels)
+    shaping = settings.model_dump(include={*TRAINING, "model"})
+    shaping["peak"] = shaping.pop("learning_rate")  # as earlier versions named cycles
     cycle = {
-        **settings.model_dump(include={*TRAINING, "model"}),
+        **shaping,
         "labels": [labels, hashlib.sha256(storage.read_bytes(labels)).hexdigest()],
         "base": old.sha256,
         "current": current,
@@ -179,13 +182,13 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
     output = storage.canonical(settings.output)
     name = "cycle-" + hashlib.sha256(encode(cycle)).hexdigest()[:16]
     return TrainSettings(
-        what="prompts",
+        train="prompts",
         start=settings.model,
         prompt_set=current and _write_prompts(old, f"{output}/{name}-prompts"),
         labels=labels,
         output=f"{output}/{name}",
-        judge_every=max(1, min(settings.samples // 4, 2000)),
-        judged=min(settings.samples, 64),
+        eval_every=max(1, min(settings.samples // 4, 2000)),
+        eval_examples=min(settings.samples, 64),
         workers=settings.workers,
         gpus=settings.gpus,
         address=settings.address,
@@ -227,7 +230,7 @@ def evaluate(
     engine.load_prompts(model.prompts)
     results = [
         evaluate_set(engine, model, model.policy, Path(manifest), limit=settings.limit)
-        for manifest in settings.sets
+        for manifest in settings.eval_sets
     ]
     with tempfile.TemporaryDirectory() as folder:
         labelled = judge_labels(engine, model, model.policy, images, Path(folder))
@@ -263,7 +266,7 @@ def _export_faults(candidate: Model, steps: Steps) -> list[str]:
 
 
 def _limits(settings: RetrainSettings) -> Limits:
-    return Limits(settings.margin, settings.fpr_margin, settings.max_fpr, settings.gain)
+    return Limits(settings.margin, settings.fpr_margin, settings.max_fpr, settings.min_gain)
 
 
 def _metrics(results: Sequence[SetResult]) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """The paper's ablation (section 4.4, table 2) in our size: each part at equal budgets.
 
-    python -m prompt_iml.cluster.training.ablation --photos DIR --semantic FILE \
+    python -m prompt_iml.cluster.training.ablation --photos DIR --semantic-weights FILE \
         --output DIR --samples 4000
 
 Every variant (`cluster.variants`) trains from the same seed on the same examples and is evaluated
 on the same forgeries of photographs held back. Variants that finished are not run again. Prints a
-table and writes it to `ablation.csv`. Without --semantic the frozen branch is random; `--variant
-semantic` alone compares ways to make it (`cluster.training.distill`, `cluster.training.masked`).
+table and writes it to `ablation.csv`. Without --semantic-weights the frozen branch is random;
+`--variant semantic` alone compares ways to make it (`cluster.training.distill`,
+`cluster.training.masked`).
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def _variant(
     folder = name.replace(", ", "-").replace(" ", "-")
     settings = base.model_copy(update=fields | {"output": f"{base.output}/{folder}"})
     weights = storage.local_path(train(settings).weights)
-    network = start_network(settings.model_copy(update={"start": str(weights), "semantic": None}))
+    network = start_network(
+        settings.model_copy(update={"start": str(weights), "semantic_weights": None})
+    )
     return judge(network, held_back)
 
 
@@ -88,7 +91,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", required=True)
-    parser.add_argument("--semantic", help="weights of the frozen branch")
+    parser.add_argument("--semantic-weights", help="weights of the frozen branch")
     parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="all if none")
     parser.add_argument("--output", required=True)
     parser.add_argument("--samples", type=int, default=4000)

@@ -137,7 +137,7 @@ def start_network(settings: TrainSettings) -> PromptIML:
     elif settings.start:
         model = load_model(settings.start)
         tensors = load_network(model).state_dict()
-        config = config if settings.grow else model.config
+        config = config if settings.add_new_parts else model.config
     network = PromptIML(config)
     make_variant(network, settings.fusion)
     try:
@@ -146,8 +146,8 @@ def start_network(settings: TrainSettings) -> PromptIML:
     except RuntimeError as error:
         line = " ".join(str(error).split())[:200]
         raise UsageError(f"--start does not fit {config.name}: {line}") from error
-    if settings.semantic:
-        _load_semantic(network, settings.semantic)
+    if settings.semantic_weights:
+        _load_semantic(network, settings.semantic_weights)
     if settings.prompt_set:
         _load_prompts(network, settings.prompt_set)
     return network
@@ -196,7 +196,7 @@ def train_worker(fields: dict[str, Any]) -> None:
     """One process's part of a run, on Ray Train; `fields` are those of `TrainSettings`."""
     settings, context = TrainSettings(**fields), ray.train.get_context()
     torch.set_num_threads(1)
-    run = Run(start_network(settings), settings.what)
+    run = Run(start_network(settings), settings.train)
     objective = ray.train.torch.prepare_model(Objective(run.network))
     if checkpoint := ray.train.get_checkpoint():  # once the network is where it trains
         with checkpoint.as_directory() as folder:
@@ -210,11 +210,11 @@ def train_worker(fields: dict[str, Any]) -> None:
     for batch in _batches(each):
         with precision("cuda" if settings.gpus else "cpu"):
             loss = objective(batch["image"], batch["qtable"].float(), batch["mask"])
-        run.step(loss, learning_rate(run.samples / settings.samples, settings.peak))
+        run.step(loss, learning_rate(run.samples / settings.samples, settings.learning_rate))
         losses.append(loss.item())
         before, run.samples = run.samples, run.samples + together
         ended = run.samples + together > settings.samples
-        if run.samples // settings.judge_every > before // settings.judge_every or ended:
+        if run.samples // settings.eval_every > before // settings.eval_every or ended:
             stops = _report(run, held_back, losses, settings)
             # A driver killed between checkpoint and curves is given a few examples once more.
             if stops or ended:
@@ -249,4 +249,5 @@ def _report(
 def _held_back(settings: TrainSettings) -> list[Example]:
     generator = Generator.read(split(list_photos(Path(settings.photos)))[1])
     # A third number that training never uses: (0, 5) and (0, 5, 0) are one seed to NumPy.
-    return [generator.example(settings.seed, number, 2) for number in range(settings.judged)]
+    numbers = range(settings.eval_examples)
+    return [generator.example(settings.seed, number, 2) for number in numbers]

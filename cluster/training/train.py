@@ -114,10 +114,6 @@ def _check(settings: TrainSettings) -> None:
                 f"{settings.photos}: no photograph of {FRAME} pixels or more with outlines of "
                 f"objects {which} (by the camera, or the name): add some"
             )
-    if settings.max_workers is not None and settings.max_workers < settings.workers:
-        raise UsageError("--max-workers is less than --workers")
-    if settings.samples < settings.batch:
-        raise UsageError(f"--samples {settings.samples} is less than a batch of {settings.batch}")
     if settings.labels:
         read_labels(settings.labels)
     start_network(settings)
@@ -128,7 +124,8 @@ def _bind(settings: TrainSettings) -> None:
     uri = f"{settings.output}/{CONFIG}"
     fields = settings.model_dump(exclude=PLACE)
     storage.create_once(uri, json.dumps(fields, indent=2).encode())
-    bound = json.loads(storage.read_bytes(uri))
+    stored = json.loads(storage.read_bytes(uri))  # perhaps by a version with other names
+    bound = {TrainSettings.renamed.get(name, name): value for name, value in stored.items()}
     if other := [name for name in fields if fields[name] != bound.get(name)]:
         raise UsageError(f"{settings.output} holds a run with other {', '.join(other)}")
 
@@ -181,7 +178,7 @@ def _fit(settings: TrainSettings) -> None:
 
 def _prove_frozen(settings: TrainSettings, tensors: Mapping[str, Tensor]) -> None:
     """Raise `PromptImlError` unless all that may not move is, bit for bit, what it was."""
-    start = Run(start_network(settings), settings.what).network
+    start = Run(start_network(settings), settings.train).network
     trains = {name for name, parameter in start.named_parameters() if parameter.requires_grad}
     still = {name: tensor for name, tensor in start.state_dict().items() if name not in trains}
     if moved := [name for name, tensor in still.items() if not torch.equal(tensor, tensors[name])]:

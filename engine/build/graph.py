@@ -28,7 +28,8 @@ def for_tensorrt(model: onnx.ModelProto, plugin: Plugin = "own") -> onnx.ModelPr
     Args:
         model: graph from `engine.build.export`.
         plugin: `own`: our plugin (`engine.operator.tensorrt_plugin`), which must be registered
-            before the graph is parsed; float32, float16 and bfloat16. `none`: ONNX's own operators; warns.
+            before the graph is parsed; float32, float16 and bfloat16. `none`: ONNX's own
+            operators; warns.
     """
     if plugin == "none":
         warnings.warn(WARNING, RuntimeWarning, stacklevel=2)

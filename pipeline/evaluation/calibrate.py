@@ -22,6 +22,7 @@ from prompt_iml.pipeline.evaluation.evaluate import check_manifests, check_outpu
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_reliability, require_matplotlib
 from prompt_iml.pipeline.evaluation.sets import set_name
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import CalibrateSettings
 

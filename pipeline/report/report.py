@@ -27,6 +27,7 @@ from prompt_iml.pipeline.report.pictures import mask_layer, thumbnail
 from prompt_iml.pipeline.run.folder import Json, Run, read_json
 from prompt_iml.pipeline.run.schema import decode_mask, image_id
 from prompt_iml.pipeline.run.table import only_run, open_results
+from prompt_iml.pipeline.settings import ReportSettings
 from prompt_iml.pipeline.sources import list_units, read_unit
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef, Sample, Unit
@@ -65,6 +66,12 @@ class Survey:
     )
     best: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     span: tuple[datetime, datetime] | None = None
+
+
+def report(settings: ReportSettings) -> Json:
+    """Run the command; the summary names the file as `report`. Raises as `write_report`."""
+    named = settings.model_dump(include={"run_id", "path", "limit"})
+    return {"report": write_report(settings.output, **named)}
 
 
 def write_report(

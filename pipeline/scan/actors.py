@@ -118,8 +118,6 @@ def pool_size(
     now = _fitting(ray.cluster_resources(), gpus)  # type: ignore[no-untyped-call]
     most = most or max(now, least or 1)
     least = least or max(min(most, now), 1)
-    if least > most:
-        raise UsageError(f"--min-actors {least} is more than --max-actors {most}")
     if least > now:
         needs = f"{least} CPUs{f' and {least * gpus:g} GPUs' if gpus else ''}"
         lacking = f"{least} actors need {needs} and the cluster has room for {now}"

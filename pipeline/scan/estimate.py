@@ -22,9 +22,9 @@ from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
-from prompt_iml.pipeline.scan.scan import sliced
+from prompt_iml.pipeline.scan.scan import sliced, units_of
 from prompt_iml.pipeline.settings import PlanSettings
-from prompt_iml.pipeline.sources import list_units, read_unit
+from prompt_iml.pipeline.sources import read_unit
 from prompt_iml.pipeline.units import Sample, Unit
 
 DRAWN = 16  # units
@@ -60,24 +60,12 @@ def estimate(settings: PlanSettings) -> Json:
     Raises:
         UsageError: there is nothing to scan, or no image among those drawn can be read.
     """
-    listing = survey(units_of(settings))
+    listing = survey(sliced(units_of(settings), settings.slice))
     samples = list(first_images(listing.drawn, settings.sample))
     images = listing.images + guess(listing.untold_bytes, samples)
     told: Json = {"units": listing.units, "size_bytes": listing.size_bytes, "images": images}
     log(f"{images:,} images in {listing.units:,} units, {listing.size_bytes / 1e9:,.1f} GB")
     return told | cost(settings, samples, images) if settings.estimate else told
-
-
-def units_of(settings: PlanSettings) -> Iterator[Unit]:
-    """As a scan lists them."""
-    units = list_units(
-        settings.inputs,
-        images_per_unit=settings.images_per_unit,
-        format=settings.format,
-        image_column=settings.image_column,
-        trust_lists=settings.trust_lists,
-    )
-    return sliced(units, settings.slice)
 
 
 def survey(units: Iterable[Unit], seed: int = 0) -> Listing:

@@ -1,6 +1,7 @@
 """The scan from settings to summary: bind, plan, waves, manifest.
 
 Every step can be repeated: what an earlier launch of the same run finished is found, not redone.
+Ray, whose import takes seconds, is imported once everything that can be refused has been checked.
 """
 
 from __future__ import annotations
@@ -8,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 
-from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.logs import configure, log
@@ -21,12 +21,9 @@ from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_u
 from prompt_iml.pipeline.run.folder import Json, Run, default_run_id
 from prompt_iml.pipeline.run.plan import Plan, make_plan, read_plan, waves
 from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
-from prompt_iml.pipeline.scan.actors import pool_size, read_tally, scan_wave, shared_tally
 from prompt_iml.pipeline.scan.earlier import ScannedIn, check_retry, complete_run, retry_units
-from prompt_iml.pipeline.scan.preflight import FREE_SECONDS, NODE_SECONDS, check_node
 from prompt_iml.pipeline.scan.scanner import Part, RowSpec, ScanSpec
-from prompt_iml.pipeline.scan.session import ray_address, ray_session
-from prompt_iml.pipeline.settings import ScanSettings
+from prompt_iml.pipeline.settings import InputFlags, ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from prompt_iml.pipeline.sources.inputs import resolve
 from prompt_iml.pipeline.storage import storage
@@ -90,9 +87,9 @@ def scan(settings: ScanSettings) -> Json:
     config = run_config(settings, model, prompt_set)
     run = Run(output, settings.run_id or default_run_id(config))
     configure(settings.log, run=run.run_id)
-    storage.check_writable(output)
-    if run.config() is None:  # before anything is written that a corrected command would meet
+    if run.config() is None:  # a wrong command leaves nothing behind
         check_inputs(settings)
+    storage.check_writable(output)
     run.bind(config)
     for note in model.notes:
         log(f"note: {note}")
@@ -110,26 +107,17 @@ def scan(settings: ScanSettings) -> Json:
 
 
 def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSettings, Run | None]:
-    """The settings with inputs, and the run that they go on from, if they name one.
+    """Return the settings with inputs, and the earlier run that they name, if any.
 
     Raises:
-        UsageError: there are no inputs, or flags that exclude each other; the run that is named is
-            missing or not complete.
+        UsageError: that run is missing or not complete.
     """
     name = settings.retry_failed or settings.skip_scanned
-    if settings.retry_failed and (settings.inputs or settings.skip_scanned):
-        raise UsageError("--retry-failed takes its inputs from the run: leave out all others")
-    if settings.retry_codes and not settings.retry_failed:
-        raise UsageError("--retry-codes needs --retry-failed RUN")
-    if not settings.inputs and not settings.retry_failed:
-        raise UsageError("INPUTS are missing: name what to scan, or --retry-failed RUN")
     if name is None:
         return settings, None
-    if name == settings.run_id:
-        raise UsageError(f"run {name} cannot go on from itself: choose another --run-id")
     run, config = complete_run(output, name)
     if config["model_sha256"] != model.sha256:
-        log(f"note: run {name} was made by {config['model']}, this one is by {model.id}")
+        log(f"note: run {name} used model {config['model']}, and this run uses {model.id}")
     if settings.retry_failed:
         check_retry(run, settings.retry_codes)  # before anything is written
         same = {key: config[key] for key in ("inputs", "format", "image_column")}
@@ -138,27 +126,25 @@ def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSe
 
 
 def check_inputs(settings: ScanSettings) -> None:
-    """Find every input, not yet what is in it; raises `UsageError`."""
-    sliced((), settings.slice)
+    """Raise `UsageError` unless every input exists and they hold something to scan."""
     for name in settings.inputs:
         resolve(name)
+    if not settings.retry_failed:
+        with closing(units_of(settings)) as units:
+            next(units)
 
 
 def choose_prompt_set(settings: ScanSettings, model: Model, output: str) -> PromptSetRef | None:
-    """Return the prompt set that the settings name; None: the prompts that the model comes with.
+    """Return the prompt set that the settings name; None: the model's own.
 
     `current` is looked up once: a run that an earlier launch bound to a prompt set keeps it,
-    whatever was promoted since, so that a job started again under its `--run-id` goes on.
+    whatever was promoted since, so that a job started again under its `--run-id` continues.
 
     Raises:
-        UsageError: `--registry` is missing, cannot be read, or has no such prompt set.
+        UsageError: the registry cannot be read or has no such prompt set.
     """
     if settings.registry is None:
-        if settings.prompts != "current" or settings.refresh_prompts:
-            raise UsageError("--prompts and --refresh-prompts need --registry URI")
         return None
-    if settings.refresh_prompts and settings.prompts != "current":
-        raise UsageError("--refresh-prompts follows current: leave out --prompts")
     registry = Registry(storage.canonical(settings.registry), model.sha256)
     if settings.prompts == "current" and settings.run_id and not settings.refresh_prompts:
         bound = Run(output, settings.run_id).config() or {}
@@ -209,29 +195,30 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
         )
         return make_plan(run, sliced(units, settings.slice))
     with ScannedIn(earlier) if earlier else nullcontext() as scanned:
-        units = list_units(
-            settings.inputs,
-            images_per_unit=settings.images_per_unit,
-            format=settings.format,
-            image_column=settings.image_column,
-            limit=settings.limit,
-            scanned=scanned,
-            trust_lists=settings.trust_lists,
-        )
+        units = units_of(settings, limit=settings.limit, scanned=scanned)
         return make_plan(run, sliced(units, settings.slice))
 
 
-def sliced(units: Iterable[Unit], share: str | None) -> Iterator[Unit]:
-    """The units of the share i/n, told by a hash of what each names; None: all.
+def units_of(
+    settings: InputFlags, *, limit: int | None = None, scanned: ScannedIn | None = None
+) -> Generator[Unit]:
+    """Yield the units of the inputs; raises as `list_units`."""
+    yield from list_units(
+        settings.inputs,
+        images_per_unit=settings.images_per_unit,
+        format=settings.format,
+        image_column=settings.image_column,
+        limit=limit,
+        scanned=scanned,
+        trust_lists=settings.trust_lists,
+    )
 
-    Raises:
-        UsageError: i is more than n.
-    """
+
+def sliced(units: Iterable[Unit], share: str | None) -> Iterator[Unit]:
+    """Return the units of share I/N, which a hash of each unit decides; None: all."""
     if share is None:  # no digest of every unit of a billion images
         return iter(units)
     place, _, shares = share.partition("/")
-    if int(place) > int(shares):
-        raise UsageError(f"--slice {share}: the first number is at most the second")
     return (unit for unit in units if _share(unit, int(shares)) == int(place))
 
 
@@ -260,6 +247,10 @@ def row_spec(
 
 def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
     """Bring every unit of the plan to its part, in waves."""
+    from prompt_iml.pipeline.scan.actors import pool_size, read_tally, scan_wave, shared_tally
+    from prompt_iml.pipeline.scan.preflight import FREE_SECONDS, NODE_SECONDS, check_node
+    from prompt_iml.pipeline.scan.session import ray_address, ray_session
+
     run, totals = spec.run, Totals()
     with ray_session(settings.address, settings.max_actors):
         least, most, gpus = settings.min_actors, settings.max_actors, settings.actor_gpus

@@ -41,7 +41,7 @@ def _run(photos: str, samples: int, output: str) -> None:
     ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
     settings = TrainSettings(
         photos=photos, output=output, workers=1, max_workers=3, fusion="high_frequency",
-        samples=samples, batch=12, judge_every=120, judged=4, address=nodes.address,
+        samples=samples, batch=12, eval_every=120, eval_examples=4, address=nodes.address,
     )  # fmt: skip
     watch = Watch(output)
     run = threading.Thread(target=lambda: print(train(settings)))

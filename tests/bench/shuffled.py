@@ -1,6 +1,6 @@
 """What reviewers' labels do to the packaged network, right ones and shuffled ones.
 
-    python -m tests.bench.shuffled --photos DIR --samples 600 --peak 0.1
+    python -m tests.bench.shuffled --photos DIR --samples 600 --learning-rate 0.1
 
 Two re-training cycles with real training on real photographs: in one the marks of the labels lie on
 other pictures. Prints what the gate says of each, and old and new on a set of held-back crops.
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=600)
-    parser.add_argument("--peak", type=float, default=0.1)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--crops", type=int, default=120, help="labelled, and as many to judge on")
     parser.add_argument("--perturbation", default="none")
     parser.add_argument("--labels", default="right,shuffled")
@@ -103,9 +103,9 @@ def main() -> None:
                 labels=write_labels(folder / f"{kind}.parquet", labelled, order),
                 registry=str(folder / f"registry-{kind}"),
                 output=str(folder / f"output-{kind}"),
-                sets=[fixed],
+                eval_sets=[fixed],
                 samples=args.samples,
-                peak=args.peak,
+                learning_rate=args.learning_rate,
                 address="local",
             )
             show(kind, retrain(settings))

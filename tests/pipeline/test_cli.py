@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic_settings import CliApp
 
 from prompt_iml.engine.errors import PromptImlError
 from prompt_iml.pipeline.cli import commands, main
-from prompt_iml.pipeline.settings import ScanSettings
+from prompt_iml.pipeline.settings import DemoSettings, ScanSettings
 
 FLAGS = Path(__file__).with_name("golden_flags.txt")
 
@@ -22,6 +28,124 @@ def test_flags_are_frozen() -> None:
     assert lines == FLAGS.read_text().splitlines()
 
 
+# Each runs in a folder with photo.jpg and an empty folder, in an install without torch; the second
+# text is what the message must name.
+WRONG = [
+    ("scn", "scan, demo, report"),
+    ("scan nothere --output out", "nothere"),
+    ("scan *.png --output out", "*.png"),
+    ("scan empty --output out", "nothing to scan"),
+    ("scan photo.jpg", "--output"),
+    ("scan --output out", "INPUTS"),
+    ("scan photo.jpg --output photo.jpg/out", "choose another --output"),
+    ("scan photo.jpg --output ftp://out", "s3://bucket/key"),
+    ("scan photo.jpg --output out --limit many", "--limit"),
+    ("scan photo.jpg --output out --bogus", "--bogus"),
+    ("scan photo.jpg --output out --run-id ../x", "--run-id"),
+    ("scan photo.jpg --output out --engine abacus", "--engine"),
+    ("scan photo.jpg --output out --engine torch", "pip install torch"),
+    ("scan photo.jpg --output out --model nobody", "nobody"),
+    ("scan photo.jpg --output out --slice half", "I/N"),
+    ("scan photo.jpg --output out --slice 3/2", "--slice 3/2"),
+    ("scan photo.jpg --output out --min-actors 3 --max-actors 2", "--max-actors 2"),
+    ("scan photo.jpg --output out --prompts 12345678", "--registry"),
+    ("scan photo.jpg --output out --retry-failed r", "leave out all others"),
+    ("scan photo.jpg --output out --retry-codes timeout", "--retry-failed"),
+    ("scan photo.jpg --output out --skip-scanned r --run-id r", "--run-id"),
+    ("scan --output out --retry-failed r", "holds no run"),
+    ("demo --model nobody", "nobody"),
+    ("demo --output photo.jpg/out", "choose another --output"),
+    ("plan", "INPUTS"),
+    ("plan nothere", "nothere"),
+    ("report", "OUTPUT"),
+    ("report nothere", "holds no run"),
+    ("compact empty", "holds no run"),
+    ("verify photo.jpg", "holds no run"),
+    ("evaluate none.csv", "none.csv"),
+    ("calibrate none.csv", "none.csv"),
+    ("doctor --model nobody", "nobody"),
+    ("train --photos empty --output out", "pip install 'prompt-iml[train]'"),
+    ("train --photos empty --output out --max-workers 0", "--max-workers"),
+    ("train --photos empty --output out --samples 4", "--samples 4"),
+    ("retrain --photos empty --output out", "--labels"),
+    ("models list", "--registry"),
+    ("serve --model nobody", "nobody"),
+    ("serve --engine torch", "pip install torch"),
+    ("submit photo.jpg --output out", "--address"),
+    ("submit photo.jpg --output out --address http://127.0.0.1:1", "relative"),
+]
+
+DRIVER = """
+import contextlib, io, json, os, sys
+from prompt_iml.pipeline.cli import main
+light = not {"numpy", "pyarrow", "ray"} & sys.modules.keys()
+sys.modules["torch"] = None  # as in a plain install
+for command in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(command)
+    files = sorted(name for entry in os.walk(".") for name in entry[1] + entry[2])
+    loaded = sorted({"ray", "openvino"} & sys.modules.keys())
+    print(json.dumps([light, code, out.getvalue(), err.getvalue(), files, loaded]))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What each wrong command did, all in one process, as a new one takes half a second."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "empty").mkdir()
+    (folder / "photo.jpg").write_bytes(b"a photograph")
+    commands = [command for command, _ in WRONG]
+    ran = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps([shlex.split(command) for command in commands]),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return dict(zip(commands, map(json.loads, ran.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize(("command", "named"), WRONG)
+def test_a_wrong_command_is_one_line_at_once_and_leaves_nothing(
+    command: str, named: str, refusals: dict[str, list[Any]]
+) -> None:
+    light, code, out, err, files, loaded = refusals[command]
+    assert (code, out, loaded, light) == (2, "", [], True)
+    assert err.count("\n") == 1
+    assert named in err
+    assert files == ["empty", "photo.jpg"]
+
+
+RENAMED = [
+    (name, old, new) for name in ("train", "retrain") for old, new in
+    commands()[name].settings.renamed.items()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "old", "new"), RENAMED)
+def test_an_earlier_name_is_an_error_that_gives_today_s(
+    name: str,
+    old: str,
+    new: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flag, now = (f"--{field.replace('_', '-')}" for field in (old, new))
+    assert main([name, f"{flag}=1"]) == 2
+    assert one_line(capsys) == f"prompt-iml {name}: {flag} is now {now}\n"
+    (tmp_path / "prompt-iml.toml").write_text(f"[{name}]\n{old} = 1\n")
+    assert main([name]) == 2
+    assert f"prompt-iml.toml: {old} is now {new}\n" in one_line(capsys)
+    monkeypatch.setenv(f"PROMPT_IML_{old.upper()}", "1")
+    assert main([name]) == 2
+    assert f"PROMPT_IML_{old.upper()} is now PROMPT_IML_{new.upper()}\n" in one_line(capsys)
+
+
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     out, err = capsys.readouterr()
     assert out == ""
@@ -29,29 +153,28 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["scan", "in"], "--output"),
-        (["scan", "--output", "out"], "INPUTS"),
-        (["scan", "in", "--output", "out", "--limit", "many"], "--limit"),
-        (["scan", "in", "--output", "out", "--bogus"], "--bogus"),
-        (
-            ["scan", "in", "--output", "out", "--decoder", "pillow"],
-            "--decoder is gone: JPEG files are decoded by Pillow",
-        ),
-        (["scan", "in", "--output", "out", "--run-id", "../x"], "--run-id"),
-        (["scan", "in", "--output", "out", "--engine", "abacus"], "--engine"),
-        (["scan", "in", "--output", "out", "--model", "nobody"], "nobody"),
-        (["report"], "OUTPUT"),
-        (["scn"], "scan, demo, report"),
-    ],
-)
-def test_bad_usage_is_one_line_and_exit_2(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    assert said in one_line(capsys)
+def test_a_page_of_help_begins_with_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["scan", "--help"])
+    assert ended.value.code == 0
+    page = capsys.readouterr().out
+    titles = re.findall(r"^(\w.*):$", page, re.MULTILINE)
+    assert titles == [
+        "Required", "Selection", "Model", "Where it runs", "Resume and repair", "Limits", "Output",
+        "Other",
+    ]  # fmt: skip
+    required = page.partition("Selection:")[0]
+    assert page.startswith("usage: prompt-iml scan INPUTS... --output TEXT [options]\n")
+    assert "INPUTS" in required
+    assert "--output" in required
+    assert page.partition("Other:")[2].split()[:2] == ["-h,", "--help"]
+
+
+def test_every_help_text_is_a_sentence() -> None:
+    for name, entry in commands().items():
+        for field, spec in entry.settings.model_fields.items():
+            text = str(spec.description)
+            assert re.fullmatch(r"[A-Z].* .* .*\.", text, re.DOTALL), (name, field, text)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +212,14 @@ def test_a_setting_that_is_not_there_is_refused_in_the_file(
     assert said in one_line(capsys)
 
 
+def test_a_command_without_a_table_in_the_file_takes_its_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt-iml.toml").write_text("[scan]\nlimit = 3\n")
+    assert CliApp.run(DemoSettings, []).seed == 0
+
+
 @pytest.mark.parametrize("text", [b"[scan\n", b"\xff", b"scan = 3\n"])
 def test_a_damaged_file_is_refused(
     text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -109,11 +240,3 @@ def test_every_error_has_its_own_code() -> None:
     assert len(named) == len(codes) - 2  # ImageError and Fatal are abstract
     named.remove("timeout")  # of the store, and of an image: the stage tells them apart
     assert len(named) == len(set(named))
-
-
-def test_a_refused_scan_leaves_no_run(tmp_path: Path) -> None:
-    """Which the corrected command would meet."""
-    arguments = ["--output", str(tmp_path / "out"), "--run-id", "nightly"]
-    assert main(["scan", str(tmp_path / "typo"), *arguments]) == 2
-    assert main(["scan", str(tmp_path), *arguments, "--slice", "3/2"]) == 2
-    assert not (tmp_path / "out/_runs/nightly").exists()

@@ -84,12 +84,12 @@ def test_train_kill_resume_evaluate_gate_promote_roll_back(
         "labels": str(_write_labels(pictures, tmp_path)),
         "registry": registry,
         "output": str(output),
-        "sets": str(_write_set(pictures[0], tmp_path)),
+        "eval-sets": str(_write_set(pictures[0], tmp_path)),
         "samples": "16",
         "workers": "2",
         "margin": "1",  # what so few samples do to the numbers is not what is tested here
         "fpr-margin": "1",
-        "gain": "-1",
+        "min-gain": "-1",
         "address": "local",
     }
     command = [f"--{name}={value}" for name, value in flags.items()]
@@ -113,5 +113,5 @@ def test_train_kill_resume_evaluate_gate_promote_roll_back(
     # The same again, as a schedule does: nothing is trained twice, what was rolled back stays so.
     assert main(["retrain", *command]) == 2
     assert "was rolled back" in capsys.readouterr().err
-    assert main(["retrain", *command, "--gain=1"]) == 3
+    assert main(["retrain", *command, "--min-gain=1"]) == 3
     assert "nothing gained" in capsys.readouterr().err

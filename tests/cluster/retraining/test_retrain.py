@@ -258,7 +258,7 @@ def make_fleet(store: Store, red: Model, sets: list[str]) -> Fleet:
             "labels": labels,
             "registry": f"{store.uri}/registry",
             "model": str(red.folder),
-            "sets": sets,
+            "eval_sets": sets,
             "output": f"{store.uri}/output",
             "samples": 100,
             "engine": "onnxruntime",
@@ -282,7 +282,7 @@ def test_a_good_cycle_is_promoted_and_rolled_back(anywhere: Fleet) -> None:
     verdict = anywhere.registry.verdict(summary["version"])
     assert verdict
     assert len(verdict["comparisons"]) == 12
-    again = anywhere.cycle(fit, gain=-1, seed=1)
+    again = anywhere.cycle(fit, min_gain=-1, seed=1)
     assert [r["set"] for r in again["results"]["base"]] == ["one", "two", "labels"]
     assert again["parent"] == summary["version"]
     assert roll_back(anywhere.registry, expected=again["version"], by="test").current == stored.id
@@ -360,7 +360,7 @@ def test_a_verdict_of_laxer_limits_lets_nothing_through(fleet: Fleet) -> None:
     def useless(settings: TrainSettings, model: Model) -> Trained:
         return keep(settings, model, red_prompts(1.9))
 
-    lax = fleet.cycle(useless, gain=-1, margin=1)
+    lax = fleet.cycle(useless, min_gain=-1, margin=1)
     roll_back(fleet.registry, expected=lax["version"], by="ann")
     strict = fleet.cycle(useless)
     assert (strict["version"], strict["verdict"]) == (lax["version"], "refused")
@@ -368,7 +368,7 @@ def test_a_verdict_of_laxer_limits_lets_nothing_through(fleet: Fleet) -> None:
 
 
 def test_a_refusal_stands(fleet: Fleet) -> None:
-    fleet.cycle(fit, gain=0.9)
+    fleet.cycle(fit, min_gain=0.9)
     again = fleet.cycle(fit)
     assert again["verdict"] == "refused"
     assert again["reasons"][0].startswith("refused at 20")
@@ -429,12 +429,12 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
         started.append(settings)
         return fit(settings, model)
 
-    fleet.cycle(train, gain=-1, seed=1)
-    fleet.cycle(train, gain=-1, seed=1)
+    fleet.cycle(train, min_gain=-1, seed=1)
+    fleet.cycle(train, min_gain=-1, seed=1)
     current = with_prompt_set(fleet.model, fleet.registry, first["version"])
     prompts = PromptSet.from_bytes(storage.read_bytes(str(started[0].prompt_set)))
     assert prompts.id == current.prompts.id
-    assert (started[0].what, started[0].start) == ("prompts", str(fleet.model.folder))
+    assert (started[0].train, started[0].start) == ("prompts", str(fleet.model.folder))
     assert started[0].output != started[1].output
 
 
@@ -463,19 +463,19 @@ def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
         return fit(settings, model)
 
     with pytest.raises(NotPromoted, match=r"current is the model's own since .* by ann"):
-        fleet.cycle(train, gain=-1, seed=1)
+        fleet.cycle(train, min_gain=-1, seed=1)
     assert fleet.registry.state().lease is None
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"sets": ["nowhere.csv"]}, MissingInput, "nowhere.csv: no such file"),
+        ({"eval_sets": ["nowhere.csv"]}, MissingInput, "nowhere.csv: no such file"),
         ({"labels": "nowhere.parquet"}, MissingInput, "no such labels"),
         ({"labels": __file__}, BadLabels, "no Parquet file"),
         ({"labels": "masks.parquet"}, BadLabels, "label more"),
-        ({"sets": ["labels/manifest.csv"]}, UsageError, "both called labels"),
-        ({"sets": ["one/manifest.csv", "other/one.csv"]}, UsageError, "both called one"),
+        ({"eval_sets": ["labels/manifest.csv"]}, UsageError, "both called labels"),
+        ({"eval_sets": ["one/manifest.csv", "other/one.csv"]}, UsageError, "both called one"),
     ],
 )
 def test_bad_input_is_refused_before_the_lease_is_taken(
@@ -492,7 +492,7 @@ def test_bad_input_is_refused_before_the_lease_is_taken(
         folder.put(name, Path(sets[0]).read_bytes())
     unmasked = {"uri": folder.put("1.png", png(photograph(1, forged=True)[0]))}
     pq.write_table(pa.Table.from_pylist([unmasked | {"label": "manipulated"}]), "masks.parquet")
-    fields = {"photos": "p", "labels": "l", "sets": sets, "model": str(red.folder)} | changes
+    fields = {"photos": "p", "labels": "l", "eval_sets": sets, "model": str(red.folder)} | changes
     settings = RetrainSettings(registry=folder.uri, output=folder.uri, **fields)
     with pytest.raises(error, match=said):
         retrain(settings)
@@ -538,9 +538,14 @@ def test_a_set_that_was_never_evaluated_cannot_be_promoted(fleet: Fleet) -> None
 
 @pytest.mark.parametrize(("verdict", "code"), [("passed", 0), ("refused", 3)])
 def test_the_exit_code_is_the_verdict(
-    verdict: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verdict: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(cycle, "retrain", lambda settings: {"verdict": verdict})
-    flags = ("photos", "labels", "registry", "output", "sets")
-    assert main(["retrain", *(word for flag in flags for word in (f"--{flag}", "x"))]) == code
+    files = {"labels": __file__, "eval-sets": __file__}
+    flags = files | dict.fromkeys(("photos", "registry", "output"), str(tmp_path))
+    assert main(["retrain", *(f"--{name}={value}" for name, value in flags.items())]) == code
     assert json.loads(capsys.readouterr().out) == {"verdict": verdict}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from prompt_iml.cluster.training.losses import score_loss, training_loss
 from prompt_iml.cluster.training.masked import MaskedPretraining, targets
 from prompt_iml.cluster.training.pretrain import varied
 from prompt_iml.cluster.training.schedule import learning_rate, weight_decay_groups
+from prompt_iml.cluster.training.train import PLACE, _bind
+from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.network.config import PRESETS, JpegViewConfig, SwinConfig
 from prompt_iml.engine.network.model import MEAN, STD, PromptIML
 
@@ -140,7 +143,7 @@ def test_a_model_keeps_its_shape_unless_it_is_to_grow(
     grow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PRESETS, MICRO.name, replace(MICRO, stem_blocks=3))
-    settings = TrainSettings(photos="-", output="-", start=MICRO.name, grow=grow)
+    settings = TrainSettings(photos="-", output="-", start=MICRO.name, add_new_parts=grow)
     assert (start_network(settings).config.stem_blocks == 3) == grow
 
 
@@ -191,3 +194,16 @@ def test_the_teacher_knows_a_cat() -> None:
     head = torch.relu(last @ weights["head.weight"][..., 0, 0].T + weights["head.bias"])
     logits = head.clamp(max=6).mean((1, 2)) @ weights["classifier.weight"][..., 0, 0].T
     assert 282 <= int((logits + weights["classifier.bias"]).argmax()) <= 286  # domestic cats
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its config.json has the earlier names of some settings."""
+    settings = TrainSettings(photos="-", output=f"file://{tmp_path}", learning_rate=0.01)
+    earlier = {new: old for old, new in TrainSettings.renamed.items()}
+    fields = settings.model_dump(exclude=PLACE)
+    stored = {earlier.get(name, name): value for name, value in fields.items()}
+    assert stored["peak"] == 0.01
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    _bind(settings)
+    with pytest.raises(UsageError, match="holds a run with other learning_rate"):
+        _bind(settings.model_copy(update={"learning_rate": 0.02}))

@@ -37,7 +37,7 @@ def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket, lost: 
     interrupted."""
     output = f"{s3.uri}/run"
     flags: dict[str, Any] = {"photos": str(photos), "output": output, "workers": 1}
-    flags |= {"samples": 24, "batch": 4, "judge_every": 8, "judged": 4}
+    flags |= {"samples": 24, "batch": 4, "eval_every": 8, "eval_examples": 4}
     flags["address"] = ray.get_runtime_context().gcs_address
     command = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     with subprocess.Popen(
@@ -67,7 +67,7 @@ def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket, lost: 
 def test_a_run_that_gets_no_better_stops_early(cluster: None, photos: Path, tmp_path: Path) -> None:
     """Judged after every step, in so few a worse one comes soon."""
     flags: dict[str, Any] = {"photos": str(photos), "output": str(tmp_path), "samples": 64}
-    flags |= {"batch": 4, "judge_every": 4, "judged": 4, "patience": 2}
+    flags |= {"batch": 4, "eval_every": 4, "eval_examples": 4, "patience": 2}
     flags["address"] = ray.get_runtime_context().gcs_address
     done = train(TrainSettings(**flags))
     f1 = [float(report["f1"]) for report in read_curves(f"file://{tmp_path}/{CURVES}")]
@@ -102,7 +102,7 @@ def test_curves_of_many_samples_are_read_back(tmp_path: Path) -> None:
 
 
 def test_what_may_not_move_is_compared(photos: Path) -> None:
-    settings = TrainSettings(photos=str(photos), output="-", what="prompts")
+    settings = TrainSettings(photos=str(photos), output="-", train="prompts")
     tensors = start_network(settings).state_dict()
     tensors["prompts.0"] = tensors["prompts.0"] + 1
     _prove_frozen(settings, tensors)
@@ -126,11 +126,11 @@ def test_photographs_without_outlines_are_told(photos: Path, tmp_path: Path) -> 
         ({"photos": "nowhere"}, "no photographs"),
         ({"labels": "nowhere.parquet"}, "no such labels"),
         ({"prompt_set": "gone.safetensors"}, "no prompt set to start from"),
-        ({"workers": 3, "max_workers": 2}, "--max-workers"),
+        ({"workers": 3, "max_workers": 2}, "--max-workers 2 is less"),
         ({"samples": 4}, "--samples"),
         ({"start": "no-such-model"}, "no-such-model"),
         ({"start": "gone.safetensors"}, "no weights to start from"),
-        ({"semantic": "gone.safetensors"}, "no weights to start from"),
+        ({"semantic_weights": "gone.safetensors"}, "no weights to start from"),
     ],
 )
 def test_bad_settings_are_one_line(

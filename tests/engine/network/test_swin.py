@@ -78,13 +78,15 @@ def test_without_prompts_equals_the_reference(window: int, height: int, width: i
 
 
 def test_official_weights_are_what_training_starts_from(tmp_path: Path) -> None:
-    settings = TrainSettings(photos="-", output="-", semantic=str(tmp_path / "swin.safetensors"))
-    branch = start_network(settings.model_copy(update={"semantic": None, "seed": 1})).semantic
+    weights = str(tmp_path / "swin.safetensors")
+    settings = TrainSettings(photos="-", output="-", semantic_weights=weights)
+    other = settings.model_copy(update={"semantic_weights": None, "seed": 1})
+    branch = start_network(other).semantic
     official = {n: t for n, t in branch.state_dict().items() if n != "patch_embed.position"}
-    save_file(official | {"head.weight": torch.zeros(3)}, str(settings.semantic))
+    save_file(official | {"head.weight": torch.zeros(3)}, str(settings.semantic_weights))
     started = start_network(settings).semantic.state_dict()
     assert all(torch.equal(started[name], official[name]) for name in official)
-    save_file({"head.weight": torch.zeros(3)}, str(settings.semantic))
+    save_file({"head.weight": torch.zeros(3)}, str(settings.semantic_weights))
     with pytest.raises(UsageError, match="not this branch's Swin weights"):
         start_network(settings)
 

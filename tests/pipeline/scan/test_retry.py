@@ -254,7 +254,7 @@ def test_what_could_not_be_reached_is_retried_and_nothing_else() -> None:
         (["in", "--retry-failed", "r"], "leave out all others"),
         (["--retry-failed", "r", "--skip-scanned", "r"], "leave out all others"),
         (["in", "--retry-codes", "timeout"], "--retry-codes needs --retry-failed RUN"),
-        (["in", "--skip-scanned", "r", "--run-id", "r"], "cannot go on from itself"),
+        (["in", "--skip-scanned", "r", "--run-id", "r"], "cannot continue itself"),
         (["--retry-failed", "../r"], "--retry-failed"),
         ([], "INPUTS"),
     ],

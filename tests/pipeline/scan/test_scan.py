@@ -286,7 +286,7 @@ def test_more_actors_than_cpus_is_refused() -> None:
     with pytest.raises(UsageError, match="99 CPUs and the cluster has room for 2"):
         pool_size(99, None, 100)
     with pytest.raises(UsageError, match="more than --max-actors 1"):
-        pool_size(2, 1, 100)
+        ScanSettings(inputs=["in"], output="out", min_actors=2, max_actors=1)
     with pytest.raises(UsageError, match=r"1 CPUs and 0.5 GPUs and the cluster has room for 0"):
         pool_size(None, 4, 100, gpus=0.5)
 

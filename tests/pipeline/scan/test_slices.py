@@ -28,7 +28,7 @@ def test_one_share_is_everything() -> None:
 
 def test_a_share_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="3/2"):
-        sliced(UNITS, "3/2")
+        ScanSettings(inputs=["in"], output="out", slice="3/2")
 
 
 def test_the_plan_of_a_share_holds_its_share(folder: Folder) -> None:

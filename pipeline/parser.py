@@ -1,0 +1,89 @@
+"""Argument parser of a command: its flags in groups, the required ones first."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser, HelpFormatter, _ArgumentGroup
+from typing import Any, Never
+
+from pydantic_settings import CliSettingsSource, SettingsError
+
+from prompt_iml.pipeline.settings import Command
+
+REQUIRED, OTHER = "Required", "Other"
+GROUPS = {
+    "Selection": ("format", "image_column", "limit", "slice", "images_per_unit", "trust_lists"),
+    "Model": ("model", "engine", "registry", "prompts", "refresh_prompts", "policy"),
+    "Where it runs": (
+        "address", "min_actors", "max_actors", "actor_cpus", "actor_gpus", "wave_units", "decoder",
+        "min_replicas", "max_replicas", "workers", "max_workers", "gpus", "host", "port",
+        "working_dir", "wait",
+    ),
+    "Resume and repair": ("run_id", "retry_failed", "retry_codes", "skip_scanned"),
+    "Limits": (
+        "max_pixels", "max_object_bytes", "max_bytes", "max_queued", "image_timeout",
+        "max_failure_rate",
+    ),
+    "Training": (
+        "train", "start", "semantic_weights", "prompt_set", "labels", "preset", "fusion",
+        "add_new_parts", "samples", "batch", "learning_rate", "patience", "seed",
+    ),
+    "Evaluation": (
+        "eval_sets", "eval_every", "eval_examples", "margin", "fpr_margin", "max_fpr", "min_gain",
+    ),
+    "Output": ("output", "heatmap", "log", "report", "path", "plot"),
+}  # fmt: skip
+NO_DEFAULT = re.compile(r" \((required|default: (None|False|True|\[\]))\)$")
+METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER", "list[str]": "LIST", "ByteSize": "SIZE"}
+
+
+class CommandParser(ArgumentParser):
+    """Parser that puts each flag into its group and raises where argparse would exit.
+
+    Args:
+        name: of the command.
+        settings: of the command.
+    """
+
+    def __init__(self, name: str, settings: type[Command]) -> None:
+        super().__init__(
+            prog=f"prompt-iml {name}",
+            usage=f"prompt-iml {name} [options]",
+            description=settings.__doc__,
+            formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32),
+            allow_abbrev=False,
+            add_help=False,
+        )
+        fields = settings.model_fields
+        groups = {field: title for title, named in GROUPS.items() for field in named}
+        required = {field: REQUIRED for field, info in fields.items() if info.is_required()}
+        self._title_of = groups | required
+        titles = (REQUIRED, *GROUPS, OTHER)
+        self._groups: dict[str, _ArgumentGroup] = {t: self.add_argument_group(t) for t in titles}
+        self._groups[OTHER].add_argument("-h", "--help", action="help", help="Show this page.")
+
+    def add_flag(self, *names: str, **options: Any) -> None:
+        """Add a flag that pydantic-settings describes in argparse's terms."""
+        if "metavar" in options:
+            options["metavar"] = METAVARS.get(options["metavar"], options["metavar"])
+        options["help"] = NO_DEFAULT.sub("", options["help"])
+        is_flag = names[0].startswith("-")
+        title = self._title_of.get(options["dest"], OTHER) if is_flag else REQUIRED
+        self._groups[title].add_argument(*names, **options)
+        if title == REQUIRED:
+            metavar = options["metavar"]
+            self._add_usage(f"{names[0]} {metavar}" if is_flag else metavar, options.get("nargs"))
+
+    def _add_usage(self, shown: str, nargs: str | None = None) -> None:
+        form = {"?": "[{}]", "*": "{}...", "+": "{}..."}.get(nargs or "", "{}")
+        self.usage = f"{str(self.usage).removesuffix('[options]')}{form.format(shown)} [options]"
+
+    def error(self, message: str) -> Never:
+        """Raise `SettingsError`."""
+        raise SettingsError(message)
+
+
+def settings_source(name: str, settings: type[Command]) -> CliSettingsSource[Any]:
+    """Return the source of settings that reads a command's flags."""
+    parser, add = CommandParser(name, settings), CommandParser.add_flag
+    return CliSettingsSource(settings, root_parser=parser, add_argument_method=add)
