@@ -1,4 +1,4 @@
-"""Before the first unit: refuse in one line what Ray would wait for, or what every node dies of."""
+"""Checks before the first unit: whether the cluster has room, and its nodes can scan."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ QUIET_SECONDS = 20.0
 
 
 def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = FREE_SECONDS) -> None:
-    """Load the engine, and reach the results, from a scan actor's place on the cluster.
+    """Load the engine and read the plan on one node of the cluster, where a scan actor would.
 
-    One node speaks for all; the actors of the others check their model themselves. A cluster that
-    has shrunk to nothing grows by it.
+    The actors on other nodes check their model themselves. The request makes an autoscaler add a
+    node where there is none.
 
     Raises:
-        UsageError: that fails, or is not done in time: no CPU (or GPU, where one is asked for) came
-            free, or the engine took too long.
+        UsageError: the node cannot scan, or does not answer in time: no CPU (or GPU, if actors need
+            one) became free, or the engine took too long to load.
     """
     deadline = time.monotonic() + seconds
     task = ray.remote(num_cpus=1, num_gpus=gpus)(_complaint).remote(spec)
@@ -37,26 +37,34 @@ def check_node(spec: ScanSpec, gpus: float = 0.0, seconds: float = FREE_SECONDS)
     except GetTimeoutError:
         ray.cancel(task)
         raise UsageError(
-            f"no engine in {seconds:.0f} s: either no {lacking} of the cluster came free "
-            "(`ray status` tells who holds them), or loading takes so long"
+            f"no engine in {seconds:.0f} s: either no {lacking} of the cluster became free "
+            "(`ray status` shows what holds them), or loading the engine takes longer"
         ) from None
     except RayTaskError as error:  # before our code began
-        complaint = f"{type(error.cause).__name__}: {error.cause}"
+        complaint = one_line(error.cause)
     except WorkerCrashedError:
-        complaint = "a process that loads the engine dies of it, again and again"
-    except RayError:  # a node went away: others will do
+        complaint = "a process that loads the engine crashes each time"
+    except RayError:  # a node was lost: the scan may use others
         complaint = ""
     if complaint:
-        raise UsageError(f"the cluster's nodes cannot scan: {' '.join(complaint.split())}")
+        raise UsageError(f"the cluster's nodes cannot scan: {complaint}")
 
 
 def _complaint(spec: ScanSpec) -> str:
-    """Why this node cannot scan; empty: it can."""
+    """Return why this node cannot scan; empty if it can."""
     try:
         RowMaker(spec.rows)
         storage.exists(spec.run.plan_uri)
     except PromptImlError as error:
-        return str(error)
-    except Exception as error:  # whatever it is, every actor would die of it
-        return f"{type(error).__name__}: {error}"
+        return " ".join(str(error).split())
+    except Exception as error:  # every actor would fail in the same way
+        return one_line(error)
     return ""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's type and message in one line; of a traceback in it, only the last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Traceback (most recent call last)" in line for line in lines):
+        return lines[-1]
+    return " ".join([f"{type(error).__name__}:", *lines]) if lines else type(error).__name__

@@ -1,9 +1,10 @@
-"""What Ray would wait for without a word, or every actor would die of, is refused in one line."""
+"""A cluster without room, or whose nodes cannot scan, is refused in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import ray
@@ -54,6 +55,21 @@ def test_a_node_that_cannot_says_why(spec: ScanSpec, change: dict[str, object], 
     with pytest.raises(UsageError, match=said) as refusal:
         check_node(replace(spec, rows=replace(spec.rows, **change)))  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value)
+
+
+class Elsewhere(str):
+    """A value that no node can unpickle, like one of a module that only the driver has."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return import_module, ("only_here",)
+
+
+def test_a_node_that_cannot_read_the_task_names_the_error(spec: ScanSpec) -> None:
+    """Ray hands over the whole traceback as the message."""
+    with pytest.raises(UsageError) as refusal:
+        check_node(replace(spec, model=Elsewhere()))
+    expected = "cannot scan: ModuleNotFoundError: No module named 'only_here'"
+    assert str(refusal.value).endswith(expected)
 
 
 def test_a_node_without_credentials_says_so(spec: ScanSpec, strangers: Bucket) -> None:
