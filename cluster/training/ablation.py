@@ -3,10 +3,10 @@
     python -m prompt_iml.cluster.training.ablation --photos DIR --semantic-weights FILE \
         --output DIR --samples 4000
 
-Every variant (`cluster.variants`) trains from the same seed on the same examples and is evaluated
-on the same forgeries of photographs held back. Variants that finished are not run again. Prints a
-table and writes it to `ablation.csv`. Without --semantic-weights the frozen branch is random;
-`--variant semantic` alone compares ways to make it (`cluster.training.distill`,
+Every variant (`cluster.training.variants`) trains from the same seed on the same examples and is
+evaluated on the same forgeries of photographs held back. Variants that finished are not run again.
+Prints a table and writes it to `ablation.csv`. Without --semantic-weights the frozen branch is
+random; `--variant semantic` alone compares ways to make it (`cluster.training.distill`,
 `cluster.training.masked`).
 """
 

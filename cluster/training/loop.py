@@ -23,7 +23,7 @@ from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.judge import judge
 from prompt_iml.cluster.training.losses import training_loss
 from prompt_iml.cluster.training.schedule import learning_rate, precision, weight_decay_groups
-from prompt_iml.cluster.variants import make_variant
+from prompt_iml.cluster.training.variants import make_variant
 from prompt_iml.engine.errors import FetchError, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.prompts import PREFIX, PromptSet, check_fits, parameters

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from prompt_iml.engine.errors import FetchError, NotFound, UsageError
 from prompt_iml.pipeline.logs import log
-from prompt_iml.pipeline.ordered import in_order
 from prompt_iml.pipeline.run.folder import Json, Run
 from prompt_iml.pipeline.run.plan import read_plan, read_plan_file
 from prompt_iml.pipeline.run.schema import SCHEMA, SCHEMA_VERSION, read_summary, units_of
@@ -35,6 +34,7 @@ from prompt_iml.pipeline.sources.names import is_hidden
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.digests import Digests, digests_of_hex
 from prompt_iml.pipeline.storage.listing import list_objects
+from prompt_iml.pipeline.storage.ordered import in_order
 
 READ_THREADS = 4
 SHOWN = 20  # repeated images, or units without rows, that get a line of their own

@@ -26,7 +26,6 @@ from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
 from prompt_iml.pipeline.logs import Format, log
 from prompt_iml.pipeline.monitoring.meter import Meter
-from prompt_iml.pipeline.ordered import in_order
 from prompt_iml.pipeline.registry.registry import CurrentPromptSet, PromptSetRef
 from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.run.schema import RowWriter, read_summary
@@ -34,6 +33,7 @@ from prompt_iml.pipeline.scan.rows import Row, failure, identity, provenance, re
 from prompt_iml.pipeline.scan.watchdog import Unwatched, Watch, WatchedEngine
 from prompt_iml.pipeline.sources import read_unit
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.ordered import in_order
 from prompt_iml.pipeline.units import Sample, Unit
 
 Tick = Callable[[int, int], None]

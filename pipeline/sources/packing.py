@@ -10,12 +10,12 @@ from itertools import islice
 from typing import Protocol
 
 from prompt_iml.engine.errors import EmptySource
-from prompt_iml.pipeline.ordered import in_order
 from prompt_iml.pipeline.sources.inputs import Entry, entries_of, resolve
 from prompt_iml.pipeline.sources.names import Format
 from prompt_iml.pipeline.sources.parquet import plan_parquet
 from prompt_iml.pipeline.sources.reading import read_unit
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.ordered import in_order
 from prompt_iml.pipeline.units import ObjectRef, Unit
 
 PLANNING_THREADS = 16

@@ -16,11 +16,11 @@ from prompt_iml.engine.errors import (
     Unsupported,
     UsageError,
 )
-from prompt_iml.pipeline.ordered import in_order
 from prompt_iml.pipeline.sources.names import claims_to_be_image
 from prompt_iml.pipeline.sources.parquet import read_parquet
 from prompt_iml.pipeline.sources.tar import read_tar
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.ordered import in_order
 from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prompt_iml.cluster.settings import Variant
-from prompt_iml.cluster.variants import make_variant
+from prompt_iml.cluster.training.variants import make_variant
 from prompt_iml.engine.network.beyond.wide_stem import WideStem
 from prompt_iml.engine.network.config import (
     PRESETS,

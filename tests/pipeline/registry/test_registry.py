@@ -52,7 +52,7 @@ from prompt_iml.pipeline.storage import storage
 from tests.conftest import Folder, Store
 
 BASE = load_model("prompt-iml-micro")
-STORED = Path(__file__).parent / "stored" / "registry-v1"
+STORED = Path(__file__).parents[2] / "stored" / "registry-v1"
 PASSED = {"passed": True, "reasons": []}
 
 

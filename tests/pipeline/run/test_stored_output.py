@@ -19,7 +19,7 @@ from prompt_iml.pipeline.run.verify import verify
 from prompt_iml.pipeline.scan.scan import scan
 from prompt_iml.pipeline.settings import CompactSettings, ScanSettings, VerifySettings
 
-STORED = Path(__file__).parent / "stored" / "output-v1"
+STORED = Path(__file__).parents[2] / "stored" / "output-v1"
 COUNTS = {"rows": 6, "ok": 5, "failed": 1, "skipped": 0, "problems": 0}
 
 
