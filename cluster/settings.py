@@ -72,8 +72,8 @@ class TrainSettings(TrainingFlags):
     start: str | None = None
     """Model (name or folder) or weights file to start from; without it, random weights."""
     semantic_weights: str | None = None
-    """Weights of the frozen branch, made by `python -m prompt_iml.cluster.training.distill` or with
-    the names of an official Swin; without them, those of --start."""
+    """Weights of the frozen branch, made by `python -m prompt_iml.cluster.pretraining.distill`
+    or with the names of an official Swin; without them, those of --start."""
     prompt_set: str | None = None
     """Prompt set file to start from; without it, the prompts of --start."""
     labels: str | None = None

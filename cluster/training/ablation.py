@@ -6,8 +6,8 @@
 Every variant (`cluster.training.variants`) trains from the same seed on the same examples and is
 evaluated on the same forgeries of photographs held back. Variants that finished are not run again.
 Prints a table and writes it to `ablation.csv`. Without --semantic-weights the frozen branch is
-random; `--variant semantic` alone compares ways to make it (`cluster.training.distill`,
-`cluster.training.masked`).
+random; `--variant semantic` alone compares ways to make it (`cluster.pretraining.distill`,
+`cluster.pretraining.masked`).
 """
 
 from __future__ import annotations

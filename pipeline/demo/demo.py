@@ -21,7 +21,7 @@ from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.report.pictures import contact_sheet
 from prompt_iml.pipeline.report.report import write_report
 from prompt_iml.pipeline.run.folder import Json, Run
-from prompt_iml.pipeline.run.schema import decode_mask
+from prompt_iml.pipeline.run.masks import decode_mask
 from prompt_iml.pipeline.run.table import open_results
 from prompt_iml.pipeline.scan.scan import scan
 from prompt_iml.pipeline.settings import DemoSettings, Pool, ScanSettings

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prompt_iml.engine.errors import MissingInput, UsageError
-from prompt_iml.pipeline.run.schema import decode_mask
+from prompt_iml.pipeline.run.masks import decode_mask
 
 Mask = NDArray[np.bool_]
 Row = Mapping[str, Any]

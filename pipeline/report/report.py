@@ -25,7 +25,8 @@ from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 from prompt_iml.pipeline.report.page import LABELS, Content, Picture, Row, render
 from prompt_iml.pipeline.report.pictures import mask_layer, thumbnail
 from prompt_iml.pipeline.run.folder import Json, Run, read_json
-from prompt_iml.pipeline.run.schema import decode_mask, image_id
+from prompt_iml.pipeline.run.masks import decode_mask
+from prompt_iml.pipeline.run.schema import image_id
 from prompt_iml.pipeline.run.table import only_run, open_results
 from prompt_iml.pipeline.settings import ReportSettings
 from prompt_iml.pipeline.sources import list_units, read_unit

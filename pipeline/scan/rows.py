@@ -15,7 +15,8 @@ from prompt_iml.engine.detection.detector import Finding
 from prompt_iml.engine.detection.views import LogitMap
 from prompt_iml.engine.errors import ImageError
 from prompt_iml.engine.model.folder import Model
-from prompt_iml.pipeline.run.schema import encode_mask, image_id
+from prompt_iml.pipeline.run.masks import encode_mask
+from prompt_iml.pipeline.run.schema import image_id
 from prompt_iml.pipeline.storage.storage import display_name
 from prompt_iml.pipeline.units import Sample
 

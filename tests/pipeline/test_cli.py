@@ -197,7 +197,7 @@ def test_flag_over_environment_over_file_over_default(
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("waveunits = 3", "waveunits"), ('decoder = "pillow"', "--decoder is gone")]
+    ("line", "said"), [("waveunits = 3", "waveunits"), ('decoder = "pillow"', "decoder is gone")]
 )
 def test_a_setting_that_is_not_there_is_refused_in_the_file(
     line: str,

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from skimage.transform import resize
 
+from prompt_iml.cluster.pretraining.distill import standardised, teacher_features, unexplained
+from prompt_iml.cluster.pretraining.masked import MaskedPretraining, targets
+from prompt_iml.cluster.pretraining.pretrain import varied
 from prompt_iml.cluster.settings import TrainSettings
-from prompt_iml.cluster.training.distill import standardised, teacher_features, unexplained
 from prompt_iml.cluster.training.loop import Objective, Run, start_network
 from prompt_iml.cluster.training.losses import score_loss, training_loss
-from prompt_iml.cluster.training.masked import MaskedPretraining, targets
-from prompt_iml.cluster.training.pretrain import varied
 from prompt_iml.cluster.training.schedule import learning_rate, weight_decay_groups
 from prompt_iml.cluster.training.train import PLACE, _bind
 from prompt_iml.engine.errors import UsageError

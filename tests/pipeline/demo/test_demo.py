@@ -9,7 +9,7 @@ from PIL import Image
 
 from prompt_iml.pipeline.demo.demo import demo
 from prompt_iml.pipeline.settings import DemoSettings
-from tests.test_readme import blocks
+from tests.helpers.pages import blocks, page
 
 ROOT = Path(__file__).parents[3]
 MEGABYTE = 1_000_000
@@ -31,8 +31,8 @@ def test_the_demo_finds_its_forgeries(tmp_path: Path, monkeypatch: pytest.Monkey
         assert picture.width > 1000
     for name in ("report.html", "truth.csv", "masks", "results"):
         assert Path("demo", name).exists()
-    (code,) = [block for block in blocks("python") if "demo/results" in block]
-    exec(code, {})  # of the README
+    (code,) = [block for block in blocks("python", page("table")) if "demo/results" in block]
+    exec(code, {})  # of the page about the table
     assert list(tmp_path.glob("*.png"))
 
 

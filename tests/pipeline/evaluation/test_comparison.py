@@ -22,7 +22,8 @@ from prompt_iml.pipeline.evaluation.comparison import (
     read_truth,
     table,
 )
-from prompt_iml.pipeline.run.schema import SCHEMA, encode_mask
+from prompt_iml.pipeline.run.masks import encode_mask
+from prompt_iml.pipeline.run.schema import SCHEMA
 
 
 def box(left: int, right: int) -> np.ndarray:

@@ -29,7 +29,8 @@ from prompt_iml.pipeline.report.pictures import (
 )
 from prompt_iml.pipeline.report.report import best_rows, find, take_survey, write_report
 from prompt_iml.pipeline.run.folder import Run
-from prompt_iml.pipeline.run.schema import SCHEMA, RowWriter, encode_mask, image_id
+from prompt_iml.pipeline.run.masks import encode_mask
+from prompt_iml.pipeline.run.schema import SCHEMA, RowWriter, image_id
 from prompt_iml.pipeline.run.table import open_results
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Sample

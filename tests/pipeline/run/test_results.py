@@ -17,14 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from prompt_iml.pipeline.run.schema import (
-    SCHEMA,
-    RowWriter,
-    decode_mask,
-    encode_mask,
-    image_id,
-    read_summary,
-)
+from prompt_iml.pipeline.run.masks import decode_mask, encode_mask
+from prompt_iml.pipeline.run.schema import SCHEMA, RowWriter, image_id, read_summary
 
 GOLDEN = Path(__file__).with_name("golden_schema_v1.txt")
 REGION = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 12, "mean_score": 0.5, "max_score": 1.0}

@@ -1,11 +1,11 @@
 """Pretrain the frozen semantic branch without a teacher, by predicting hidden parts of photographs.
 
-    python -m prompt_iml.cluster.training.masked --photos DIR --output FILE --samples 24000
+    python -m prompt_iml.cluster.pretraining.masked --photos DIR --output FILE --samples 24000
 
 SimMIM (Xie et al., arXiv 2111.09886) for a Swin of four maps: half of the photograph is hidden in
 blocks as large as the coarsest token, and each layer predicts the pixels of its hidden tokens
 through a linear head that is not kept. Writes the Swin's weights under their official names, as
-`cluster.training.distill` does.
+`cluster.pretraining.distill` does.
 
 Letters: B images, H W rows and columns (of pixels or tokens), C channels.
 """
@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from prompt_iml.cluster.pretraining.pretrain import normalised, pretrain, semantic_branch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prompt_iml.cluster.training.pretrain import normalised, pretrain, semantic_branch
 from prompt_iml.engine.network.config import PRESETS, SwinConfig
 from prompt_iml.engine.network.swin import Swin
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos

@@ -1,8 +1,8 @@
 """What the ways to a semantic branch share: crops of photographs, and the steps.
 
-The branch is frozen from then on. `cluster.training.distill` learns from a teacher,
-`cluster.training.masked` from the photographs alone; `cluster.training.ablation --variant semantic`
-says what either is worth.
+The branch is frozen from then on. `cluster.pretraining.distill` learns from a teacher,
+`cluster.pretraining.masked` from the photographs alone; `cluster.training.ablation`
+measures what either is worth (`--variant semantic`).
 """
 
 from __future__ import annotations
