@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from prompt_iml.cluster.pretraining.pretrain import normalised, pretrain, semantic_branch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prompt_iml.cluster.pretraining.pretrain import normalised, pretrain, semantic_branch
 from prompt_iml.engine.network.config import PRESETS, SwinConfig
 from prompt_iml.engine.network.swin import Swin
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos
