@@ -16,9 +16,8 @@ import pytest
 import ray
 
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.scan.isolated import isolated_rows
-from prompt_iml.pipeline.scan.scan import scan_spec
+from prompt_iml.pipeline.scan.scan import row_spec
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from tests.helpers.processes import listening, processes_below
@@ -137,7 +136,7 @@ def test_no_code_is_run_by_a_process_of_one_unit(
     settings = ScanSettings(inputs=["."], output="out")
     model = load_model(settings.model)
     (unit,) = list_units(["rocket.jpg"], images_per_unit=1)
-    spec = scan_spec(settings, Run(f"file://{tmp_path}", "r"), model)
+    spec = row_spec(settings, model)
     assert [row["status"] for row in isolated_rows(spec, unit)] == ["ok"]
     assert run_modules(marks) == []
 
