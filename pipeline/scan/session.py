@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import ray
@@ -25,6 +25,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.runtimes.blob_cache import VARIABLE, default_folder
 
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of the environment: what a submitted job travels with
 
 
@@ -64,6 +65,7 @@ def _private_ray(actors: int | None) -> Iterator[None]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        LOG_LEVEL: os.environ.get(LOG_LEVEL, "fatal"),  # Ray's log files have all of it
         VARIABLE: str(default_folder().absolute()),
     }
     # Ray would listen on all addresses of the machine. It has a switch for systems whose firewall
@@ -72,7 +74,7 @@ def _private_ray(actors: int | None) -> Iterator[None]:
     try:
         with _empty_folder() as folder, _changed(os.environ, variables):
             _read_token_again()
-            with _changed(vars(ray_constants), switches):
+            with _changed(vars(ray_constants), switches), _without_notice():
                 _connect(
                     folder,
                     "local",
@@ -118,6 +120,26 @@ def _connect(folder: Path, address: str, **options: Any) -> None:
             ray.init(address, **options)
     finally:
         sys.argv = arguments
+
+
+@contextmanager
+def _without_notice() -> Iterator[None]:
+    """Pass on what is written to stderr, but the line by which Ray's core confirms its log level.
+
+    It goes to the file descriptor, before any of Ray's settings for logs takes effect.
+    """
+    with TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if LOG_LEVEL.encode() not in line:
+                    os.write(2, line)
 
 
 def _read_token_again() -> None:

@@ -106,8 +106,10 @@ def of_process(pid: int, name: str) -> str:
 
 def test_no_code_of_a_scanned_folder_is_run(scanned: Scanned) -> None:
     assert scanned.code == 0, scanned.stderr
-    assert [row["status"] for row in scanned.rows] == ["ok"]
     assert scanned.imported == []
+    ok = [str(row["uri"]) for row in scanned.rows if row["status"] == "ok"]
+    assert [uri.rpartition("/")[2] for uri in ok] == ["rocket.jpg"]
+    assert {row["error_code"] for row in scanned.rows} == {None, "not_an_image"}
 
 
 def test_a_scan_listens_on_loopback_alone(scanned: Scanned) -> None:
