@@ -132,7 +132,7 @@ def _bind(settings: TrainSettings) -> None:
 
 def _for_workers(settings: TrainSettings) -> TrainSettings:
     """The settings without relative paths: training processes work in another folder."""
-    names = ("labels", "semantic", "prompt_set")
+    names = ("labels", "semantic_weights", "prompt_set")
     given = {name: getattr(settings, name) for name in names}
     paths = {name: storage.canonical(path) for name, path in given.items() if path}
     paths["photos"] = str(Path(settings.photos).absolute())

@@ -149,14 +149,18 @@ def test_nobody_there_is_one_line(
     assert address in capsys.readouterr().err
 
 
-def test_the_command_gives_the_same_settings() -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"inputs": ["s3://a/b c", "/d"], "heatmap": True, "limit": 3, "max_actors": 4},
+        {"retry_failed": "run", "retry_codes": ["timeout", "denied"]},
+    ],
+)
+def test_the_command_gives_the_same_settings(fields: dict[str, object]) -> None:
     """Through the scan's own parser."""
     from pydantic_settings import CliApp
 
-    given = SubmitSettings(
-        inputs=["s3://a/b c", "/d"], output="s3://o", address="x", heatmap=True, limit=3,
-        retry_codes=["timeout", "denied"], max_actors=4,
-    )  # fmt: skip
+    given = SubmitSettings(output="s3://o", address="x", **fields)  # type: ignore[arg-type]
     words = shlex.split(shlex.join(scan_command(given)))
     parsed = CliApp.run(commands()[words[1]].settings, words[2:])
     different = {"address", "working_dir", "wait"}
