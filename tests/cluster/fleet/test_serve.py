@@ -193,7 +193,9 @@ def test_without_the_extra_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "prompt_iml.cluster.fleet.serve", None)
     assert main(["serve"]) == 2
-    assert capsys.readouterr().err.startswith("prompt-iml serve: pip install 'prompt-iml[serve]'")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("prompt-iml serve: ")
+    assert line.endswith(": pip install 'prompt-iml[serve]'")
 
 
 def test_bad_settings_are_refused_before_ray_is_started(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ class Elsewhere(str):
 def test_a_node_that_cannot_read_the_task_names_the_error(spec: ScanSpec) -> None:
     """Ray hands over the whole traceback as the message."""
     with pytest.raises(UsageError) as refusal:
-        check_node(replace(spec, model=Elsewhere()))
+        check_node(replace(spec, rows=replace(spec.rows, model=Elsewhere())))
     expected = "cannot scan: ModuleNotFoundError: No module named 'only_here'"
     assert str(refusal.value).endswith(expected)
 
