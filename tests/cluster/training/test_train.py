@@ -20,7 +20,7 @@ from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.loop import Objective, Run, start_network
 from prompt_iml.cluster.training.losses import score_loss, training_loss
 from prompt_iml.cluster.training.schedule import learning_rate, weight_decay_groups
-from prompt_iml.cluster.training.train import PLACE, _bind
+from prompt_iml.cluster.training.train import PLACE, _bind, _for_workers
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.network.config import PRESETS, JpegViewConfig, SwinConfig
 from prompt_iml.engine.network.model import MEAN, STD, PromptIML
@@ -207,3 +207,12 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     _bind(settings)
     with pytest.raises(UsageError, match="holds a run with other learning_rate"):
         _bind(settings.model_copy(update={"learning_rate": 0.02}))
+
+
+def test_workers_get_no_relative_path() -> None:
+    files = ("start", "semantic_weights", "prompt_set", "labels")
+    given = {name: f"{name}.safetensors" for name in files}
+    settings = _for_workers(TrainSettings(photos="photos", output="-", **given))
+    assert Path(settings.photos).is_absolute()
+    assert all(getattr(settings, name) == f"file://{Path(path).absolute()}"
+               for name, path in given.items())  # fmt: skip
