@@ -1,6 +1,5 @@
-"""The pipeline room: URIs in, a Parquet table out, exactly one row for every input.
+"""Pipeline: scans the images at some URIs into a Parquet table, one row for every input.
 
-In may come inputs and settings; out go parts, a manifest, a report. Here are sources, plan,
-decode, the scan on Ray Data, results, evaluation, calibration and the command line. This room
-imports `engine` and knows nothing of Kubernetes or training.
+It holds sources, plan, decoding, the scan on Ray Data, results, evaluation, calibration and the
+command line. It imports `engine`, and depends neither on Kubernetes nor on training.
 """

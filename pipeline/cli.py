@@ -1,4 +1,4 @@
-"""The command line: `prompt-iml COMMAND ...`.
+"""Command line: `prompt-iml COMMAND ...`.
 
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that names the fix), 3 done
 but with more failures than `--max-failure-rate`, problems found by `verify`, nothing stored by
@@ -59,14 +59,14 @@ def _scanned(summary: dict[str, Any], settings: ScanSettings | DemoSettings) -> 
 
 
 class Entry(NamedTuple):
-    """A command.
+    """Command of the command line.
 
     Attributes:
-        settings: its flags.
-        run: "module:function", imported when the settings are known to be right.
-        outcome: makes summary and exit code from what `run` returned and the settings.
-        needs: optional packages without which it cannot run.
-        extra: the extra of this distribution that has them.
+        settings: class of its settings.
+        run: "module:function", imported after the settings are checked.
+        outcome: function of the result of `run` and the settings; returns summary and exit code.
+        needs: optional packages that it requires.
+        extra: extra of this distribution that installs them.
     """
 
     settings: type[Command]

@@ -32,7 +32,7 @@ class JsonLines(logging.Formatter):
 
 
 class Stderr(logging.Handler):
-    """Handler that writes to the `sys.stderr` of the moment, which tests replace."""
+    """Handler that looks `sys.stderr` up for each line, because tests replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
@@ -52,6 +52,11 @@ def log(message: str, level: int = logging.INFO, **fields: Any) -> None:
     if not LOGGER.handlers:
         configure()
     LOGGER.log(level, message, extra={"fields": fields})
+
+
+def one_line(message: object) -> str:
+    """Return a message, or an error's, with all white space in it as single spaces."""
+    return " ".join(str(message).split())
 
 
 def is_json() -> bool:

@@ -41,8 +41,8 @@ class CommandParser(ArgumentParser):
     """Parser that puts each flag into its group and raises where argparse would exit.
 
     Args:
-        name: of the command.
-        settings: of the command.
+        name: name of the command.
+        settings: class of its settings.
     """
 
     def __init__(self, name: str, settings: type[Command]) -> None:

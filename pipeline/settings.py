@@ -83,13 +83,13 @@ class Command(BaseSettings):
                 raise UsageError(f"{where}{spelled(old)} is now {spelled(new)}")
         for old, reason in cls.removed.items():
             if spelled(old) in names:
-                raise UsageError(f"{where}{spelled(old)} is gone: {reason}")
+                raise UsageError(f"{where}{spelled(old)} was removed: {reason}")
 
     def check(self) -> None:
         """Refuse wrong inputs that can be seen at once, before a model or Ray is imported.
 
         Raises:
-            UsageError: an input is missing, or what is asked for is not installed.
+            UsageError: an input is missing, or a required package is not installed.
         """
 
 

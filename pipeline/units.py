@@ -14,14 +14,14 @@ UnitKind = Literal["objects", "tar", "parquet"]
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:
-    """One plain object to scan.
+    """Reference to one plain object to scan.
 
     Attributes:
-        uri: `file:///abs/path` or `s3://bucket/key`; a list may name what cannot be read.
+        uri: `file:///abs/path` or `s3://bucket/key`; a list may also name other URIs.
         size_bytes: as listed; -1 when unknown (a list of URIs).
         etag: version of the object; empty when unknown. Local files: size and mtime in ns.
         content_id: the caller's own id, when a list carries one.
-        refused: why it must not be read; empty when it may be.
+        refused: reason why it must not be read; empty when it may be.
     """
 
     uri: str
@@ -44,11 +44,11 @@ class Unit:
         column: the Parquet column with the image bytes; empty otherwise.
         objects: the objects of an `objects` unit; empty otherwise.
         images: number of images when known, else -1 (tar).
-        limit: read at most this many images; -1 for all.
+        limit: maximum number of images to read; -1 for all.
         first_row: number of the first row of `first` in the Parquet file; 0 otherwise.
-        members: read only these members of a tar, or rows of a Parquet file, as results name
-            them; empty for all.
-        scanned_in: a run that has rows of these objects already, so that they are not read;
+        members: the only members of a tar, or rows of a Parquet file, to read, named as in
+            results; empty for all.
+        scanned_in: id of a run that already has rows of these objects, so that they are not read;
             empty otherwise. Shards count as objects here.
     """
 
@@ -81,7 +81,7 @@ def unit_to_json(unit: Unit) -> str:
 
 
 def unit_from_json(text: str) -> Unit:
-    """Restore what `unit_to_json` wrote."""
+    """Parse the JSON of `unit_to_json`."""
     values = json.loads(text)
     values["objects"] = tuple(ObjectRef(*ref) for ref in values["objects"])
     values["members"] = tuple(values["members"])
@@ -90,18 +90,16 @@ def unit_from_json(text: str) -> Unit:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image as stored in its source: exact bytes, or the reason why there are none.
+    """Image as stored in its source: exact bytes, or the error that prevented reading them.
 
     Attributes:
         uri: the object, or the shard it lies in.
         member: name inside a tar, row number inside a Parquet file; None for an object.
         content_id: the caller's own id, when the source carries one.
         data: the exact bytes; None exactly when `error` is set.
-        error: a `FetchError`, or what the source itself refuses (`TooLarge`, `Unsupported`,
-            `Empty`).
+        error: a `FetchError`, or a refusal by the source (`TooLarge`, `Unsupported`, `Empty`).
         claims_image: whether the name has an image's extension.
-        media_type: detected from the first bytes, where reading the source has needed it; None:
-            decoding detects it.
+        media_type: type detected from the first bytes; None: not detected yet.
     """
 
     uri: str

@@ -1,5 +1,5 @@
-"""The demonstration: the whole pipeline on photographs whose truth is known.
+"""Demonstration: the whole pipeline on photographs whose truth is known.
 
-In come a seed and the photographs of scikit-image; out go shards of manipulated and authentic
-pictures, the truth, a scan of them, its report, and a comparison of both.
+From the photographs of scikit-image and a seed it makes shards of manipulated and authentic
+pictures with their truth, a scan of them, its report, and a comparison with the truth.
 """

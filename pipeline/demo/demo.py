@@ -64,7 +64,7 @@ def demo(settings: DemoSettings) -> Json:
 
 
 def _run_id(truth_file: Path, model: str) -> str:
-    """Derive the id from images and weights: the same demo resumes, another is another run."""
+    """Derive the run's id from images and weights, so that only the same demo resumes."""
     named = truth_file.read_bytes() + load_model(model).sha256.encode()
     return "demo-" + hashlib.sha256(named).hexdigest()[:12]
 

@@ -1,8 +1,8 @@
-"""Real photographs with known manipulations: what `prompt-iml demo` scans.
+"""Real photographs with known manipulations, which `prompt-iml demo` scans.
 
 The photographs are the free ones (public domain or CC0 by their own notes) inside the installed
 scikit-image package; nothing is downloaded. Half of the set is manipulated, and both halves pass
-the same histories, so that neither format, file size nor JPEG tables give the answer away.
+the same histories, so that neither format, file size nor JPEG tables reveal the answer.
 
     photograph -> crop, flip -> first save -> manipulation or none -> last save
 """
@@ -42,7 +42,7 @@ MANIPULATIONS: tuple[Kind, ...] = (
 )  # fmt: skip
 LONGEST_SIDE = 800  # pixels: larger photographs are shrunk
 
-# Subjects worth copying or hiding: ellipses (x, y, rx, ry) in parts of the width and height.
+# Outlines of objects to copy or hide: ellipses (x, y, rx, ry) in parts of the width and height.
 PHOTOGRAPHS = {
     "coffee.png": ((0.48, 0.33, 0.12, 0.15), (0.61, 0.71, 0.08, 0.12)),
     "rocket.jpg": ((0.504, 0.60, 0.05, 0.31), (0.57, 0.92, 0.07, 0.07)),
@@ -56,13 +56,13 @@ PHOTOGRAPHS = {
 
 @dataclass(frozen=True, slots=True)
 class DemoImage:
-    """One image of the set.
+    """Image of the set.
 
     Attributes:
         name: file name, without a hint at the answer.
         data: the encoded file.
         mask: (H, W) bool, the manipulated pixels; None when authentic.
-        kind: what was done to it.
+        kind: kind of manipulation.
     """
 
     name: str
@@ -73,12 +73,12 @@ class DemoImage:
 
 @dataclass(frozen=True, slots=True)
 class Saves:
-    """How an image is saved before the manipulation and after it.
+    """Saves of an image before and after the manipulation.
 
     Attributes:
-        first: None when there was none.
-        last: its tables and subsampling are those of a JPEG; a PNG has no quality either.
-        format: of the last save.
+        first: save before the manipulation, or None.
+        last: save after it; tables and subsampling apply to JPEG, the quality not to PNG.
+        format: file format of the last save.
     """
 
     first: Save | None
@@ -114,7 +114,7 @@ def generate_set(seed: int = 0, kinds: Sequence[Kind] = MANIPULATIONS) -> Iterat
 
 
 def write_shards(images: Iterable[DemoImage], folder: Path, shards: int = 3) -> Path:
-    """Pack images into tar shards, with the truth beside them where no scan of them looks.
+    """Pack images into tar shards, with the truth outside the folder that is scanned.
 
     Writes `folder/shards/demo-*.tar`, `folder/masks/*.png` (255 is manipulated) and
     `folder/truth.csv` with the columns image (shard#member), mask (empty when authentic), kind

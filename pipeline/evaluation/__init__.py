@@ -1,8 +1,8 @@
 """Evaluation of a model on images whose truth is known.
 
-A manifest (a CSV of images and masks), an engine with its model, and a policy go in. A `SetResult`
-for each set and perturbation comes out, and an `ImageResult` for each image, which a calibration
-needs. Images pass through the detector that a scan uses.
+The input is a manifest (a CSV of images and masks), an engine with its model, and a policy. The
+output is a `SetResult` for each set and perturbation, and an `ImageResult` for each image, which a
+calibration needs. Images pass through the detector that a scan uses.
 """
 
 from prompt_iml.pipeline.evaluation.images import ImageResult, evaluate_images

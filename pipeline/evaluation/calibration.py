@@ -1,4 +1,4 @@
-"""Calibration: a policy with probabilities, and thresholds at stated rates, from held-back images.
+"""Calibration of a policy: probabilities, and thresholds at given rates, from held-back images.
 
     score logits, truth -> Platt scaling -> scores
     scores of the authentic -> manipulated_at, at a false-positive rate
@@ -43,7 +43,7 @@ Mask = NDArray[np.bool_]
 THRESHOLDS = np.concatenate([np.arange(5, 100, 5), [96, 97, 98, 99]]) / 100
 SHARES = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
-LEAST_SLOPE = 1e-3  # of standardised logits: even an uninformative score keeps its order
+LEAST_SLOPE = 1e-3  # for standardised logits, so that an uninformative score keeps its order
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,12 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A policy, and its rates on the images of the calibration.
+    """Calibrated policy, with its rates on the images of the calibration.
 
     Attributes:
-        policy: the result.
+        policy: policy with calibration and thresholds.
         forged, authentic: images of the calibration, times the perturbations.
-        beyond: images beyond the limits, which are left out.
+        beyond: images outside the limits, which are left out.
         image_auc: AUC of the score.
         ece: expected calibration error; `reliability` is the table behind it.
         false_positive_rate: share of the authentic labelled manipulated.
@@ -169,7 +169,7 @@ def make_policy(results: Sequence[ImageResult], targets: Targets, name: str) -> 
 def group_rates(
     policy: Policy, results: Sequence[ImageResult], name: str, perturbation: str
 ) -> Group:
-    """Return the rates of one group: a rate over all images may not hold for resized ones."""
+    """Return the rates of one group, which may differ from the rates over all images."""
     within = [each for each in results if each.label != "uncertain"]
     labels = [policy.label(policy.score(each.score_raw))[0] for each in within]
     alarms = {
@@ -230,7 +230,7 @@ def false_positive_threshold(authentic: Floats, rate: float) -> float:
         return 0.0
     threshold = np.nextafter(np.float32(highest[allowed]), np.float32(2))  # scores are float32
     if threshold > 1:
-        raise UsageError(f"more than {rate:.1%} of the authentic images score 1.0: train on")
+        raise UsageError(f"more than {rate:.1%} of the authentic images score 1.0: train further")
     return float(threshold)
 
 
@@ -243,8 +243,8 @@ def miss_threshold(forged: Floats, rate: float) -> float:
 def choose_mask_rule(results: Sequence[ImageResult], flagged_rate: float) -> tuple[float, float]:
     """Choose the mask threshold and share of highest mean F1 that keep `flagged_rate`.
 
-    Without any, those with the lowest rate. Ties go to the smallest share, then to the threshold
-    nearest to the middle.
+    If none does, those with the lowest rate are chosen. Ties are broken by the smallest share, then
+    by the threshold nearest to 0.5.
     """
     rules = [(float(threshold), share) for share in SHARES for threshold in THRESHOLDS]
     f1, masked = np.transpose([mask_rates(results, *rule) for rule in rules])
@@ -259,7 +259,7 @@ def mask_rates(
 ) -> tuple[float, float]:
     """Return mean F1 of the forged, and the share of the authentic with too many masked pixels."""
     rule = Policy("rule", mask_threshold=threshold, mask_share=share)
-    # the nearest of `MASK_THRESHOLDS`, which are whole percents from 1 on
+    # Column of the nearest of `MASK_THRESHOLDS`, which are whole percents from 1 on.
     found = [(each, round(100 * rule.pixel_threshold(each.peak)) - 1) for each in results]
     f1 = mean([float(each.f1_at[column]) for each, column in found if each.forged])
     alarms = [each.masked_at[column] > MASKED_FRACTION for each, column in found if not each.forged]

@@ -32,7 +32,7 @@ COLUMNS = ["sha256", "score", "mask_rle", "mask_height", "mask_width"]
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The truth of one image.
+    """Truth about one image.
 
     Attributes:
         sha256: sha256 of its file.
@@ -57,7 +57,7 @@ class KindResult:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A scan against the truth; a mean over no images is nan.
+    """Comparison of a scan with the truth; a mean over no images is nan.
 
     Attributes:
         forged, authentic: images compared.
@@ -84,7 +84,7 @@ def read_truth(path: Path) -> list[Truth]:
     """Read a CSV with the columns mask, kind and sha256; paths of masks are relative to it.
 
     Raises:
-        MissingInput: no such file.
+        MissingInput: the file does not exist.
         UsageError: a column is missing.
     """
     if not path.is_file():
@@ -100,7 +100,7 @@ def read_truth(path: Path) -> list[Truth]:
 
 
 def read_rows(results: ds.Dataset, truth: Sequence[Truth]) -> list[Row]:
-    """Return the scored rows of the images of the truth, with the columns of `compare`."""
+    """Return the scored rows of the images in the truth, with the columns `COLUMNS`."""
     known = ds.field("sha256").isin([t.sha256 for t in truth])
     scored = results.filter((ds.field("status") == "ok") & known)
     rows: list[Row] = scored.to_table(columns=COLUMNS).to_pylist()

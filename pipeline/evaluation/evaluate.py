@@ -74,7 +74,7 @@ def read_policy(path: str) -> Policy:
 
 
 def check_manifests(manifests: Sequence[str], limit: int | None) -> None:
-    """Raise the errors of `read_manifest` before a model is loaded and a table is begun."""
+    """Raise the errors of `read_manifest`, before a model is loaded and a table is printed."""
     for manifest in manifests:
         read_manifest(Path(manifest), limit)
 

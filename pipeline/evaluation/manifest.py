@@ -20,7 +20,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One image of a manifest, not read yet.
+    """Image of a manifest, not read yet.
 
     Attributes:
         image: the file, or the tar shard that holds it.
@@ -101,8 +101,8 @@ def read_mask(sample: Labelled) -> Mask | None:
         raise UsageError(f"{sample.mask} is no image: write the mask again") from error
     if not mask.any():
         raise UsageError(
-            f"{sample.mask} has no pixel above {BRIGHT}: draw what was forged in white, or leave "
-            "the column empty where nothing was"
+            f"{sample.mask} has no pixel above {BRIGHT}: make forged pixels white, or leave the "
+            "column empty for an authentic image"
         )
     return mask
 

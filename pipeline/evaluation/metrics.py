@@ -1,7 +1,7 @@
 """Metrics: pure functions of scores and truth.
 
-Localisation metrics use the *origin* form: a prediction is compared with the mask itself, never
-with its inverse, and never with the better of both.
+Localisation metrics use the *origin* form: a prediction is compared with the mask itself, not with
+the better of the mask and its inverse.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _counts(pixels: Sweep, levels: Floats) -> tuple[NDArray[np.int64], NDArray[n
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """One bin of a reliability table; both classes have a total weight of one half.
+    """Bin of a reliability table; both classes have a total weight of one half.
 
     Attributes:
         low, high: range of scores.
@@ -108,8 +108,8 @@ class Bin:
 def reliability(scores: Floats, forged: Mask, bins: int = BINS) -> list[Bin]:
     """Return the share of forged images per bin of the scores; empty bins are left out.
 
-    Each class has a total weight of one half, as in the calibration: a score is a probability with
-    equal priors, and the share of authentic images in a set says nothing about an archive.
+    Each class has a total weight of one half, as in the calibration, because a score is a
+    probability with equal priors.
     """
     if forged.all() or not forged.any():
         return []

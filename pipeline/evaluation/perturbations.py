@@ -12,14 +12,14 @@
     contrast-0.1 .. 4     distances from the image's mean grey by this factor
     no-table              pixels untouched, the quantisation table withheld
     grid                  5 columns and 3 rows cropped, the table kept: not aligned to 8x8 blocks
-    all                   every one of `ALL`
-    usual                 the eight of the literature (`USUAL`)
-    paper                 the six kinds of the paper (`PAPER`)
+    all                   all perturbations in `ALL`
+    usual                 the eight in `USUAL`, from the literature
+    paper                 the six kinds in `PAPER`
 
 Perturbations other than JPEG remove the quantisation table, as a lossless file would. `usual` are
 those of ManTra-Net and its successors: resizing, blur, noise and compression. `paper` are those of
 the robustness test in arXiv 2401.00653: brightness, contrast, darkening, dithering, pink noise and
-JPEG 2000. That paper takes its nine from arXiv 2310.00234 and gives no strengths; ours are chosen.
+JPEG 2000. That paper takes its nine from arXiv 2310.00234 without strengths, which are chosen here.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _GROUPS = {"all": ALL, "usual": USUAL, "paper": PAPER}
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """A perturbation with a strength: its function on pixels, and the range of the strength."""
+    """Perturbation with a strength: its function on pixels, and the range of the strength."""
 
     apply: Callable[[Pixels, float, int], Pixels]
     least: float

@@ -25,7 +25,7 @@ LINES = {
 
 
 def require_matplotlib() -> None:
-    """Raise `MissingDependency` when plots cannot be drawn."""
+    """Raise `MissingDependency` if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise MissingDependency("plots need matplotlib: pip install 'prompt-iml[train]'")
 
@@ -40,7 +40,7 @@ def plot_results(path: Path, results: Sequence[SetResult]) -> None:
     figure = Figure(size, layout="constrained")
     panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
     for name, panel in zip(names, panels, strict=True):
-        _draw_set(panel, [result for result in results if result.set == name])
+        _plot_set(panel, [result for result in results if result.set == name])
         panel.set_title(name)
     panels[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     _save(path, figure.savefig)
@@ -61,7 +61,7 @@ def plot_reliability(path: Path, table: Sequence[Bin], error: float) -> None:
     _save(path, figure.savefig)
 
 
-def _draw_set(panel: Axes, results: Sequence[SetResult]) -> None:
+def _plot_set(panel: Axes, results: Sequence[SetResult]) -> None:
     places = range(len(results))
     for label, field in LINES.items():
         dashed = field in ("false_positive_rate", "flagged_rate")

@@ -1,6 +1,6 @@
-"""One generator of forgeries, for the demo and for training.
+"""Generator of forgeries, for the demo and for training.
 
-In come photographs with the outlines of their objects, and a seed; out come manipulated and
-authentic pictures with masks that passed the same manipulation histories. The same photographs
-and seed give the same pixels.
+It turns photographs with the outlines of their objects, and a seed, into manipulated and authentic
+pictures with masks, which have passed the same manipulation histories. The same photographs and
+seed give the same pixels.
 """

@@ -1,4 +1,4 @@
-"""The four manipulations: splice, copy-move, removal, retouch.
+"""Four manipulations: splice, copy-move, removal, retouch.
 
 Each takes a square view and returns the view after the edit, (H, W, 3) uint8, and the opacity of
 the edit, (H, W) float64, 0..1. Only pixels of an opacity above 0 differ.
@@ -21,9 +21,9 @@ def splice(view: Scene, donor: Scene, scale: float | None, rng: np.random.Genera
     """Paste another photograph's object, rotated, perhaps mirrored and matched in colour.
 
     Args:
-        view: the host.
-        donor: the object with its surroundings; it has one outline.
-        scale: of the object; None: sampled, so that the area is one of `shapes.AREA`.
+        view: host.
+        donor: object with its surroundings, and one outline.
+        scale: scale of the object; None: sampled so that the area is one of `shapes.AREA`.
         rng: source of randomness.
     """
     side = len(view.pixels)

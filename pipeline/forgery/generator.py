@@ -51,20 +51,20 @@ Mask = NDArray[np.bool_]
 KINDS: dict[Kind, float] = {
     "authentic": 0.5, "splice": 0.2, "copy-move": 0.25, "removal": 0.025, "retouch": 0.025,
 }  # fmt: skip
-NEAR = (0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)  # scales of an object among its like
+NEAR = (0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)  # scales of an object among similar ones
 TRIES = 20
 LEAST_MANIPULATED = 0.003  # share of a picture's pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training example.
+    """Training example.
 
     Attributes:
         pixels: (256, 256, 3) uint8 RGB.
         qtable: (64,) float32 luma table in natural order; ones where there is none.
         mask: (256, 256) bool, True where manipulated.
-        kind: what was done; `labelled` when only a reviewer's mask says where.
+        kind: kind of manipulation; `labelled` if only a reviewer's mask is known.
     """
 
     pixels: Pixels
@@ -74,11 +74,11 @@ class Example:
 
 
 class Generator:
-    """Photographs in memory, and endless examples of them.
+    """Generator of examples from photographs in memory.
 
     Args:
-        scenes: photographs; any may be a host.
-        tables: quantisation tables that cameras use.
+        scenes: photographs; each may be a host.
+        tables: quantisation tables of cameras.
 
     Raises:
         ValueError: no photograph has outlines.
@@ -92,7 +92,7 @@ class Generator:
 
     @classmethod
     def read(cls, photos: Sequence[Photo]) -> Generator:
-        """Return a generator over these photographs but those with a side below 304 pixels.
+        """Return a generator over the photographs with sides of at least 304 pixels.
 
         Raises:
             ValueError: no photograph is large enough, or none has outlines.
@@ -122,8 +122,8 @@ class Generator:
         """Return the view after a manipulation of this kind, and its opacity (H, W), 0..1.
 
         Args:
-            kind: what to do.
-            view: a square part of a photograph.
+            kind: kind of manipulation.
+            view: square part of a photograph.
             rng: source of randomness.
             prior: history of the view, if a splice's donor shares it.
         """
@@ -269,7 +269,7 @@ def contact_sheet(
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)

@@ -1,8 +1,8 @@
 """Manipulation histories: saves, quantisation tables, resizes and degradations.
 
-A history is everything that happens to an image but the manipulation itself. Authentic and
-manipulated images have one distribution of histories, sampled before the label is: neither table
-nor size nor format may give the label away.
+A history is everything that happens to an image except the manipulation. Authentic and manipulated
+images have one distribution of histories, sampled before the label, so that neither table nor size
+nor format reveals the label.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Tables = tuple[tuple[int, ...], ...]  # luma and chroma, 64 each, natural order
 
 SIDE = 256
-FRAME = SIDE + 48  # what is saved last: the crop may begin anywhere in it
+FRAME = SIDE + 48  # side of the last save, in which the crop may begin anywhere
 SMALLEST = 128  # pixels: the shortest side that gets a label
 GRID = 8  # pixels: JPEG's blocks
 SHRUNK_SHARE = 0.2
@@ -31,7 +31,7 @@ SHRUNK_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """One JPEG compression: `tables` of a camera, or the standard ones at `quality`."""
+    """JPEG compression: `tables` of a camera, or the standard ones at `quality`."""
 
     quality: int
     subsampling: Literal["4:4:4", "4:2:2", "4:2:0"]
@@ -40,7 +40,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """What weakens traces: done to the whole image before the last save."""
+    """Processing of the whole image before the last save, which weakens traces."""
 
     scale: float = 1.0
     blur: float = 0.0  # sigma, pixels
@@ -52,11 +52,11 @@ class Degradation:
 
 @dataclass(frozen=True, slots=True)
 class PriorHistory:
-    """The part of a history that comes before the manipulation.
+    """Part of a history before the manipulation.
 
     Attributes:
-        scale: of the photograph; 1 or less.
-        save: the one save, or None.
+        scale: scale of the photograph; 1 or less.
+        save: its only save, or None.
     """
 
     scale: float
@@ -72,17 +72,17 @@ class PriorHistory:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Everything that happens to an image but the manipulation itself.
+    """History of an image: all processing except the manipulation.
 
     Attributes:
-        scale: of the photograph before anything else; it is 1 or less, and the least shows whole
-            photographs, as small pictures do.
+        scale: first scale of the photograph, 1 or less; the lowest shows whole photographs, as
+            small pictures do.
         on_grid: the view keeps the 8x8 grid of the photograph (at scale 1).
         first: save before the manipulation, or None.
         donor_shares_it: whether a splice's donor has the same `PriorHistory` as its host, as in an
-            album, a shop or an agency: then neither noise nor sharpness tells them apart.
+            album, a shop or an agency, where neither noise nor sharpness distinguishes them.
         edited: save right after the manipulation, by its author, or None when lossless.
-        degradation: after that.
+        degradation: processing after `edited`.
         last: save by the person who posts it, or None when lossless.
         shape: (height, width) of the picture, `SMALLEST` to `SIDE`, multiples of `GRID`.
         corner: (row, column) of the picture in the saved frame; on the grid where `has_table`.
@@ -108,8 +108,8 @@ class History:
 
 def sample_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> History:
     """Sample the history of an image, manipulated or not; `cameras` are cameras' tables."""
-    # Most pictures are shown smaller than they were made, and many of those as they then are:
-    # nothing of the editor's save is left in them.
+    # Most pictures are shown smaller than they were made, many without further changes, so that no
+    # trace of the editor's save is left in them.
     shrunk = rng.random() < SHRUNK_SHARE
     degraded = shrunk or rng.random() < 0.3
     degradation = _sample_degradation(rng, shrunk) if degraded else Degradation()
@@ -121,11 +121,11 @@ def sample_history(rng: np.random.Generator, cameras: Sequence[Tables]) -> Histo
     if not off_grid:
         corner -= corner % GRID
     scale = float(rng.uniform(0.25, 1.0)) if rng.random() < 0.5 else 1.0
-    # What was scaled down has lost the camera's compression, and most of it is saved but once
-    # from then on: a picture of one compression is nothing strange.
+    # Scaling down removes the camera's compression, and most such pictures are saved only once
+    # later, so that a single compression is common.
     unsaved = rng.random() < (0.4 if scale < 1 else 0.1)
     first = None if unsaved else sample_save(rng, (72, 95), cameras)
-    # Software offers the quality that the file came in; nothing is harder to see than that.
+    # Software offers the quality of the opened file, which hides the second save best.
     if first is not None and not degraded and rng.random() < 0.3:
         last = first
     return History(
@@ -181,7 +181,7 @@ def _sample_degradation(rng: np.random.Generator, shrunk: bool) -> Degradation:
 
 
 def degrade(pixels: Pixels, how: Degradation, rng: np.random.Generator) -> Pixels:
-    """Apply a degradation, all of it but the scale."""
+    """Apply a degradation, except its scale."""
     if how == Degradation(scale=how.scale):
         return pixels
     values = pixels.astype(np.float64)
@@ -203,7 +203,7 @@ def smooth(pixels: Floats, sigma: float) -> Floats:
 
 
 def rounded(pixels: Floats) -> Pixels:
-    """Round to the nearest of 0..255."""
+    """Round to the nearest integer in 0..255."""
     nearest: Pixels = np.rint(pixels.clip(0, 255)).astype(np.uint8)
     return nearest
 

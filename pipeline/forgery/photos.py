@@ -1,4 +1,4 @@
-"""Authentic photographs with their objects, and which of them are held back for validation."""
+"""Authentic photographs with their objects, and their split into training and validation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LEAST_OUTLINE = 0.005  # area of an object worth copying, in parts of the photog
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photograph.
+    """Photograph, not read yet.
 
     Attributes:
-        path: of the JPEG.
-        source: whatever must not lie on both sides of a split: the camera where it is known,
+        path: path of the JPEG file.
+        source: group that must not be on both sides of a split: the camera where it is known,
             else the photograph's own name.
         polygons: outlines of the objects in it, (n, 2) float64 (x, y), 0..1; none if unknown.
     """
@@ -35,14 +35,14 @@ class Photo:
 
     @property
     def held_back(self) -> bool:
-        """Whether it is for validation: the same answer for all photographs of one camera."""
+        """True if it is for validation, which is equal for all photographs of one source."""
         digest = hashlib.sha256(self.source.encode()).digest()
         return int.from_bytes(digest[:4]) < VALIDATION_SHARE * 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A photograph, or a part of one: (H, W, 3) pixels, and outlines (n, 2) in pixels."""
+    """Photograph, or a part of one: (H, W, 3) pixels, and outlines (n, 2) in pixels."""
 
     pixels: Pixels
     polygons: tuple[Floats, ...]
@@ -92,11 +92,11 @@ def read_scene(photo: Photo) -> Scene:
 
 
 def can_donate(photo: Photo) -> bool:
-    """Whether objects can be cut from it: a `Generator` needs one such photograph at least."""
+    """True if objects can be cut from it; a `Generator` needs at least one such photograph."""
     return bool(photo.polygons) and is_large(photo)
 
 
 def is_large(photo: Photo) -> bool:
-    """Whether its shorter side is large enough for a `Generator`."""
+    """True if its shorter side is large enough for a `Generator`."""
     with Image.open(photo.path) as image:
         return min(image.size) >= FRAME

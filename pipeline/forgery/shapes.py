@@ -84,7 +84,7 @@ def area(polygon: Floats) -> float:
 
 
 def fits(polygon: Floats, side: int) -> bool:
-    """Whether an object lies in the view and has an area within `AREA`."""
+    """Return whether an object lies in the view and has an area within `AREA`."""
     share = area(polygon) / side**2
     inside = polygon.min() >= 0 and polygon.max() <= side
     return bool(inside and AREA[0] <= share <= AREA[1])

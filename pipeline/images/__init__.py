@@ -1,4 +1,1 @@
-"""The bytes of one file to pixels.
-
-Bytes enter; a decoded image with its facts leaves, or an error with a stable code.
-"""
+"""Decoding of image files to pixels and facts, or to errors with stable codes."""

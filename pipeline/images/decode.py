@@ -1,13 +1,13 @@
-"""Decodes the bytes of one image into pixels and facts of its file.
+"""Decoding of the bytes of one image into pixels and facts about its file.
 
 The format is detected from the bytes and must be on the allow-list; only the decoder of that format
-is used. Whatever the bytes are, the result is one `Decoded` or one `ImageError`.
+is used. The result for any bytes is one `Decoded` or one `ImageError`.
 
-The pixels are RGB as a plain viewer shows them, in the stored frame. EXIF orientation is
-reported, not applied; colour profiles are not applied; CMYK, YCbCr, Lab and palettes are converted;
-16-bit grey is scaled; whatever is transparent lies over white; of several pictures the first (in
-HEIF the primary) is taken. HEIF's own rotation is part of its coding and is applied. Float and
-32-bit samples have no range that a viewer would agree on, and are refused.
+The pixels are RGB as a plain viewer shows them, in the stored frame. EXIF orientation is reported,
+not applied; colour profiles are not applied; CMYK, YCbCr, Lab and palettes are converted; 16-bit
+grey is scaled; transparent pixels are composited over white; of several pictures the first (in HEIF
+the primary) is decoded. HEIF's own rotation is part of its coding and is applied. Float and 32-bit
+samples have no agreed range and are refused.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ from prompt_iml.engine.errors import (
 )
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
 
-# Settings of decoders hold for the whole process. Pixels: `DecodeLimits` decides; this only bounds
-# what a decoder allocates before that check. Threads: one per image. Warnings: the row carries the
-# error, so that Python's warnings, Pillow's log and libtiff, which writes to stderr itself, are
-# silenced (for good, because `catch_warnings` is not thread-safe).
+# Decoders are set for the whole process. The pixel limit bounds what a decoder allocates before the
+# check of `DecodeLimits`. Each image uses one thread. Rows carry the errors, so Python's warnings,
+# Pillow's log and libtiff, which writes to stderr itself, are silenced (permanently, because
+# `catch_warnings` is not thread-safe).
 PilImage.MAX_IMAGE_PIXELS = 2**29
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 pillow_heif.options.DECODE_THREADS = 1
@@ -80,27 +80,12 @@ _DECODERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 ALLOWED = frozenset(_DECODERS)
 """Media types that can be scanned."""
 
-# Exceptions that decoders raise on hostile bytes, beyond those that they document.
+# Exceptions that decoders raise on hostile bytes, including undocumented ones.
 _BROKEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    ImageCms.PyCMSError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    PilImage.DecompressionBombError,
-    RuntimeError,
-    SyntaxError,
-    SystemError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
+    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError,
+    MemoryError, NameError, OSError, RuntimeError, SyntaxError, SystemError, TypeError, ValueError,
+    ImageCms.PyCMSError, PilImage.DecompressionBombError, struct.error, zlib.error,
+)  # fmt: skip
 
 # Decoders distinguish their errors only by the message.
 _TOO_LARGE = re.compile(r"too large|limit", re.I)
@@ -122,13 +107,13 @@ _UNDO_ORIENTATION = {
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """Limits of what one image may cost.
+    """Limits of the memory and time to decode one image.
 
     Attributes:
         max_pixels: width times height, checked before any pixel is decoded; at most 2**30. The
             default lets the pictures of 200-megapixel phones through. Decoding takes about 10
             bytes a pixel.
-        max_passes: multiples of `max_pixels` that all scans of a JPEG may visit together. A
+        max_passes: limit of a JPEG's scans times pixels, as a multiple of `max_pixels`. A
             progressive JPEG has about 10 scans; a hostile one thousands, of a few bytes each.
     """
 
@@ -138,7 +123,7 @@ class DecodeLimits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One image, with the columns of its row that decoding finds.
+    """Decoded image, with the columns of its row that decoding finds.
 
     Attributes:
         image: pixels in the stored frame, the JPEG luma table and quality.
@@ -162,13 +147,14 @@ def decode(
 
     Args:
         payload: the whole file.
-        limits: of what the image may cost.
-        media_type: of the payload, where the caller has detected it.
-        claims_image: whether the name is an image's; bytes of no known format are then
+        limits: limits of memory and time.
+        media_type: type of the payload; None: detected here.
+        claims_image: whether the name has an image's extension; bytes of no known format are then
             `Unsupported`, otherwise `NotAnImage`, whose row is skipped.
 
     Raises:
-        DecodeError: or a subclass, and nothing else; its `facts` are the columns known by then.
+        DecodeError: the image cannot be decoded; `facts` are the columns known so far. No other
+            exception is raised.
     """
     media_type = media_type or sniff(payload[:HEAD_BYTES])
     facts: dict[str, Any] = {"media_type": _allowed(media_type, payload, claims_image)}
@@ -209,7 +195,7 @@ def _stored_size(picture: ImageFile) -> tuple[int, int]:
 
 
 def _int32(value: int) -> int | None:
-    """Return a size as a column holds it; only one that is refused anyway does not fit."""
+    """Return a size if it fits the column, else None; such an image is refused later."""
     return value if 0 <= value < 2**31 else None
 
 
@@ -220,7 +206,7 @@ def _orientation(picture: ImageFile) -> int | None:
     try:
         value = picture.getexif().get(ExifTags.Base.Orientation)
     except _BROKEN:
-        return None  # damaged EXIF is no reason not to scan
+        return None  # an image with damaged EXIF is scanned
     return value if value in range(1, 9) else None
 
 
@@ -233,7 +219,7 @@ def _luma_table(picture: ImageFile) -> NDArray[np.float32] | None:
 
 
 def _check_boxes(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) -> None:
-    """Check HEIF and AVIF: their decoders call an image above their own limits corrupt."""
+    """Check the size of HEIF and AVIF, whose decoders report large images as corrupt."""
     if facts["media_type"] in ("image/avif", "image/heic", "image/heif"):
         for width, height in _EXTENT_BOX.findall(payload[:65536]):
             _check_size(int.from_bytes(width, "big"), int.from_bytes(height, "big"), facts, limits)
@@ -242,7 +228,7 @@ def _check_boxes(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) ->
 def _check_size(
     width: int, height: int, facts: dict[str, Any], limits: DecodeLimits, scans: int = 1
 ) -> None:
-    """Refuse, from the header alone, an image that would cost too much."""
+    """Raise `TooLarge`, from the header alone, for an image above the limits."""
     size = f"{width}x{height} pixels"
     facts = facts | {"width": _int32(width), "height": _int32(height)}
     if width * height > limits.max_pixels:
@@ -256,7 +242,7 @@ def _count_scans(payload: bytes, picture: ImageFile) -> int:
     if not isinstance(picture, JpegImagePlugin.JpegImageFile) or picture.fp is None:
         return 1
     header_bytes = 2 * picture.layers + 6
-    start = picture.fp.tell() - header_bytes  # Pillow stops behind the first scan's header
+    start = picture.fp.tell() - header_bytes  # Pillow stops after the first scan's header
     interleaved = payload[start : start + 3] == bytes([0, header_bytes, picture.layers])
     if interleaved and "progressive" not in picture.info:
         return 1
@@ -302,7 +288,7 @@ def _scale_to_8_bits(picture: ImageFile, grey: NDArray[np.uint16]) -> NDArray[np
 
 
 def _count_frames(payload: bytes, picture: ImageFile) -> int | None:
-    """Count the pictures in the file; last of all, because counting moves to another frame."""
+    """Count the pictures in the file; called last, because counting moves to another frame."""
     try:
         if "mp" in picture.info:
             picture = JpegImagePlugin.jpeg_factory(io.BytesIO(payload))
@@ -321,13 +307,13 @@ def _as_decode_error(error: Exception, payload: bytes, facts: dict[str, Any]) ->
         return TooLarge(message, facts)
     if _UNSUPPORTED.search(reason):
         return Unsupported(message, facts)
-    if _TRUNCATED.search(reason) or _breaks_off(payload, facts["media_type"]):
+    if _TRUNCATED.search(reason) or _is_truncated(payload, facts["media_type"]):
         return Truncated(message, facts)
     return DecodeError(message, facts)
 
 
-def _breaks_off(payload: bytes, media_type: str) -> bool:
-    """Return whether bytes that do not decode are fewer than their container declares."""
+def _is_truncated(payload: bytes, media_type: str) -> bool:
+    """Return whether the payload is shorter than its container declares."""
     if media_type == "image/jpeg":
         return b"\xff\xd9" not in payload
     if media_type == "image/png":

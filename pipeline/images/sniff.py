@@ -1,10 +1,10 @@
-"""Detects an image's media type from its first bytes, never from a name or an HTTP header."""
+"""Detection of an image's media type from its first bytes, not from names or HTTP headers."""
 
 from __future__ import annotations
 
 HEAD_BYTES = 512
 
-# A prefix stands before the shorter ones that it begins with.
+# Longer prefixes come before the shorter ones that they begin with.
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),

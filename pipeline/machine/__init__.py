@@ -1,4 +1,1 @@
-"""The machine at hand: what it can run, and engines built for it.
-
-Settings enter; advice or a stored engine leaves.
-"""
+"""Commands about this machine: a check of its runtimes, and engines built for its GPU."""

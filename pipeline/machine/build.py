@@ -1,7 +1,7 @@
-"""`prompt-iml build`: build a model's engine for this GPU, and store it if it passes the gate.
+"""`prompt-iml build`: build a model's engine for this GPU, and store it if its outputs agree.
 
-graph, sizes fixed -> float32 operators -> TensorRT's builder -> every output beside the
-reference's, at batch 1 and the largest, on photographs and on noise -> stored, or exit 3
+graph of fixed sizes -> float32 operators -> TensorRT's builder -> comparison of every output with
+the reference, at batch 1 and the largest, on photographs and noise -> stored, or exit 3
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from prompt_iml.pipeline.settings import BuildSettings
 
 
 class Builder(Protocol):
-    """Builds and opens plans.
+    """Builder of plans, which it can also open.
 
     Attributes:
-        machine: what plans depend on, as `engine.runtimes.tensorrt.machine` returns it.
+        machine: versions and hardware that plans depend on, see `engine.runtimes.tensorrt.machine`.
     """
 
     machine: Sequence[str]
@@ -43,10 +43,10 @@ class Builder(Protocol):
 
 
 class TensorRtBuilder(Builder):
-    """TensorRT on the GPU of this machine.
+    """Builder with TensorRT on the GPU of this machine.
 
     Raises:
-        MissingDependency: no TensorRT or no GPU; the message names what to install.
+        MissingDependency: TensorRT or the GPU is missing; the message names the fix.
     """
 
     def __init__(self) -> None:
@@ -85,10 +85,10 @@ class Outcome:
     """Result of a build.
 
     Attributes:
-        parity: the comparison.
+        parity: comparison with the reference.
         float32: operator types that stay in float32 besides the default nodes.
-        seconds: the build took.
-        key: of the stored plans; None if they did not pass.
+        seconds: duration of the build.
+        key: key of the stored plans; None if they did not pass.
     """
 
     parity: Parity
@@ -98,10 +98,11 @@ class Outcome:
 
 
 def build(settings: BuildSettings, builder: Builder | None = None) -> Json:
-    """Run the command.
+    """Build the engine, unless it is stored, and compare it.
 
     Returns:
-        `model`, `machine`, `stored`, and of a new build what `engine.runtimes.parity.Parity` holds.
+        `model`, `machine`, `stored`, and `parity` (`engine.runtimes.parity.Parity`); for a new
+        build also `float32` and `seconds`.
 
     Raises:
         UsageError: the model or the settings are wrong, or a package is missing.
@@ -116,7 +117,7 @@ def build(settings: BuildSettings, builder: Builder | None = None) -> Json:
         return {**about, "stored": True, "parity": built.about["parity"]}
     outcome = build_and_compare(model, recipe, builder)
     worst = outcome.parity.worst
-    word = "stored" if outcome.key else f"not stored, the tolerance is {outcome.parity.tolerance:g}"
+    word = "stored" if outcome.key else f"not stored, tolerance {outcome.parity.tolerance:g}"
     log(f"{outcome.parity.engine} compared with {outcome.parity.reference}: {worst}: {word}")
     return {
         **about,
@@ -165,7 +166,7 @@ def check_parity(engine: Engine, model: Model, recipe: Recipe) -> Parity:
 
 
 def photographs(tiles: Sequence[Tile], sizes: Sequence[int]) -> list[Case]:
-    """Return crops of scikit-image's photographs; no two in a batch are the same."""
+    """Return cases of random crops of scikit-image's photographs, one per tile and batch size."""
     whole = [np.asarray(photograph(name)) for name in sorted(PHOTOGRAPHS)]
     random = np.random.default_rng(0)
     cases = []

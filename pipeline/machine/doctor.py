@@ -45,7 +45,7 @@ def doctor(settings: DoctorSettings) -> Json:
     """Run all checks and report them.
 
     Returns:
-        `checks`, and `engines`: values of `--engine` that run here, the default first.
+        `checks`, and `engines`: the values of `--engine` that run here, the default first.
 
     Raises:
         UsageError: the model cannot be opened.
@@ -113,4 +113,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "of unknown version"
+        return "unknown version"

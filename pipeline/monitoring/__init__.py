@@ -1,4 +1,1 @@
-"""What a scan shows while it runs: progress, counters, Prometheus metrics.
-
-Counts enter; lines on stderr and exported metrics leave.
-"""
+"""Monitoring of a running scan: progress on stderr, counters, Prometheus metrics."""

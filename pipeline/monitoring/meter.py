@@ -1,4 +1,4 @@
-"""Counts of one scan actor: plain sums, so that counting an image costs next to nothing."""
+"""Counts of one scan actor: plain sums, which cost little time per image."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Meter:
     Attributes:
         images: rows, by status and code.
         size_bytes: bytes of the images.
-        seconds: seconds by stage. `fetch`, `decode`: in their threads; `wait`: the engine's for
-            the next decoded image; `infer`: the engine; `commit`: writing a unit's file.
-        tiles, slots: tiles that the engine ran, and places in the batches that held them.
+        seconds: seconds by stage. `fetch`, `decode`: in their threads; `wait`: of the engine for
+            the next decoded image; `infer`: in the engine; `commit`: writing a unit's file.
+        tiles, slots: tiles that the engine ran, and the capacity of the batches that held them.
         queue: decoded images that waited for the engine when last counted.
-        begun: Unix time at which the current unit was begun; 0 when there is none.
+        begun: Unix time at which the current unit was begun; 0 without one.
         model: (model, prompt set, engine) of the rows.
     """
 
@@ -57,6 +57,6 @@ class Meter:
         self.seconds["infer"] += (row.get("infer_ms") or 0) / 1e3
 
     def batch(self, tiles: int, slots: int) -> None:
-        """Count a batch of so many tiles in so many places."""
+        """Count a batch of `tiles` tiles with room for `slots`."""
         self.tiles += tiles
         self.slots += slots

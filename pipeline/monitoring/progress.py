@@ -44,16 +44,16 @@ class Tally:
         self._begun: Counter[str] = Counter()
 
     def begin(self, unit_id: str) -> int:
-        """Note that an actor begins a unit; return how many began it before and did not end it."""
+        """Record that an actor begins a unit; return the number that began and did not end it."""
         self._begun[unit_id] += 1
         return self._begun[unit_id] - 1
 
     def end(self, unit_id: str) -> None:
-        """Note that the unit is committed."""
+        """Record that the unit is committed."""
         del self._begun[unit_id]
 
     def add(self, more: Done) -> None:
-        """Add what an actor did since its last report."""
+        """Add the work of an actor since its last report."""
         self._done = Done(
             self._done.images + more.images,
             self._done.size_bytes + more.size_bytes,
@@ -69,9 +69,9 @@ class Progress:
     """Display of images, rate and time left while the `with` block runs.
 
     Args:
-        read: returns the work done so far, None when it is unknown; called from a thread.
+        read: function that returns the work done so far, None if unknown; called in a thread.
         total_bytes: size of all inputs, which is known before the number of images; 0 if unknown.
-        stream: where to write.
+        stream: stream to write to.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Stall:
         self._since = now + 10 * STALL_SECONDS  # warn again, but not soon
         return (
             f"No image was scanned for {STALL_SECONDS:.0f} s. The cluster may be short of CPUs, or "
-            "the object store down: `ray status` shows what the scan waits for."
+            "the object store down: `ray status` shows the pending work."
         )
 
 

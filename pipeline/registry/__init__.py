@@ -1,10 +1,9 @@
-"""The registry of prompt sets: what re-training stores, and what scans and endpoints run with.
+"""Registry of prompt sets, which re-training writes, and scans and endpoints read.
 
-In come a URI, the digest of a base model's weights and, to write, a prompt set with its policy and
-the gate's verdict. Out come stored prompt sets, and which of them is current. Nothing here needs
-torch or Ray.
+A registry is found by a URI and the digest of a base model's weights. It holds prompt sets with
+their policies and the gate's verdicts, and names the current set. It needs neither torch nor Ray.
 
-    registry.py     reading: the log, the stored sets, what is current
+    registry.py     reading: the log, the stored sets, the current set
     promotion.py    writing: publish, promote, roll back, and the lease of a re-training cycle
     models.py       `prompt-iml models`
 """

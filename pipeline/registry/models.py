@@ -1,4 +1,4 @@
-"""`prompt-iml models`: list what a registry holds, and move what is current by hand."""
+"""`prompt-iml models`: list the prompt sets of a registry, promote one or roll back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from prompt_iml.pipeline.storage import storage
 
 
 def run(settings: ModelsSettings) -> Json:
-    """List, promote or roll back; returns the state afterwards.
+    """List, promote or roll back; return the state afterwards.
 
     Raises:
-        UsageError: the registry or a set cannot be read, or the move is not possible.
+        UsageError: the registry or a set cannot be read, or `current` cannot be moved so.
     """
     if settings.action != "promote" and settings.prompt_set:
         raise UsageError(f"{settings.action} takes no prompt set: leave out {settings.prompt_set}")
@@ -50,7 +50,7 @@ def _describe(registry: Registry, prompt_set: str) -> Json:
 
 
 def table(base: Json) -> Iterator[str]:
-    """Return what `describe` gave as lines for a person, each set by the id that rows name."""
+    """Yield the result of `describe` as lines for people; sets have the ids that rows name."""
     names = {each["version"]: each["prompt_set"] for each in base["versions"]}
     names[None] = "the model's own"
     yield f"base {base['base'][:12]}, current: {names[base['current']]}"
@@ -73,7 +73,7 @@ def _registries(settings: ModelsSettings) -> list[Registry]:
 
 def _promote(name: str | None, registries: list[Registry]) -> Json:
     if name is None:
-        raise UsageError("promote which? give an id; prompt-iml models list shows them")
+        raise UsageError("promote needs the id of a prompt set: prompt-iml models list shows them")
     for registry in registries:
         current = registry.state().current
         try:

@@ -1,6 +1,6 @@
-"""Writing a registry of prompt sets: publishing, the moves of `current`, and the lease.
+"""Writing to a registry of prompt sets: publishing, the moves of `current`, and the lease.
 
-The layout, and why no lock is needed: `pipeline.registry.registry`.
+`pipeline.registry.registry` describes the layout, which needs no lock.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def publish(
     made_by: str,
     model: str,
 ) -> str:
-    """Store a prompt set, unless it is stored already; returns its id in the registry.
+    """Store a prompt set, unless it is stored already; return its id in the registry.
 
-    Parent and metrics are no part of the identity: prompts that were rolled back or refused are
-    the same ones when they are evaluated on other sets. The first ones stored stay.
+    The id does not depend on parent and metrics: a set that was rolled back or refused keeps its id
+    when it is evaluated on other sets. The files stored first are kept.
 
     Args:
         policy: calibration and thresholds that the set was evaluated with.
         parent: id of the set that training started from; None: the model's own prompts.
-        made_by: cycle and person that made it, for people.
-        model: id of the base model, for people.
+        made_by: name of the cycle and person that made it, for display.
+        model: id of the base model, for display.
 
     Raises:
         UsageError: the set is stored with another policy, which would go live unevaluated.
@@ -92,7 +92,7 @@ def _id_in(registry: Registry, prompts: PromptSet, policy: bytes) -> str:
 
 
 def record_verdict(registry: Registry, prompt_set: str, verdict: Json) -> Json:
-    """Store the gate's verdict on a set; returns the one that stands, which is the first."""
+    """Store the gate's verdict on a set; return the verdict that was stored first."""
     if storage.create_once(registry.file(prompt_set, VERDICT), encode(verdict)):
         return verdict
     return registry.verdict(prompt_set) or verdict
@@ -110,13 +110,13 @@ def promote(
 
     Args:
         prompt_set: id of a set that passed the gate.
-        expected: id of the set that the caller takes for current, and compared with.
+        expected: id of the set that the caller read as current and compared with.
         by: name of the person or cycle that promotes.
-        lease: lease of the cycle that promotes; None: a person does.
+        lease: lease of the cycle that promotes; None for a person.
 
     Raises:
         NotPromoted: the gate refused the set or has not evaluated it, `current` has moved or is
-            this set already, or a cycle would bring back what was rolled back.
+            this set already, or a cycle would promote a set that was rolled back.
         LeaseLost: another cycle took the lease over.
         DamagedModel, UnknownPrompts: as `Registry.read`.
     """
@@ -124,7 +124,7 @@ def promote(
     short, verdict = short_name(prompt_set), registry.verdict(prompt_set)
     if verdict is None or not verdict["passed"]:
         why = "; ".join(verdict["reasons"]) if verdict else "it was never evaluated"
-        raise NotPromoted(f"the gate does not let {short} through: {why}")
+        raise NotPromoted(f"{short} has not passed the gate: {why}")
 
     def change(state: State) -> State:
         if lease:
@@ -135,7 +135,7 @@ def promote(
         if lease and prompt_set in state.withdrawn:
             raise NotPromoted(
                 f"{short} passed the gate, but was rolled back: prompt-iml models promote "
-                "brings it back, no cycle does"
+                "can bring it back, a cycle cannot"
             )
         return replace(state, moves=(*state.moves, Move("promote", prompt_set, by, timestamp())))
 
@@ -143,10 +143,10 @@ def promote(
 
 
 def roll_back(registry: Registry, *, expected: str | None, by: str) -> State:
-    """Undo the last promotion that stands.
+    """Undo the last promotion that was not rolled back.
 
     Raises:
-        NotPromoted: there is none, or `current` has moved from what was expected.
+        NotPromoted: there is none, or `current` is not the expected set.
     """
 
     def change(state: State) -> State:
@@ -161,17 +161,17 @@ def roll_back(registry: Registry, *, expected: str | None, by: str) -> State:
 
 
 def swap(registry: Registry, change: Change) -> State:
-    """Apply a change to the latest state, by compare-and-swap; returns the new state.
+    """Apply a change to the latest state, by compare-and-swap; return the new state.
 
-    The change is applied anew, to the newer state, each time that another writer was first: it
-    must raise when the newer state no longer allows it.
+    When another writer is first, the change is applied again to the newer state. It must raise if
+    that state does not allow it.
     """
     state = registry.state()
     while True:
         after = replace(change(state), number=state.number + 1)
         entry = encode({**after.to_json(), "key": secrets.token_hex(8)})
         uri = registry.entry(after.number)
-        # Refused although it is there: our first attempt arrived and only its answer was lost.
+        # An entry equal to ours was written by a first attempt whose response was lost.
         if storage.create_once(uri, entry) or storage.read_bytes(uri) == entry:
             return after
         state = registry.state(state)
@@ -182,20 +182,20 @@ def _expect(state: State, expected: str | None) -> None:
         since = f" since {state.moves[-1].at}, by {state.moves[-1].by}," if state.moves else ""
         raise NotPromoted(
             f"current is {short_name(state.current)}{since} and not "
-            f"{short_name(expected)}: look at prompt-iml models list and decide again"
+            f"{short_name(expected)}: check prompt-iml models list and decide again"
         )
 
 
 @dataclass(slots=True)
 class Lease:
-    """The right to run a cycle, for a limited time; taken with `take_lease`.
+    """Right to run a cycle, for a limited time; taken with `take_lease`.
 
-    The log alone decides whether it is held: clocks only limit when others may take it over.
+    The log decides whether it is held; clocks only limit when another holder may take it over.
 
     Attributes:
-        registry: the registry whose cycles it keeps apart.
-        owner: name of the holder, for people.
-        token: fencing token: once a later holder has a higher one, this one promotes nothing.
+        registry: registry in which only one cycle may run at a time.
+        owner: name of the holder, for display.
+        token: fencing token: a lease with a lower token than the current one cannot promote.
         seconds: time from the last renewal until it may be taken over.
     """
 
@@ -211,7 +211,7 @@ class Lease:
             raise LeaseLost(f"the lease of {self.owner} ran out, and {since}: start again")
 
     def renew(self) -> None:
-        """Hold it for `seconds` from now on; raises `LeaseLost`."""
+        """Extend the lease to `seconds` from now; raise `LeaseLost` if another holder has it."""
 
         def change(state: State) -> State:
             self.check(state)
@@ -221,7 +221,7 @@ class Lease:
         swap(self.registry, change)
 
     def release(self) -> None:
-        """Give it back; where that fails, it expires, and one that was lost is left alone."""
+        """End the lease, if it is still held; on an error it is left to expire."""
 
         def change(state: State) -> State:
             self.check(state)
@@ -237,7 +237,7 @@ def take_lease(registry: Registry, owner: str, seconds: float) -> Lease:
     """Take the lease, or take it over from a holder that let it expire.
 
     Raises:
-        LeaseHeld: another holder's has not expired.
+        LeaseHeld: another holder's lease has not expired.
     """
 
     def change(state: State) -> State:
@@ -245,7 +245,7 @@ def take_lease(registry: Registry, owner: str, seconds: float) -> Lease:
         if held and held.expires > time.time():
             until = datetime.fromtimestamp(held.expires, UTC).isoformat(timespec="seconds")
             raise LeaseHeld(
-                f"{held.owner} re-trains already, with a lease until {until}: wait for its end"
+                f"{held.owner} re-trains already, with a lease until {until}: wait until it ends"
             )
         return replace(state, lease=Holder(owner, state.number + 1, time.time() + seconds))
 
@@ -256,7 +256,8 @@ def take_lease(registry: Registry, owner: str, seconds: float) -> Lease:
 def leased(registry: Registry, owner: str, seconds: float) -> Iterator[Lease]:
     """Hold the lease, renewed by a thread, and release it at the end.
 
-    Nothing is interrupted when another holder takes it over: `Lease.check` and `promote` refuse.
+    The block is not interrupted when another holder takes the lease over; `Lease.check` and
+    `promote` raise then.
     """
     lease, ended = take_lease(registry, owner, seconds), threading.Event()
     renewal = threading.Thread(target=_renew_until, args=(ended, lease), daemon=True)
@@ -276,7 +277,10 @@ def _renew_until(ended: threading.Event, lease: Lease) -> None:
             lease.renew()
         except LeaseLost:
             return
-        except (FetchError, UsageError):  # the store does not answer: again in a third of the term
+        except (
+            FetchError,
+            UsageError,
+        ):  # the next attempt follows in a third of the term
             continue
 
 

@@ -1,9 +1,9 @@
-"""Reading a registry of prompt sets.
+"""Reading of a registry of prompt sets.
 
     REGISTRY/<base>/versions/<id>/prompts.safetensors, policy.json
     REGISTRY/<base>/versions/<id>/record.json     written last: the set exists with it
     REGISTRY/<base>/versions/<id>/verdict.json    the gate's verdict, once it has evaluated the set
-    REGISTRY/<base>/log/00000001.json, ...        every move of `current`, and the lease
+    REGISTRY/<base>/log/00000001.json, ...        all moves of `current`, and the lease
 
 <base> is the sha256 of the base model's weights file, <id> the id of the prompt set, as rows name
 it. JSON calls the id `version`. Sets that an earlier layout stored under a longer name, the sha256
@@ -11,8 +11,8 @@ of base, prompts and policy, keep that name as their id.
 
 Every file is created once and never replaced. Entry n+1 of the log holds the whole state after
 entry n and one change. Creating it is a compare-and-swap without a lock: of all writers that read
-n, one can create n+1, on a disk (by a link) as on S3 (by a conditional PUT). So promotions and the
-lease are decided in one place and in one order. `promotion` writes, this module reads.
+n, only one can create n+1, on a disk (by a link) and on S3 (by a conditional PUT). So promotions
+and leases have one order. `promotion` writes, this module reads.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.units import ObjectRef
 
 RECORD, VERDICT = "record.json", "verdict.json"
-RETRY_SECONDS = 900.0  # until a registry that could not be read is read again
-MIN_DIGITS = 8  # of an id that may be abbreviated
+RETRY_SECONDS = 900.0  # wait after a registry could not be read
+MIN_DIGITS = 8  # of an abbreviated id
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One move of `current`.
+    """Move of `current` to another set.
 
     Attributes:
-        kind: `promote`, or `rollback` to what was current before the promotion it undoes.
-        prompt_set: id of what became current; None: the prompts that the model came with.
+        kind: `promote`, or `rollback` to the set before the promotion that it undoes.
+        prompt_set: id of the new current set; None: the model's own prompts.
         by: name of the person or cycle that moved it.
         at: time, ISO 8601, UTC.
     """
@@ -61,16 +61,16 @@ class Move:
 
     @classmethod
     def from_json(cls, move: Json) -> Move:
-        """Read what `to_json` gave."""
+        """Parse the result of `to_json`."""
         return cls(move["kind"], move["version"], move["by"], move["at"])
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The holder of the lease.
+    """Holder of the lease.
 
     Attributes:
-        owner: its name, for people.
+        owner: its name, for display.
         token: number of the entry that gave it the lease; a later holder has a higher one.
         expires: seconds since the epoch; afterwards the lease may be taken over.
     """
@@ -82,7 +82,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The state after one entry of the log.
+    """State after one entry of the log.
 
     Attributes:
         number: number of the entry; 0 before the first.
@@ -96,7 +96,7 @@ class State:
 
     @property
     def current(self) -> str | None:
-        """Id of the prompt set to scan with; None: the prompts that the model came with."""
+        """Id of the prompt set to scan with; None: the model's own prompts."""
         return self.moves[-1].prompt_set if self.moves else None
 
     @property
@@ -131,14 +131,14 @@ class State:
 
     @classmethod
     def from_json(cls, entry: Json) -> State:
-        """Read what `to_json` gave."""
+        """Parse the result of `to_json`."""
         lease = Holder(**entry["lease"]) if entry["lease"] else None
         return cls(entry["number"], tuple(map(Move.from_json, entry["moves"])), lease)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredPromptSet:
-    """One immutable prompt set of a registry, read and checked.
+    """Immutable prompt set of a registry, read and checked.
 
     Attributes:
         id: its id in the registry.
@@ -153,17 +153,17 @@ class StoredPromptSet:
     record: Json
 
     def applied_to(self, model: Model) -> Model:
-        """Return the model with this set and policy; raises `UsageError` when they do not fit."""
+        """Return the model with this set and policy; raise `UsageError` if they do not fit."""
         check_fits(self.prompts, model.config)
         return replace(model, prompts=self.prompts, policy=self.policy)
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The prompt sets for one base model.
+    """Registry of the prompt sets for one base model.
 
     Attributes:
-        uri: canonical, of the registry.
+        uri: canonical URI of the registry.
         base: sha256 of the base model's weights file.
     """
 
@@ -175,22 +175,22 @@ class Registry:
         return f"{self.uri}/{self.base}"
 
     def file(self, prompt_set: str, name: str) -> str:
-        """URI of a prompt set's file."""
+        """Return the URI of a prompt set's file."""
         return f"{self.folder}/versions/{prompt_set}/{name}"
 
     def entry(self, number: int) -> str:
-        """URI of an entry of the log."""
+        """Return the URI of an entry of the log."""
         return f"{self.folder}/log/{number:08d}.json"
 
     def state(self, known: State | None = None) -> State:
         """Read the latest state.
 
         Args:
-            known: a state read earlier; then one request for what follows is enough.
+            known: state read earlier, after which newer entries are read.
 
         Raises:
             FetchError: the registry cannot be read.
-            DamagedModel: an entry of the log is not what `promotion` writes.
+            DamagedModel: an entry of the log is damaged.
         """
         state = known or self._state_at(max(self._entries(), default=0))
         while True:
@@ -203,8 +203,8 @@ class Registry:
         """Read a prompt set by its full id.
 
         Raises:
-            UnknownPrompts: there is none.
-            DamagedModel: its files are not those that its id and its record name.
+            UnknownPrompts: there is no such set.
+            DamagedModel: its files differ from the digests in its id and its record.
             FetchError: the registry cannot be read.
         """
         record = self.record(prompt_set)
@@ -222,21 +222,21 @@ class Registry:
         return StoredPromptSet(prompt_set, prompts, policy, record)
 
     def record(self, prompt_set: str) -> Json:
-        """Read a set's record.json; raises `UnknownPrompts` when there is no such set."""
+        """Read a set's record.json; raise `UnknownPrompts` if there is no such set."""
         try:
             return self._json(self.file(prompt_set, RECORD))
         except NotFound as error:
             raise UnknownPrompts(f"no prompt set {prompt_set[:16]} in {self._name}") from error
 
     def verdict(self, prompt_set: str) -> Json | None:
-        """Read the gate's verdict on a set; None when the gate has not evaluated it."""
+        """Read the gate's verdict on a set; None if the gate has not evaluated it."""
         try:
             return self._json(self.file(prompt_set, VERDICT))
         except NotFound:
             return None
 
     def ids(self) -> list[str]:
-        """Ids of all prompt sets, sorted."""
+        """Return the ids of all prompt sets, sorted."""
         folder = f"{self.folder}/versions"
         names = [ref.uri.removeprefix(f"{folder}/") for ref in _files(folder)]
         return sorted(name.split("/")[0] for name in names if name.endswith(f"/{RECORD}"))
@@ -245,10 +245,10 @@ class Registry:
         """Return the id of the prompt set that a name stands for.
 
         Args:
-            name: an id, at least the first 8 digits of one, or what rows call the set.
+            name: an id, at least its first 8 digits, or the column `prompt_set` of rows.
 
         Raises:
-            UnknownPrompts: it stands for none, or for several.
+            UnknownPrompts: the name stands for no set, or for several.
         """
         ids = self.ids()
         if name in ids:
@@ -261,7 +261,7 @@ class Registry:
             several = ", ".join(each[:16] for each in found)
             raise UnknownPrompts(f"{name} stands for several prompt sets: name one of {several}")
         raise UnknownPrompts(
-            f"no prompt set {name} in {self._name}: prompt-iml models list shows what there is"
+            f"no prompt set {name} in {self._name}: prompt-iml models list shows all"
         )
 
     @property
@@ -292,7 +292,7 @@ class Registry:
 
 
 def bases(uri: str) -> list[str]:
-    """Return the base models for which a registry holds something; raises `FetchError`."""
+    """Return the digests of the base models in a registry; raises `FetchError`."""
     with_names = (ref.uri.removeprefix(f"{uri}/").split("/")[0] for ref in _files(uri))
     return sorted({name for name in with_names if len(name) == 64})
 
@@ -303,12 +303,12 @@ def long_id(base: str, prompts: PromptSet, policy: bytes) -> str:
 
 
 def short_name(prompt_set: str | None) -> str:
-    """Return how messages name a prompt set, by its id; None: the model's own prompts."""
+    """Return the name of a prompt set in messages, from its id; None: the model's own prompts."""
     return prompt_set[:16] if prompt_set else "the model's own"
 
 
 def sha256(data: bytes) -> str:
-    """Return the hexadecimal digest."""
+    """Return the digest of data, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -322,7 +322,7 @@ def _files(folder: str) -> Iterator[ObjectRef]:
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Raise a `UsageError` that names the flag where the registry cannot be read."""
+    """Convert `FetchError` to a `UsageError` that names the flag."""
     try:
         yield
     except FetchError as error:
@@ -331,12 +331,12 @@ def readable() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class PromptSetRef:
-    """Names the prompt set to scan with; small, because it travels to every actor.
+    """Reference to the prompt set to scan with; small, because it travels to every actor.
 
     Attributes:
         registry: canonical URI.
-        id: id in the registry; None: the prompts that the model came with.
-        refresh: follow `current` from unit to unit.
+        id: id in the registry; None: the model's own prompts.
+        refresh: whether to look `current` up again before each unit.
     """
 
     registry: str
@@ -348,7 +348,7 @@ def with_prompt_set(model: Model, registry: Registry, prompt_set: str | None) ->
     """Return the model with a stored prompt set and its policy; unchanged when the id is None.
 
     Raises:
-        UsageError: as `Registry.read`, or the prompts do not fit, or cannot be fetched.
+        UsageError: the set is unknown, damaged, does not fit the model or cannot be fetched.
     """
     if prompt_set is None:
         return model
@@ -357,7 +357,7 @@ def with_prompt_set(model: Model, registry: Registry, prompt_set: str | None) ->
 
 
 def look_up(registry: Registry, name: str) -> str | None:
-    """Return the id of the prompt set that `--prompts` names; `current` as it is now.
+    """Return the id of the prompt set that `--prompts` names; `current` is looked up now.
 
     Raises:
         UsageError: the registry cannot be read, or has no such set.
@@ -367,14 +367,14 @@ def look_up(registry: Registry, name: str) -> str | None:
 
 
 class CurrentPromptSet:
-    """Follows a registry from unit to unit.
+    """Model that follows the current prompt set of a registry.
 
     Args:
-        model: the model as it came.
-        ref: the registry, and the set to begin with.
+        model: model with its own prompts.
+        ref: registry, and the set to begin with.
 
     Attributes:
-        model: the model with the set of the last look.
+        model: the model with the prompt set of the last refresh.
     """
 
     def __init__(self, model: Model, ref: PromptSetRef) -> None:
@@ -388,14 +388,15 @@ class CurrentPromptSet:
 
     @property
     def ref(self) -> PromptSetRef:
-        """The set of the last look, pinned."""
+        """Reference to the prompt set of the last refresh, without following `current`."""
         return PromptSetRef(self._registry.uri, self._id)
 
-    def look(self) -> bool:
-        """Whether `model` has another set than at the last look; one request if nothing moved.
+    def refresh(self) -> bool:
+        """Look `current` up and update `model`; return whether its prompt set has changed.
 
-        A registry that cannot be read, or is damaged, changes nothing: rows name the set that they
-        were made with. It is not read again for `RETRY_SECONDS`, as each attempt may take minutes.
+        This takes one request if nothing has changed. If the registry is damaged or cannot be read,
+        the model stays, and the registry is not read again for `RETRY_SECONDS`, because each
+        attempt may take minutes.
         """
         if not self._refresh or time.monotonic() < self._retry_at:
             return False

@@ -23,11 +23,11 @@ LABELS = ("manipulated", "uncertain", "authentic")
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image of the gallery.
+    """Image of the gallery.
 
     Attributes:
         row: its columns of the results.
-        jpeg: thumbnail; None when the source is gone or has changed since the scan.
+        jpeg: thumbnail; None if the source is missing or has changed since the scan.
         layer: PNG of the mask to lie over it; None when the mask is empty.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures of findings: thumbnails, masks drawn over images, a sheet of examples.
+"""Pictures of findings: thumbnails, masks over images, a sheet of examples.
 
 Masks are bool, pixels uint8 RGB, both as stored, before any EXIF rotation. Detected masks have
 the colour `FOUND`, true ones `TRUTH`.
@@ -28,13 +28,13 @@ _INK: Colour = (28, 25, 23)
 
 
 def overlay(pixels: Pixels, mask: Mask, colour: Colour = FOUND) -> Pixels:
-    """Draw a mask over (H, W, 3) pixels: tinted inside, an outline in `colour` edged white."""
-    drawn = pixels.astype(np.float64)
-    drawn[mask] += FILL_OPACITY * (np.array(colour) - drawn[mask])
+    """Return (H, W, 3) pixels with a mask over them: tinted, outlined in `colour`, edged white."""
+    marked = pixels.astype(np.float64)
+    marked[mask] += FILL_OPACITY * (np.array(colour) - marked[mask])
     width = line_width(mask.shape)
-    drawn[outline(mask, width)] = colour
-    drawn[ndimage.binary_dilation(mask, iterations=max(1, width // 2)) & ~mask] = 255
-    return np.rint(drawn).astype(np.uint8)
+    marked[outline(mask, width)] = colour
+    marked[ndimage.binary_dilation(mask, iterations=max(1, width // 2)) & ~mask] = 255
+    return np.rint(marked).astype(np.uint8)
 
 
 def outline(mask: Mask, width: int) -> Mask:
@@ -75,7 +75,7 @@ def mask_layer(mask: Mask, side: int) -> bytes:
 def contact_sheet(
     examples: Sequence[tuple[str, Pixels, Mask | None, Mask]], columns: int = 2, side: int = 300
 ) -> Pixels:
-    """Draw a grid of examples: the image, its true mask, the detected mask.
+    """Return a grid of examples: the image, its true mask, the detected mask.
 
     Args:
         examples: caption, (H, W, 3) pixels, true mask (None when authentic), detected mask.

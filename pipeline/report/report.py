@@ -70,7 +70,7 @@ class Survey:
 
 
 def report(settings: ReportSettings) -> Json:
-    """Run the command; the summary names the file as `report`. Raises as `write_report`."""
+    """Write the report that the settings name; return its URI as `report`."""
     named = settings.model_dump(include={"run_id", "path", "limit"})
     return {"report": write_report(settings.output, **named)}
 
@@ -84,14 +84,14 @@ def write_report(
         output: folder of the results, as it was given to the scan.
         run_id: run to report; None: the only one.
         path: file to write, local or s3://; None: report.html in `output`.
-        limit: show at most this many pictures, and as many failures.
+        limit: maximum number of pictures, and of failures.
 
     Returns:
         The URI of the file.
 
     Raises:
-        MissingInput: there are no results, or none of that run.
-        UsageError: there are several runs and none is named; the file cannot be written.
+        MissingInput: the output or the run has no results.
+        UsageError: several runs exist and `run_id` is None, or the file cannot be written.
     """
     output = storage.canonical(output)
     target = storage.canonical(path) if path else f"{output}/report.html"
@@ -167,7 +167,7 @@ def best_rows(results: ds.Dataset, best: NDArray[np.float32], limit: int) -> lis
 
 
 def pictures(rows: list[Row], config: Json) -> list[Picture]:
-    """Return the rows with thumbnails of the images that are still as they were scanned."""
+    """Return the rows with thumbnails of the images that have not changed since the scan."""
     groups: defaultdict[str | None, list[Row]] = defaultdict(list)
     for row in rows:
         groups[None if row["member"] is None else row["uri"]].append(row)
@@ -175,7 +175,7 @@ def pictures(rows: list[Row], config: Json) -> list[Picture]:
     jpegs: dict[Key, bytes] = {}
     for shard, of_shard in groups.items():
         samples = _read_shard(shard, config) if shard else _read_objects(of_shard, config)
-        with suppress(PromptImlError):  # the shard is gone
+        with suppress(PromptImlError):  # the shard was removed
             for key, data in find(samples, {_key(row) for row in of_shard}):
                 with suppress(DecodeError):  # the scan had another version of the decoder
                     jpegs[key] = thumbnail(decode(data, limits).image.pixels, THUMBNAIL_SIDE)

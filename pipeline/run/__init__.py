@@ -1,4 +1,4 @@
-"""The output folder of a run: its configuration, plan, parts, manifest and table.
+"""Output folder of a run: its configuration, plan, parts, manifest and table.
 
-Rows enter; Parquet files and a manifest leave, and are verified and compacted here.
+Rows are written as Parquet files with a manifest, which are verified and compacted here.
 """

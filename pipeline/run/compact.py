@@ -1,28 +1,26 @@
-"""`prompt-iml compact`: the many small parts of a complete run, merged into few files.
+"""`prompt-iml compact`: merge the many small parts of a complete run into few files.
 
-A compaction takes steps, at most `STEPS` a run. Each writes some merged files, then creates the
-next generation of the manifest, which names them in place of the parts that they were merged
-from, and then removes those parts. Creating a generation is the swap: of any number of
-compactions that work on the same generation one wins, and the others go on from what it made.
+A compaction takes at most `STEPS` steps a run. Each writes some merged files, then creates the next
+generation of the manifest, which names them in place of their source parts, and then removes those
+parts. Creating a generation is an atomic swap: of several compactions that work on the same
+generation one wins, and the others continue from its result.
 
-What may be removed follows from names alone, so that nobody needs to remember it, whatever was
-killed, wherever. A merged file carries the generation for which it was made, and no later
-generation can be the first to name it: once that generation stands, a file of it that it does not
-name never will be named. A part that the scan's manifest names and the standing one does not was
-merged. `sweep` removes both, and is repeated whenever a compaction starts.
+The names alone decide which files are obsolete, so a killed compaction needs no recovery. A merged
+file carries the generation for which it was made, and no later generation can be the first to name
+it: if that generation does not name the file, none ever will. A part that the scan's manifest names
+and the current one does not was merged. `sweep` removes both kinds whenever a compaction starts.
 
-What readers see. Through the manifest: every row once, before and after each swap; who still
-holds an older generation has `grace` seconds to read on. After that, a part that is gone is an
-error, never other rows, and reading the manifest again mends it. By globbing results/: the rows of
-one step, about a tenth of the run, twice, from the first file that it writes to the last that it
-removes, as no store removes and creates in one stroke. The twins are equal in every column:
-`SELECT DISTINCT ON (run_id, image_id)` is exact. A glob finds none of the two only where one
-listing takes longer than the merged file, the swap and the grace together; a file that goes away
-after it was listed is an error here too.
+Readers that use the manifest see every row once, before and after each swap. A reader that holds an
+older generation has `grace` seconds to finish; later, a removed part is an error, never other rows,
+and reading the manifest again resolves it. Readers that glob results/ see the rows of one step,
+about a tenth of the run, twice while the step runs, because no store removes and creates files in
+one operation. The duplicates are equal in every column, so `SELECT DISTINCT ON (run_id, image_id)`
+is exact. A glob misses both copies only if its listing takes longer than the merge, the swap and
+the grace period together. A file removed after it was listed is an error here too.
 
-Known limit: a scan of the same run that was under way before the run was complete, say by a driver
-that was thought dead, may make merged parts anew. The manifest does not name them; `verify` tells
-of them, and the next compaction removes them.
+Known limit: a scan of the same run that began before the run was complete, for example by a driver
+that was believed dead, may create merged parts again. The manifest does not name them; `verify`
+reports them, and the next compaction removes them.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from prompt_iml.pipeline.sources.names import is_hidden
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 
-STEPS = 10  # of a run: each writes a whole manifest, and is how much a globbing reader sees twice
+STEPS = 10  # per run; more write more manifests, fewer let a glob see more rows twice
 REMOVING_THREADS = 16
 
 
@@ -51,12 +49,12 @@ def compact(settings: CompactSettings) -> Json:
     """Merge the parts of one run, or of every run that is complete.
 
     Returns:
-        How many parts there were, and are now, over these runs.
+        Number of parts before and after, over these runs.
 
     Raises:
-        MissingInput: there is no such run, or none at all.
-        UsageError: the run that is named is not complete; a part is missing or damaged; the
-            output cannot be read or written.
+        MissingInput: the run does not exist, or there is no run at all.
+        UsageError: the named run is not complete, a part is missing or damaged, or the output
+            cannot be read or written.
     """
     output = storage.canonical(settings.output)
     every = run_ids(output, settings.run_id)
@@ -80,16 +78,16 @@ def compact(settings: CompactSettings) -> Json:
 def compact_run(run: Run, target_bytes: int, grace: float = 0) -> Json:
     """Merge the parts of a complete run.
 
-    A file that was merged to this target, or a larger one, is left as it is: a second compaction
-    finds nothing to do.
+    Files merged to this target size, or a larger one, stay as they are: a second compaction
+    changes nothing.
 
     Args:
-        run: complete.
-        target_bytes: the parts merged into one file have at most so many bytes together.
-        grace: seconds between a swap and the removal of what it replaced.
+        run: complete run.
+        target_bytes: maximum bytes of the parts that are merged into one file.
+        grace: seconds between a swap and the removal of the replaced parts.
 
     Returns:
-        The manifest that stands.
+        The current manifest.
 
     Raises:
         UsageError: a part is missing or damaged.
@@ -98,7 +96,7 @@ def compact_run(run: Run, target_bytes: int, grace: float = 0) -> Json:
     sweep(run)
     most = 0
     while True:
-        manifest = _standing(run)
+        manifest = _current(run)
         groups = list(_groups(manifest["parts"], target_bytes))
         if not groups:
             return manifest
@@ -109,8 +107,8 @@ def compact_run(run: Run, target_bytes: int, grace: float = 0) -> Json:
 
 
 def sweep(run: Run) -> None:
-    """Remove what compactions replaced, or made in vain; see above for why none is needed."""
-    manifest = _standing(run)
+    """Remove replaced parts and merged files without use; the module's docstring has the proof."""
+    manifest = _current(run)
     generation = manifest.get("generation", 0)
     if not generation:
         return
@@ -128,28 +126,28 @@ def sweep(run: Run) -> None:
 
 
 def _step(run: Run, manifest: Json, groups: list[list[Json]], target_bytes: int) -> bool:
-    """Merge some groups of parts and swap the manifest; whether this made the swap."""
+    """Merge some groups of parts and swap the manifest; return whether this call swapped it."""
     generation = manifest.get("generation", 0) + 1
     try:
         made = [_merge(run, group, generation, target_bytes) for group in groups]
     except NotFound as error:
-        if _standing(run).get("generation", 0) >= generation:  # another compaction removed it
+        if _current(run).get("generation", 0) >= generation:  # another compaction removed it
             return False
-        raise UsageError(f"{error}: prompt-iml verify says what to do") from error
-    gone = {part["file"] for group in groups for part in group}
-    parts = [part for part in manifest["parts"] if part["file"] not in gone] + made
+        raise UsageError(f"{error}: run prompt-iml verify to see the fix") from error
+    merged = {part["file"] for group in groups for part in group}
+    parts = [part for part in manifest["parts"] if part["file"] not in merged] + made
     swapped = manifest | {
         "generation": generation,
         "parts": sorted(parts, key=lambda part: str(part["file"])),
     }
     if not storage.create_once(run.generation_uri(generation), encode(swapped)):
         return False
-    log(f"run {run.run_id}: {len(gone):,} parts are {len(made):,} now, {len(parts):,} in all")
+    log(f"run {run.run_id}: merged {len(merged):,} parts into {len(made):,}; {len(parts):,} in all")
     return True
 
 
 def _merge(run: Run, group: list[Json], generation: int, target_bytes: int) -> Json:
-    """Write the merged file of a group, unless it is there; returns its entry in the manifest."""
+    """Write the merged file of a group, unless it exists; return its entry in the manifest."""
     sources = "".join(part["sha256"] for part in group)
     digest = hashlib.sha256(sources.encode()).hexdigest()[:16]
     file = f"{_prefix(run)}{generation:06d}-{digest}.parquet"
@@ -159,7 +157,7 @@ def _merge(run: Run, group: list[Json], generation: int, target_bytes: int) -> J
     except (ValueError, KeyError, OSError) as error:
         raise UsageError(f"cannot merge parts of run {run.run_id}: {error}") from error
     if not storage.create_once(uri, payload):
-        payload = storage.read_bytes(uri)  # by another version of pyarrow it may have other bytes
+        payload = storage.read_bytes(uri)  # another version of pyarrow may have written other bytes
     return {
         "file": file,
         "rows": read_summary(payload)["rows"],
@@ -170,17 +168,17 @@ def _merge(run: Run, group: list[Json], generation: int, target_bytes: int) -> J
 
 
 def _read(run: Run, part: Json) -> bytes:
-    """A part as the manifest names it: damage must not be merged away."""
+    """Read a part and check its sha256, so that merging cannot hide damage."""
     uri = f"{run.output}/{part['file']}"
     payload = storage.read_bytes(uri)
     if hashlib.sha256(payload).hexdigest() != part["sha256"]:
-        told = "has another sha256 than the manifest names: prompt-iml verify says what to do"
-        raise UsageError(f"{storage.display_name(uri)} {told}")
+        fault = "has another sha256 than the manifest names: run prompt-iml verify to see the fix"
+        raise UsageError(f"{storage.display_name(uri)} {fault}")
     return payload
 
 
 def _groups(parts: list[Json], target_bytes: int) -> Iterator[list[Json]]:
-    """Neighbours in the manifest that make a file together."""
+    """Yield groups of neighbouring parts that are merged into one file each."""
     group: list[Json] = []
     size = 0
     for part in parts:
@@ -196,18 +194,18 @@ def _groups(parts: list[Json], target_bytes: int) -> Iterator[list[Json]]:
         yield group
 
 
-def _standing(run: Run) -> Json:
+def _current(run: Run) -> Json:
     manifest = run.manifest()
     assert manifest is not None, "a complete run stays complete"
     return manifest
 
 
 def _prefix(run: Run) -> str:
-    """How the names of a run's merged files start."""
+    """Return the prefix of the names of a run's merged files."""
     return f"results/part-{hashlib.sha256(run.run_id.encode()).hexdigest()[:12]}-g"
 
 
 def _generation_of(run: Run, file: str) -> int:
-    """The generation for which a file was merged; 0: not a merged file of this run."""
+    """Return the generation for which a file was merged; 0: not a merged file of this run."""
     named = re.fullmatch(rf"{_prefix(run)}(\d{{6,}})-[0-9a-f]{{16}}\.parquet", file)
     return int(named[1]) if named else 0

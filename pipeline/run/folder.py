@@ -1,18 +1,18 @@
-"""A run's folder: what it is bound to, its plan, its parts, its manifest.
+"""Folder of a run: its configuration, plan, parts and manifest.
 
-    OUTPUT/results/part-<unit id>.parquet     one a unit; its existence is the commit
-    OUTPUT/results/part-<digest of the run id>-g<generation>-<digest>.parquet    many, merged
-    OUTPUT/_runs/<run id>/config.json         written first: what the run is bound to
+    OUTPUT/results/part-<unit id>.parquet     one per unit; its existence is the commit
+    OUTPUT/results/part-<digest of the run id>-g<generation>-<digest>.parquet    merged
+    OUTPUT/_runs/<run id>/config.json         written first: all settings that shape rows
     OUTPUT/_runs/<run id>/plan/*.parquet      the units
     OUTPUT/_runs/<run id>/plan.json           names the plan's files; the plan exists with it
-    OUTPUT/_runs/<run id>/manifest.json       written last: every part, every count
-    OUTPUT/_runs/<run id>/manifest-000001.json, ...   of each compaction; the newest stands
+    OUTPUT/_runs/<run id>/manifest.json       written last: all parts and counts
+    OUTPUT/_runs/<run id>/manifest-000001.json, ...   one per compaction; the newest is current
     OUTPUT/_runs/<run id>/summary.json        of the last launch: rate, notes
 
-All but summary.json are created once and never replaced, so that any number of drivers and
+All files but summary.json are created once and never replaced, so that concurrent drivers and
 retries converge on one table. A compaction does not replace the manifest either: it creates the
-next generation, which names other parts with the same rows. Every reader asks `Run.manifest`,
-which finds the newest; parts that it does not name are no part of the table any more.
+next generation, which names other parts with the same rows. `Run.manifest` returns the newest;
+parts that it does not name no longer belong to the table.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from prompt_iml.pipeline.storage.listing import list_objects
 
 Json = dict[str, Any]
 
-GONE = {"decoder"}  # settings of earlier versions, which bind a run no more
+REMOVED = {"decoder"}  # settings of earlier versions, which no longer bind a run
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run under one output.
+    """Run of a scan under an output.
 
     Attributes:
         output: URI of the output folder, without a trailing slash.
@@ -53,7 +53,7 @@ class Run:
         return self.generation_uri(0)
 
     def generation_uri(self, generation: int) -> str:
-        """Where a generation of the manifest is: 0 the scan's, n that of the n-th compaction."""
+        """Return the URI of a manifest: 0 is that of the scan, n that of the n-th compaction."""
         return f"{self.folder}/manifest{f'-{generation:06d}' if generation else ''}.json"
 
     @property
@@ -61,24 +61,23 @@ class Run:
         return f"{self.folder}/plan.json"
 
     def part_uri(self, unit_id: str) -> str:
-        """Where a unit's rows are, or will be."""
+        """Return the URI of a unit's part, whether it exists or not."""
         return f"{self.output}/results/part-{unit_id}.parquet"
 
     def unit_id(self, place: int, unit: str) -> str:
-        """Hash of the run, the unit's place in its plan and what the unit, as JSON, names: URIs,
-        range, sizes, etags.
+        """Return the hash of the run, the unit's place in the plan, and the unit as JSON.
 
-        The run is part of it because runs share one results folder: the same images scanned by
-        another model are other rows. The place is, because inputs may name a shard twice.
+        It covers the run because runs share one results folder, and the place because inputs may
+        name a shard twice.
         """
         return hashlib.sha256(f"{self.run_id}\0{place}\0{unit}".encode()).hexdigest()[:32]
 
     def bind(self, config: Json) -> None:
-        """Bind the run to its configuration; raise `RunMismatch` when it has another one."""
+        """Bind the run to its configuration; raise `RunMismatch` if it has another one."""
         uri = f"{self.folder}/config.json"
         if storage.create_once(uri, encode(config)):
             return
-        bound = {key: value for key, value in read_json(uri).items() if key not in GONE}
+        bound = {key: value for key, value in read_json(uri).items() if key not in REMOVED}
         if bound != config:
             differing = [k for k in sorted(config | bound) if config.get(k) != bound.get(k)]
             raise RunMismatch(
@@ -87,17 +86,17 @@ class Run:
             )
 
     def config(self) -> Json | None:
-        """What the run is bound to, or None when it is not yet."""
+        """Return the configuration that the run is bound to; None before `bind`."""
         uri = f"{self.folder}/config.json"
         return read_json(uri) if storage.exists(uri) else None
 
     def manifest(self) -> Json | None:
-        """The manifest that stands, or None while the run is not complete."""
+        """Return the current manifest; None while the run is not complete."""
         generations = self.generations()
         return read_json(self.generation_uri(generations[-1])) if generations else None
 
     def generations(self) -> list[int]:
-        """The generations of the manifest that there are, ascending; none are ever removed."""
+        """Return the generations of the manifest, ascending; none is ever removed."""
         start = f"{self.folder}/manifest"
         try:
             names = [
@@ -109,12 +108,12 @@ class Run:
         return sorted(int(number) for number in numbers if number.isdecimal())
 
     def commit(self, manifest: Json, generation: int = 0) -> Json:
-        """Create a generation; returns the manifest that stands, which may be another driver's."""
+        """Create a generation; return the current manifest, which may be another driver's."""
         if not storage.create_once(self.generation_uri(generation), encode(manifest)):
-            log(f"note: another driver completed run {self.run_id} first; what it wrote stands")
-        standing = self.manifest()
-        assert standing is not None, "a manifest is never removed"
-        return standing
+            log(f"note: another driver completed run {self.run_id} first; its manifest is kept")
+        current = self.manifest()
+        assert current is not None, "a manifest is never removed"
+        return current
 
     def write_summary(self, summary: Json) -> None:
         """Replace the summary of the last launch."""
@@ -122,12 +121,12 @@ class Run:
 
 
 def default_run_id(config: Json) -> str:
-    """A run id that the same command finds again: the digest of its configuration."""
+    """Return a run id that the same command finds again: a digest of its configuration."""
     return "scan-" + hashlib.sha256(encode(config)).hexdigest()[:12]
 
 
 def encode(document: Json) -> bytes:
-    """JSON as this folder holds it."""
+    """Serialize a document as the JSON of this folder."""
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 

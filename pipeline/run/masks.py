@@ -1,4 +1,4 @@
-"""Masks as the table stores them: COCO run lengths."""
+"""Encoding of masks in the table: COCO run lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: the inputs listed once, as units, in Parquet under the run's folder.
+"""Plan of a run: the inputs, listed once as units, in Parquet files under the run's folder.
 
 Units stream from the listing into files and from the files into waves, so that neither planning
 nor scanning holds more than one file's units in the driver.
@@ -29,20 +29,20 @@ SCHEMA = pa.schema(
         "uri": pa.string(),
         "size_bytes": pa.int64(),
         "images": pa.int64(),
-        "unit": pa.string(),  # the whole of it, as JSON; the other columns are for people
+        "unit": pa.string(),  # the unit as JSON; the other columns are for people
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What plan.json says.
+    """Content of plan.json.
 
     Attributes:
         files: URIs of the Parquet files, in order.
         units: number of units.
         size_bytes: sum of the units' sizes, where known.
-        images: number of images that the listing could count (tar shards do not tell).
+        images: number of images that the listing could count (tar shards are not counted).
     """
 
     files: tuple[str, ...]
@@ -52,17 +52,17 @@ class Plan:
 
 
 class PlannedUnit(NamedTuple):
-    """A unit's id in its run, and the unit as JSON."""
+    """Unit of a plan: its id in the run, and the unit as JSON."""
 
     unit_id: str
     unit: str
 
 
 def make_plan(run: Run, units: Iterable[Unit]) -> Plan:
-    """Write the units as the run's plan; returns the plan that stands.
+    """Write the units as the run's plan; return the plan, which may be another driver's.
 
-    A driver that dies leaves files that no plan.json names: the next one plans anew under
-    another prefix. Two drivers at once: the first plan.json stands.
+    A driver that dies leaves files that no plan.json names; the next one starts over with another
+    prefix. Of two drivers, the first that writes plan.json wins.
     """
     prefix = f"{run.folder}/plan/{secrets.token_hex(4)}"
     files: list[str] = []
@@ -80,20 +80,20 @@ def make_plan(run: Run, units: Iterable[Unit]) -> Plan:
 
 
 def read_plan(run: Run) -> Plan:
-    """The run's plan; it exists when `run.plan_uri` does."""
+    """Read the run's plan; it exists if `run.plan_uri` does."""
     plan = read_json(run.plan_uri)
     files = tuple(f"{run.folder}/{name}" for name in plan["files"])
     return Plan(files, plan["units"], plan["size_bytes"], plan["images"])
 
 
 def read_plan_file(uri: str) -> pa.Table:
-    """One file of a plan: `unit_id`, `kind`, `uri`, `images` of its units."""
+    """Read one file of a plan: columns `unit_id`, `kind`, `uri`, `images`, one row per unit."""
     columns = ["unit_id", "kind", "uri", "images"]
     return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
 
 
 def waves(plan: Plan, units_per_wave: int) -> Iterator[list[PlannedUnit]]:
-    """The plan's units, at most `units_per_wave` at a time."""
+    """Yield the plan's units in lists of at most `units_per_wave`."""
     for file in plan.files:
         rows = pq.ParquetFile(io.BytesIO(storage.read_bytes(file)))
         for batch in rows.iter_batches(units_per_wave, columns=["unit_id", "unit"]):
@@ -114,7 +114,7 @@ def _chunks(units: Iterable[Unit]) -> Iterator[list[Unit]]:
 
 
 def _to_parquet(run: Run, units: list[Unit], first: int) -> bytes:
-    """`first`: the number of units before these."""
+    """Return the units as Parquet; `first` is the number of units before them in the plan."""
     texts = [unit_to_json(unit) for unit in units]
     columns = {
         "unit_id": [run.unit_id(first + place, text) for place, text in enumerate(texts)],

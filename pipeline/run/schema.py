@@ -1,7 +1,7 @@
-"""The results table, schema version 1: writes the rows of a unit as one Parquet file.
+"""Schema of the results table, version 1, and the Parquet files that hold its rows.
 
-It uses only types that DuckDB, Trino, Spark and pandas all read: no unsigned integers, no float16,
-no dictionary types. Within version 1 columns are only added.
+The schema uses only types that DuckDB, Trino, Spark and pandas all read: no unsigned integers, no
+float16, no dictionary types. Within version 1 columns are only added.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEMA_VERSION: Final = 1
 
 _SUMMARY_KEY = b"prompt_iml.summary"
 _ROW_GROUP_ROWS = 4096
-_MERGED_GROUP_ROWS = 32_768  # about 30 MB: what engines like to read at once
+_MERGED_GROUP_ROWS = 32_768  # about 30 MB, a size that query engines read efficiently
 
 _REGION = pa.struct(
     [
@@ -80,7 +80,7 @@ SCHEMA: Final = pa.schema(
 
 _COLUMNS = frozenset(SCHEMA.names)
 
-# Values that never repeat: a Parquet dictionary of them only costs.
+# Columns whose values never repeat, so that a Parquet dictionary would only add bytes.
 _UNIQUE = {"image_id", "member", "content_id", "sha256", "mask_rle", "heatmap_png", "regions"}
 
 
@@ -118,7 +118,7 @@ class RowWriter:
             self._flush()
 
     def close(self) -> bytes:
-        """Finish the file and return its bytes; nothing can be added any more."""
+        """Finish the file and return its bytes; no row can be added later."""
         if self._rows:
             self._flush()
         summary = self._summary | {
@@ -149,7 +149,7 @@ def merge_parts(parts: Iterable[bytes]) -> bytes:
     Memory holds the growing file, one part and `_MERGED_GROUP_ROWS` rows.
 
     Raises:
-        ValueError: one is not a whole part, or they belong to several runs.
+        ValueError: one is damaged or not a part, or they belong to several runs.
     """
     statuses, codes, units = Counter[str](), Counter[str](), Counter[str]()
     run_ids: set[str] = set()
@@ -207,12 +207,12 @@ def read_summary(file: bytes | BinaryIO) -> dict[str, Any]:
         merged part has `units` (rows by unit id) in place of `unit_id`.
 
     Raises:
-        ValueError: it is not a whole Parquet file (`pyarrow.ArrowInvalid` is one), or no part.
+        ValueError: it is not a complete Parquet file (`pyarrow.ArrowInvalid`), or not a part.
     """
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     metadata = pq.read_metadata(source).metadata or {}
     if _SUMMARY_KEY not in metadata:
-        raise ValueError("a Parquet file, and no part of a scan")
+        raise ValueError("it is a Parquet file, but not a part of a scan")
     return cast(dict[str, Any], json.loads(metadata[_SUMMARY_KEY]))
 
 

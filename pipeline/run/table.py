@@ -17,7 +17,7 @@ def run_ids(output: str, run_id: str | None = None) -> list[str]:
     """Return the ids of the runs under an output.
 
     Raises:
-        MissingInput: there are none, or `run_id` is not one of them.
+        MissingInput: the output has no runs, or `run_id` is not one of them.
         FetchError: the output cannot be read.
     """
     folder = f"{output}/_runs"
@@ -38,7 +38,7 @@ def only_run(output: str, run_id: str | None = None) -> str:
 
     Raises:
         MissingInput, FetchError: as `run_ids`.
-        UsageError: there are several, and `run_id` is None.
+        UsageError: the output has several runs, and `run_id` is None.
     """
     names = run_ids(output, run_id)
     if not run_id and len(names) > 1:
@@ -47,10 +47,10 @@ def only_run(output: str, run_id: str | None = None) -> str:
 
 
 def open_results(run: Run) -> ds.Dataset:
-    """Open the rows of a run that are committed by now.
+    """Open the rows of a run that are committed so far.
 
     Raises:
-        MissingInput: there are none.
+        MissingInput: the run has no rows yet.
         FetchError: the output cannot be read.
     """
     manifest = run.manifest()

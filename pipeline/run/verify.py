@@ -1,10 +1,10 @@
-"""`prompt-iml verify`: proof that a table is whole, by reading all of it again.
+"""`prompt-iml verify`: check that a table is complete and undamaged by reading all of it again.
 
-Every part is held against the manifest (size, sha256, rows) and against itself (footer, schema,
-statuses, codes); every planned unit against the parts; every file in the folder against the
-manifests; every image_id against all others of its run. Nothing is changed.
+Each part is compared with the manifest (size, sha256, rows) and checked in itself (footer, schema,
+statuses, codes). Each planned unit must have its rows, each file in the folder must be in a
+manifest, and each image_id must be unique in its run. Nothing is changed.
 
-In memory: the manifest and the plan's unit ids (about 1 KB a unit), and at most 4 parts with
+Memory holds the manifest and the plan's unit ids (about 1 KB a unit), and at most 4 parts with
 their key columns. Image ids go to `Digests`: 20 bytes of temporary disk a row.
 """
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from prompt_iml.engine.errors import FetchError, NotFound, UsageError
-from prompt_iml.pipeline.logs import log
+from prompt_iml.pipeline.logs import log, one_line
 from prompt_iml.pipeline.run.folder import Json, Run
 from prompt_iml.pipeline.run.plan import read_plan, read_plan_file
 from prompt_iml.pipeline.run.schema import SCHEMA, SCHEMA_VERSION, read_summary, units_of
@@ -38,7 +38,7 @@ from prompt_iml.pipeline.storage.ordered import in_order
 
 READ_THREADS = 4
 SHOWN = 20  # repeated images, or units without rows, that get a line of their own
-_LOST = "restore it from a backup: without it nobody can tell that every input has a row"
+_LOST = "restore it from a backup: without it nothing proves that every input has a row"
 _STRAY = (
     "remove it, unless a scan or a compaction of this run is at work: engines that read the folder "
     "find its rows twice"
@@ -48,12 +48,12 @@ _KEYS = ["image_id", "status", "error_code", "run_id"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong.
+    """Problem with one file.
 
     Attributes:
         where: URI of the file.
-        what: is wrong with it.
-        fix: what to do.
+        what: description of the problem.
+        fix: instruction to repair it.
     """
 
     where: str
@@ -66,13 +66,13 @@ class Problem:
 
 @dataclass(slots=True)
 class Found:
-    """What a part holds, read again.
+    """Content of one part, read again.
 
     Attributes:
-        problems: with this part alone.
-        image_ids: digests of its rows.
+        problems: problems with this part alone.
+        image_ids: (rows,) `S16` digests.
         statuses, codes: rows by status and by error code.
-        units: rows by unit id, as its footer says.
+        units: rows by unit id, from its footer.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -83,13 +83,13 @@ class Found:
 
 
 def verify(settings: VerifySettings) -> Json:
-    """Read everything again; a line on stderr for each problem.
+    """Read everything again and log each problem.
 
     Returns:
-        Counts over the runs verified; the table is whole where `problems` is 0.
+        Counts over the runs verified; the table is complete and undamaged if `problems` is 0.
 
     Raises:
-        MissingInput: there is no such run, or none at all.
+        MissingInput: the run does not exist, or there is no run at all.
         UsageError: the output cannot be listed.
     """
     output = storage.canonical(settings.output)
@@ -117,7 +117,7 @@ def _problems(
             manifest = run.manifest()
             fault = manifest and _fault(manifest)
         except ValueError as error:
-            fault = f"is no JSON ({_line(error)})"
+            fault = f"is no JSON ({one_line(error)})"
         if fault:
             generation = run.generations()[-1]
             yield Problem(run.generation_uri(generation), fault, _remake(run, generation))
@@ -130,13 +130,13 @@ def _problems(
         elif run_id in chosen:
             fix = "the same scan command completes it"
             yield Problem(run.manifest_uri, f"run {run_id} is not complete", fix)
-    # The parts of an incomplete run are in no manifest yet, and those of others are not asked for.
+    # The parts of an incomplete run are in no manifest yet; other runs were not chosen.
     elsewhere = set(every) - (complete & set(chosen))
     yield from _strays(output, named, elsewhere)
 
 
 def _fault(manifest: Json) -> str | None:
-    """What of a manifest is not there, or not what it must be."""
+    """Return the first field of a manifest that is missing or of a wrong type; None if valid."""
     whole = {"parts": list, "statuses": dict, "codes": dict, "listed": int}
     of_part = {"file": str, "rows": int, "size_bytes": int, "sha256": str}
     if wrong := [name for name, kind in whole.items() if not isinstance(manifest.get(name), kind)]:
@@ -149,7 +149,7 @@ def _fault(manifest: Json) -> str | None:
 
 
 def verify_run(run: Run, manifest: Json, totals: Counter[str]) -> Iterator[Problem]:
-    """All that is wrong with a complete run, its parts first; adds to `totals`."""
+    """Yield the problems of a complete run, those of parts first; adds its rows to `totals`."""
     broken = 0
     statuses, codes = Counter[str](), Counter[str]()
     rows_of: Counter[str] = Counter()
@@ -165,7 +165,7 @@ def verify_run(run: Run, manifest: Json, totals: Counter[str]) -> Iterator[Probl
         totals.update(statuses)
         totals["rows"] += statuses.total()
         yield from _repeated(run, image_ids, [part["file"] for part in manifest["parts"]])
-    # What a broken part lacks would be told again below, as units without rows and other sums.
+    # Missing rows of a broken part would be reported again, as missing units and wrong sums.
     yield from _check_plan(run, None if broken else rows_of)
     if not broken:
         yield from _unreconciled(run, manifest, statuses, codes)
@@ -175,9 +175,9 @@ def check_part(run: Run, part: Json, *, generation: int) -> Found:
     """Read one part of a manifest again.
 
     Args:
-        run: it belongs to.
-        part: the manifest's entry.
-        generation: of the manifest.
+        run: run of the part.
+        part: its entry in the manifest.
+        generation: generation of the manifest.
     """
     uri = f"{run.output}/{part['file']}"
     found = Found()
@@ -199,13 +199,13 @@ def check_part(run: Run, part: Json, *, generation: int) -> Found:
     try:
         _read_rows(run, payload, part, found)
     except (ValueError, KeyError, OSError) as error:
-        if not found.problems:  # else this follows from it
-            wrong(f"is damaged: {_line(error)}")
+        if not found.problems:  # else this error follows from those
+            wrong(f"is damaged: {one_line(error)}")
     return found
 
 
 def _read_rows(run: Run, payload: bytes, part: Json, found: Found) -> None:
-    """Fill `found`; raises what pyarrow raises, and ValueError for what cannot be."""
+    """Fill `found`; raises the errors of pyarrow, and ValueError for inconsistent rows."""
     summary = read_summary(payload)
     file = pq.ParquetFile(pa.BufferReader(payload))
     _check_schema(file.schema_arrow)
@@ -220,14 +220,14 @@ def _read_rows(run: Run, payload: bytes, part: Json, found: Found) -> None:
         found.statuses[status] += group["count_all"]
         if code:
             found.codes[code] += group["count_all"]
-    told = {
+    counts = {
         "the manifest": part["rows"],
         "its footer": summary["rows"],
         "its units": sum(found.units.values()),
         "its image ids": len(found.image_ids),
     }
-    if set(told.values()) != {rows.num_rows}:
-        by = ", ".join(f"{count} by {name}" for name, count in told.items())
+    if set(counts.values()) != {rows.num_rows}:
+        by = ", ".join(f"{count} by {name}" for name, count in counts.items())
         raise ValueError(f"{rows.num_rows} rows; {by}")
     if (summary["statuses"], summary["codes"]) != (dict(found.statuses), dict(found.codes)):
         raise ValueError("other statuses or codes than its footer counts")
@@ -237,7 +237,7 @@ def _read_rows(run: Run, payload: bytes, part: Json, found: Found) -> None:
 
 
 def _check_schema(schema: pa.Schema) -> None:
-    """Within a version columns are only added, so an older part may have fewer."""
+    """Raise ValueError for another schema; an older part of this version may have fewer columns."""
     version = (schema.metadata or {}).get(b"prompt_iml.schema_version", b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise ValueError(f"schema version {version} in place of {SCHEMA_VERSION}")
@@ -251,11 +251,11 @@ def _remake(run: Run, generation: int) -> str:
     if generation:
         return "restore it from a backup, or scan the inputs again under another --run-id"
     uri = storage.display_name(run.manifest_uri)
-    return f"remove it, if it is there, and {uri}, and repeat the scan: it makes these rows again"
+    return f"remove it, if it is there, and {uri}, and repeat the scan to make these rows again"
 
 
 def _repeated(run: Run, image_ids: Digests, files: list[str]) -> Iterator[Problem]:
-    """Images with more than one row; the inputs may have named them twice."""
+    """Yield images with more than one row; the inputs may have named them twice."""
     count = 0
     for image_id, numbers in image_ids.repeated():
         count += 1
@@ -264,24 +264,24 @@ def _repeated(run: Run, image_ids: Digests, files: list[str]) -> Iterator[Proble
             yield Problem(
                 f"{run.output}/{files[numbers[0]]}",
                 f"image_id {image_id} has {len(numbers)} rows, more in {others}",
-                "keep one of them, and look whether the inputs name this image twice",
+                "keep one of them, and check whether the inputs name this image twice",
             )
     if count > SHOWN:
         what = f"{count - SHOWN} more image ids have more than one row"
-        yield Problem(f"{run.output}/results", what, "as above")
+        yield Problem(f"{run.output}/results", what, "keep one row of each")
 
 
 def _check_plan(run: Run, rows_of: Counter[str] | None) -> Iterator[Problem]:
-    """The plan, and whether each of its units has its rows.
+    """Yield problems of the plan, and its units without rows.
 
     Args:
-        run: whose plan.
-        rows_of: rows by unit id, emptied here; None: look at the plan alone.
+        run: run of the plan.
+        rows_of: rows by unit id, emptied here; None: check the plan alone.
     """
     try:
         plan = read_plan(run)
     except (FetchError, ValueError, KeyError) as error:
-        yield Problem(run.plan_uri, f"the plan cannot be read ({_line(error)})", _LOST)
+        yield Problem(run.plan_uri, f"the plan cannot be read ({one_line(error)})", _LOST)
         return
     units = unread = 0
     for file in plan.files:
@@ -289,7 +289,7 @@ def _check_plan(run: Run, rows_of: Counter[str] | None) -> Iterator[Problem]:
             planned = read_plan_file(file)
         except (FetchError, ValueError, KeyError, OSError) as error:
             unread += 1
-            yield Problem(file, f"this file of the plan cannot be read ({_line(error)})", _LOST)
+            yield Problem(file, f"this file of the plan cannot be read ({one_line(error)})", _LOST)
             continue
         units += planned.num_rows
         if rows_of is not None:
@@ -297,14 +297,14 @@ def _check_plan(run: Run, rows_of: Counter[str] | None) -> Iterator[Problem]:
     if unread:
         return
     if units != plan.units:
-        yield Problem(run.plan_uri, f"says {plan.units} units, its files hold {units}", _LOST)
+        yield Problem(run.plan_uri, f"names {plan.units} units, but its files hold {units}", _LOST)
     for unit_id in rows_of or ():
-        what = f"unit {unit_id} has rows and no plan names it"
+        what = f"unit {unit_id} has rows but is not in the plan"
         yield Problem(run.plan_uri, what, "remove its rows, or restore the plan from a backup")
 
 
 def _uncovered(run: Run, planned: pa.Table, rows_of: Counter[str]) -> Iterator[Problem]:
-    """Units without rows; an `objects` unit must have exactly one an object."""
+    """Yield units without rows, and `objects` units without exactly one row per object."""
     for unit in planned.to_pylist():
         unit_id = unit["unit_id"]
         if unit_id not in rows_of:
@@ -326,27 +326,31 @@ def _uncovered(run: Run, planned: pa.Table, rows_of: Counter[str]) -> Iterator[P
 def _unreconciled(
     run: Run, manifest: Json, statuses: Counter[str], codes: Counter[str]
 ) -> Iterator[Problem]:
-    """Sums of the manifest that its parts do not give."""
-    told = {**manifest["statuses"], **manifest["codes"], "listed": manifest["listed"]}
-    counted = {**dict.fromkeys(told, 0), **statuses, **codes, "listed": statuses.total()}
-    wrong = [f"{k} {told.get(k, 0)} (counted: {n})" for k, n in counted.items() if told.get(k) != n]
+    """Yield the sums in the manifest that differ from those of its parts."""
+    stated = {**manifest["statuses"], **manifest["codes"], "listed": manifest["listed"]}
+    counted = {**dict.fromkeys(stated, 0), **statuses, **codes, "listed": statuses.total()}
+    wrong = [
+        f"{name} {stated.get(name, 0)} (counted: {count})"
+        for name, count in counted.items()
+        if stated.get(name) != count
+    ]
     if wrong:
         uri = run.generation_uri(manifest.get("generation", 0))
         fix = "restore it from a backup; the rows themselves are whole"
-        yield Problem(uri, f"says {', '.join(wrong)}", fix)
+        yield Problem(uri, f"has wrong sums: {', '.join(wrong)}", fix)
 
 
 def _strays(output: str, named: set[str], elsewhere: set[str]) -> Iterator[Problem]:
-    """Files in results/ that no manifest names.
+    """Yield files in results/ that no manifest names.
 
     Args:
-        output: whose folder.
+        output: URI of the output folder.
         named: files of all manifests.
-        elsewhere: runs whose parts are passed over.
+        elsewhere: runs whose parts are ignored.
     """
     try:
         files = [ref.uri for ref in list_objects(f"{output}/results", is_hidden)]
-    except NotFound:  # a missing part was told already
+    except NotFound:  # missing parts are reported already
         return
     for uri in files:
         if uri.removeprefix(f"{output}/") in named:
@@ -355,12 +359,8 @@ def _strays(output: str, named: set[str], elsewhere: set[str]) -> Iterator[Probl
             with storage.open_stream(uri) as stream:
                 run_id = read_summary(stream)["run_id"]
         except (FetchError, ValueError, KeyError, OSError) as error:
-            what = f"is in no manifest and no readable part ({_line(error)})"
+            what = f"is in no manifest and no readable part ({one_line(error)})"
             yield Problem(uri, what, "remove it: engines that read the folder fail on it")
             continue
         if run_id not in elsewhere:
             yield Problem(uri, f"is a part of run {run_id} that no manifest names", _STRAY)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

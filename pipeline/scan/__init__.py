@@ -1,4 +1,4 @@
-"""The scan: units through Ray Data to actors, rows to committed parts.
+"""Scan of images on Ray: its plan runs in scan actors, which commit parts of rows.
 
-Settings enter; a complete run and its summary leave.
+The input is the settings; the output is a complete run and its summary.
 """

@@ -1,4 +1,4 @@
-"""Units through Ray Data: a pool of scan actors, and what they report.
+"""Scan of units on Ray Data: the pool of scan actors, and their progress.
 
 Only a unit's description travels to an actor and only its `Part` travels back. Images never pass
 through the object store: an actor opens its own shard (measured: 3-4 times faster than decoded
@@ -39,7 +39,7 @@ TALLY_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class PoolSize:
-    """Scan actors at the least and at the most; one CPU each, and `gpus` GPUs."""
+    """Least and largest number of scan actors, with one CPU and `gpus` GPUs each."""
 
     least: int
     most: int
@@ -47,18 +47,18 @@ class PoolSize:
 
 
 class ScanActor:
-    """Ray Data's face of a `Scanner`: rows with a unit in, rows with its part out."""
+    """Ray Data operator around a `Scanner`: takes rows with a unit, returns rows with its part."""
 
     def __init__(self, spec: ScanSpec, tally: Any) -> None:
-        told = logging.INFO if spec.log == "json" else logging.WARNING
-        configure(spec.log, told, run=spec.run.run_id)
+        level = logging.INFO if spec.log == "json" else logging.WARNING
+        configure(spec.log, level, run=spec.run.run_id)
         self._meter, self._metrics = Meter(), RayMetrics(spec.run.run_id)
         watchdog = Watchdog(spec.rows.image_timeout)
         self._scanner = Scanner(spec.run, RowMaker(spec.rows, watchdog, self._meter))
         self._tally = tally
         self._drain = Drain()
         self._images = self._bytes = self._of_unit = 0
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         with self._drain.put_off():
@@ -66,8 +66,8 @@ class ScanActor:
         return pa.table({"part": [json.dumps(asdict(part)) for part in parts]})
 
     def _scan(self, planned: PlannedUnit) -> Part:
-        """A unit over which an actor died is scanned by a process of its own: a death that had
-        nothing to do with it costs some seconds, and one that had, one row."""
+        """Scan a unit; in a child process if an actor died over it, so that a fatal image costs
+        one row and an unrelated crash only some seconds."""
         unit = unit_from_json(planned.unit)
         deaths = self._begin(planned.unit_id)
         rows_of = isolated_rows if deaths else None
@@ -79,7 +79,7 @@ class ScanActor:
         self._tally.end.remote(planned.unit_id)
         rest = max(unit.size_bytes - self._of_unit, 0)  # headers and padding of a shard
         self._bytes += rest if part.new else 0
-        self._tell(0 if part.new else rest)
+        self._report(0 if part.new else rest)
         return part
 
     def _begin(self, unit_id: str) -> int:
@@ -93,27 +93,30 @@ class ScanActor:
         self._images += images
         self._bytes += size_bytes
         self._of_unit += size_bytes
-        if time.monotonic() - self._told >= TICK_SECONDS:
-            self._tell(0)
+        if time.monotonic() - self._reported >= TICK_SECONDS:
+            self._report(0)
 
-    def _tell(self, resumed_bytes: int) -> None:
+    def _report(self, resumed_bytes: int) -> None:
         self._tally.add.remote(Done(self._images, self._bytes, resumed_bytes))
         self._metrics.flush(self._meter)
         self._images = self._bytes = 0
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
 
 def pool_size(
     least: int | None, most: int | None, units: int, gpus: float = 0.0, grows: bool = False
 ) -> PoolSize:
-    """Fit the pool to the cluster, and refuse what Ray would wait for without a word.
+    """Fit the pool to the cluster, and refuse a size for which Ray would wait silently.
 
     Args:
-        least: actors asked for at the least; None: as many as fit now, up to `most`.
-        most: actors asked for at the most; None: as many as fit now, or `least`.
-        units: of the plan; more actors than units would only load the engine.
-        gpus: of each actor.
-        grows: whether nodes may yet come. How far an autoscaler would go is nowhere to be asked.
+        least: requested minimum of actors; None: as many as fit now, up to `most`.
+        most: requested maximum of actors; None: as many as fit now, or `least`.
+        units: number of units in the plan; more actors would have no work.
+        gpus: GPUs of each actor.
+        grows: whether an autoscaler may add nodes; Ray does not report how many.
+
+    Raises:
+        UsageError: `least` actors do not fit, and no nodes can be added.
     """
     now = _fitting(ray.cluster_resources(), gpus)  # type: ignore[no-untyped-call]
     most = most or max(now, least or 1)
@@ -123,19 +126,19 @@ def pool_size(
         lacking = f"{least} actors need {needs} and the cluster has room for {now}"
         if not grows:
             raise UsageError(f"{lacking}: lower --min-actors or add nodes")
-        log(f"{lacking} so far: the others begin when nodes come")
+        log(f"{lacking} so far: the others start when nodes are added")
     return PoolSize(min(least, units), min(most, units), gpus)
 
 
 def _fitting(resources: Mapping[str, float], gpus: float) -> int:
-    """Actors of one CPU and so many GPUs that the resources are enough for."""
+    """Return the number of actors, of one CPU and `gpus` GPUs each, that fit."""
     cpus = resources.get("CPU", 0)
     return int(min(cpus, resources.get("GPU", 0) / gpus) if gpus else cpus)
 
 
 @contextmanager
 def shared_tally() -> Iterator[Any]:
-    """A `Tally` on the cluster that takes no CPU from the scan."""
+    """Run a `Tally` on the cluster that takes no CPU from the scan."""
     tally: Any = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote()
     try:
         yield tally
@@ -144,7 +147,7 @@ def shared_tally() -> Iterator[Any]:
 
 
 def read_tally(tally: Any) -> Done | None:
-    """What the tally says, or None when it does not answer."""
+    """Return the sum of the tally; None if it does not respond in time."""
     try:
         done: Done = ray.get(tally.read.remote(), timeout=TALLY_SECONDS)
     except RayError:
@@ -167,7 +170,7 @@ def scan_wave(
         batch_format="pyarrow",
         num_cpus=1,
         num_gpus=pool.gpus or None,
-        # Two tasks an actor: the next unit is there when one ends, and the last ones still spread.
+        # With two tasks per actor the next unit is ready, and the last units still spread.
         compute=ActorPoolStrategy(
             min_size=least, max_size=most, initial_size=least, max_tasks_in_flight_per_actor=2
         ),
@@ -177,8 +180,7 @@ def scan_wave(
 
 
 def quiet_ray_data() -> None:
-    """No bars and no banners: a scan shows its own progress, and its stalls. Ray Data would end
-    an execution when nothing moves between operators, but a shard may take an hour."""
+    """Disable the progress output of Ray Data, and its time-out: one shard may take an hour."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,9 +1,9 @@
-"""Ends a scan actor, between two units, when its node is being drained.
+"""Exit of a scan actor, between two units, when its node is being drained.
 
-A spot node that is taken back, a pod that is deleted, an autoscaler that shrinks: Ray drains the
-node first. Nothing new is placed on it, and it ends when it is idle or at its deadline. Ray Data's
-pool of actors ignores that, and gives the actors there new units until the deadline cuts them off.
-So they exit by themselves once their unit is committed, and start again on another node.
+Ray drains a node before a spot instance is reclaimed, a pod is deleted or an autoscaler shrinks the
+cluster. It places nothing new on the node, which ends when it is idle or at its deadline. Ray
+Data's pool of actors ignores that and gives the actors there new units until the deadline. So
+actors exit by themselves once their unit is committed, and start again on another node.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RETURN_SECONDS = 1.0  # for the last result to leave the process
 
 
 class Drain:
-    """Ends this process when its node is being drained, outside of `put_off`.
+    """Thread that ends this process, outside of `put_off`, when its node is being drained.
 
     From then on `put_off` never returns; the pool gives the unit to another actor.
     """

@@ -1,7 +1,6 @@
-"""`--retry-failed` and `--skip-scanned`: a scan that goes on from what another run has.
+"""`--retry-failed` and `--skip-scanned`: scans that continue an earlier, complete run.
 
-Both read the other run's plan, a file of it at a time. A run that is not complete is refused: its
-rows are not all there yet.
+Both read the plan of the earlier run, one file at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -28,15 +26,15 @@ from prompt_iml.pipeline.units import ObjectRef, Unit, unit_from_json
 UNITS_AT_ONCE = 1000
 
 Failed = dict[str, dict[str | None, str]]
-"""By URI: the error stage of each member that failed; member None: the object or shard itself."""
+"""Error stages of failed rows, by URI and member; member None: the object or shard itself."""
 
 
 def complete_run(output: str, run_id: str) -> tuple[Run, Json]:
-    """A run whose rows are all there, and its configuration.
+    """Return a complete run, and its configuration.
 
     Raises:
-        MissingInput: there is no such run.
-        UsageError: it is not complete.
+        MissingInput: the run does not exist.
+        UsageError: the run is not complete.
     """
     run = Run(output, run_id)
     config = run.config()
@@ -48,11 +46,11 @@ def complete_run(output: str, run_id: str) -> tuple[Run, Json]:
 
 
 def check_retry(run: Run, codes: Sequence[str]) -> None:
-    """Prove from the manifest of a complete run that there is something to retry.
+    """Check in the manifest of a complete run that there is something to retry.
 
     Raises:
-        EmptySource: nothing of it failed, by these codes.
-        UsageError: a code that rows never have.
+        EmptySource: no row failed, or none with these codes.
+        UsageError: a code is not that of a failure.
     """
     failing = sorted(code for code, status in known_codes().items() if code and status == "failed")
     if unknown := set(codes) - set(failing):
@@ -73,25 +71,24 @@ def retry_units(
     limit: int | None,
     trust_lists: bool = False,
 ) -> Iterator[Unit]:
-    """What a complete run failed on, and nothing else, as units of that run's plan.
+    """Yield units of exactly the inputs that failed in a complete run.
 
-    Plain objects are looked up again and fetched as they are now. A member of a tar or a row of a
-    Parquet file is read from its shard, which is streamed again, and all else in it dropped. Where
-    the shard itself did not come (stage `fetch`: it is missing, or breaks off), what failed is all
-    that nobody has seen, so its unit is read whole: the tar, or the range of row groups.
+    Plain objects are looked up again and fetched as they are now. For a member of a tar or a row of
+    a Parquet file, the shard is streamed again and everything else in it is dropped. Where reading
+    the shard failed (stage `fetch`: it is missing or truncated), its unit is read whole, the tar or
+    the range of row groups, because its other images are unknown.
 
-    In memory are the failed rows, about 300 bytes each: 10^7 of them are 3 GB. A run with more
-    failures than that is better scanned again.
+    Memory holds the failed rows, about 300 bytes each: 3 GB for 10^7 of them.
 
     Args:
-        run: the complete run.
+        run: complete run.
         codes: error codes to retry; empty for all.
         images_per_unit: plain objects in a unit.
-        limit: retry at most so many images.
-        trust_lists: see `read_list`: what a list must not name is refused again without it.
+        limit: maximum number of images to retry; None for all.
+        trust_lists: see `read_list`; without it, refused entries of lists are refused again.
 
     Raises:
-        UsageError: the run cannot be read, or its plan lacks what its rows name.
+        UsageError: the run cannot be read, or its plan does not name an input of its rows.
     """
     try:
         failed = _failed_rows(run, codes)
@@ -120,7 +117,7 @@ def _failed_rows(run: Run, codes: Sequence[str]) -> Failed:
 
 
 def _units_of(run: Run, failed: Failed, images_per_unit: int, trust_lists: bool) -> Iterator[Unit]:
-    """The units; takes from `failed` what they name."""
+    """Yield the units of `retry_units`; removes their inputs from `failed`."""
     objects: list[ObjectRef] = []
     for unit in _planned(run):
         if unit.kind != "objects":
@@ -128,7 +125,7 @@ def _units_of(run: Run, failed: Failed, images_per_unit: int, trust_lists: bool)
             continue
         for ref in unit.objects:
             if failed.pop(storage.display_name(ref.uri), None):
-                # Neither size nor etag: it may have been replaced since it was listed.
+                # Size and etag are left out: the object may have been replaced since it was listed.
                 refused = "" if trust_lists else ref.refused
                 objects.append(ObjectRef(ref.uri, content_id=ref.content_id, refused=refused))
             if len(objects) == images_per_unit:
@@ -139,7 +136,7 @@ def _units_of(run: Run, failed: Failed, images_per_unit: int, trust_lists: bool)
 
 
 def _of_shard(unit: Unit, failed: Failed) -> Iterator[Unit]:
-    """The part of a shard's unit that failed, if any did."""
+    """Yield a unit of the members of a shard that failed; removes them from `failed`."""
     uri = storage.display_name(unit.uri)
     of_uri = failed.get(uri, {})
     mine = {member: stage for member, stage in of_uri.items() if _lies_in(unit, member)}
@@ -170,15 +167,14 @@ def _planned(run: Run) -> Iterator[Unit]:
 
 
 class ScannedIn:
-    """The objects and shards that a complete run has rows of, by URI and etag.
+    """Set of the objects and shards of which a complete run has rows, by URI and etag.
 
-    Whatever the rows say: what failed is for `--retry-failed`. An object without an etag, as lists
-    name them, is never known to be the same; nor is a shard that `--limit` cut, or of which only
-    some members were retried, or a Parquet file of which the run may have had a share (`--slice`)
-    or what failed.
+    Failed rows count, as `--retry-failed` scans those. Inputs that may have changed or were read in
+    part do not count: objects without an etag, as from lists; shards that `--limit` cut, or of
+    which only some members were retried; Parquet files of a run with `--slice` or `--retry-failed`.
 
-    The plan names all of them, and no row is read. In memory is one file of the plan (at most
-    100,000 objects); the URIs and etags are on disk, see `Digests`. A context manager.
+    The plan names all of them, and no row is read. Memory holds one file of the plan (at most
+    100,000 objects); URIs and etags are on disk, see `Digests`. A context manager.
     """
 
     def __init__(self, run: Run) -> None:
@@ -198,16 +194,11 @@ class ScannedIn:
     def __enter__(self) -> ScannedIn:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._digests.__exit__(kind, error, traceback)
+    def __exit__(self, *error: object) -> None:
+        self._digests.__exit__(*error)
 
     def has(self, refs: Sequence[ObjectRef]) -> list[bool]:
-        """Whether the run has rows of each, as it is listed now."""
+        """Return, for each object or shard as it is listed now, whether the run has its rows."""
         known = self._digests.contains(_versions(refs))
         return [
             bool(is_known and ref.etag and ref.uri not in self._partial)

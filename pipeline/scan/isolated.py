@@ -1,12 +1,12 @@
-"""Scans a unit, image by image, in a process that may die, to find an image that kills it.
+"""Scan of a unit, image by image, in a child process, to find an image that kills it.
 
     actor ------ spec, unit, how many images are done -----> child
           <- ready, begin ROW, decode, infer, done ROW, end -
 
-A unit during which an actor died is scanned by a child of the next actor. When children die at the
-same image again, or take too long, it gets a failed row (`crashed`, `timeout`, `out_of_memory`),
-and the next child goes on behind it. Rows travel as Arrow: data from a process that read a hostile
-image is not unpickled.
+A unit during which an actor died is scanned by a child of the next actor. When children repeatedly
+die or time out at the same image, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and
+the next child continues after it. Rows travel as Arrow: data from a process that read a hostile
+image is never unpickled.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
     """Yield one row for every image of the unit, even if an image kills the process.
 
     Raises:
-        PromptImlError: a child cannot even load the engine.
+        PromptImlError: a child cannot load the engine.
     """
     done = deaths = 0
     left: dict[str | None, None] = dict.fromkeys(unit.members)
@@ -65,7 +65,7 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
         if deaths < _deaths_allowed(child):
             continue
         if not child.ready:
-            raise PromptImlError(f"a process of its own cannot scan: {child.death}")
+            raise PromptImlError(f"a child process cannot scan: {child.death}")
         if child.at is None:
             yield from _unread(unit, done, left, child.death)
             return
@@ -75,7 +75,7 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
 
 
 def _deaths_allowed(child: Child) -> int:
-    """Return the deaths in a row after which the image, or the source, is to blame."""
+    """Return the consecutive deaths after which the image, or its source, gets a failed row."""
     is_kill = isinstance(child.death, OutOfMemory)
     if not child.ready and not is_kill:
         return 1
@@ -83,7 +83,7 @@ def _deaths_allowed(child: Child) -> int:
 
 
 def _unread(unit: Unit, done: int, left: Iterable[str | None], death: Fatal) -> Iterator[Row]:
-    """Yield failed rows of the images not reached when reading kills; `left` are members."""
+    """Yield failed rows of images without one, if reading kills; `left` are their members."""
     samples = [Sample(ref.uri, content_id=ref.content_id) for ref in unit.objects[done:]]
     samples += [Sample(unit.uri, name) for name in left]
     # A range of a Parquet file is named as `read_parquet` names what it cannot read.
@@ -93,11 +93,11 @@ def _unread(unit: Unit, done: int, left: Iterable[str | None], death: Fatal) -> 
 
 
 class Child:
-    """A process that scans a unit from image number `done` on.
+    """Child process that scans a unit from image number `done` on.
 
     Attributes:
-        death: why it ended before the unit's end; None if it did not.
-        at: the row, as far as it is known, of the current image; None between images.
+        death: cause of its end before the end of the unit; None if it reached the end.
+        at: known columns of the row of the current image; None between images.
         ready: whether it has loaded the engine.
     """
 
@@ -116,11 +116,11 @@ class Child:
         )
         theirs.close()
         job = {"spec": spec.to_json(), "unit": unit_to_json(unit), "done": done}
-        with suppress(OSError):  # it is dead already: reading from it finds the cause
+        with suppress(OSError):  # the process has died: `rows` finds the cause
             self._line.send_bytes(json.dumps(job).encode())
 
     def rows(self) -> Iterator[Row]:
-        """Yield rows as they are done, until the end or the death."""
+        """Yield rows as they are done, until the end of the unit or of the process."""
         stage = "start"
         try:
             while (word := self._word(stage)) != "end":
@@ -141,7 +141,7 @@ class Child:
         self._line.close()
 
     def _word(self, stage: str) -> str:
-        """Return the child's next message; raise `Fatal` when none will come."""
+        """Return the child's next message; raise `Fatal` if it ends or times out."""
         seconds = START_SECONDS if stage == "start" else self._seconds if self.at else FETCH_SECONDS
         if not self._line.poll(seconds):
             raise TimedOut(f"not done after {seconds:g} s")
@@ -160,7 +160,7 @@ class Child:
 
 
 def cause_of(exit_status: int) -> Fatal:
-    """Return why a process ended, from the exit status of `Popen.wait`."""
+    """Return the cause of a process's end, from the exit status of `Popen.wait`."""
     if exit_status == -signal.SIGKILL:
         return OutOfMemory("the system killed the process, as it does when memory runs out")
     if exit_status < 0:
@@ -169,7 +169,7 @@ def cause_of(exit_status: int) -> Fatal:
 
 
 class _Line:
-    """The child's end of the pipe: announces each step before taking it."""
+    """Pipe of the child to its parent: announces each step before it begins."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -198,7 +198,7 @@ def _limit_memory(max_pixels: int) -> None:
 
 
 def main() -> None:
-    """Scan a unit as the child; the argument is the file descriptor of its pipe."""
+    """Run the child process; its argument is the file descriptor of the pipe."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it dies with its actor
     connection = Connection(int(sys.argv[1]))

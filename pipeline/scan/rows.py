@@ -27,7 +27,7 @@ HEATMAP_LEVELS = 16
 
 
 def provenance(model: Model, engine_name: str) -> Row:
-    """Columns that name what made a row."""
+    """Return the columns that name the model, prompts, policy and engine of a row."""
     return {
         "model": model.id,
         "model_sha256": model.sha256,
@@ -38,7 +38,7 @@ def provenance(model: Model, engine_name: str) -> Row:
 
 
 def identity(sample: Sample) -> Row:
-    """Columns that identify an image."""
+    """Return the columns that identify an image."""
     uri = display_name(sample.uri)
     member = None if sample.member is None else display_name(sample.member)
     row: Row = {
@@ -54,7 +54,7 @@ def identity(sample: Sample) -> Row:
 
 
 def failure(error: ImageError) -> Row:
-    """Columns of an image that could not be scanned."""
+    """Return the columns of an image that could not be scanned."""
     return error.facts | {
         "status": error.status,
         "error_stage": error.stage,
@@ -75,7 +75,7 @@ def known_codes() -> dict[str | None, str]:
 
 
 def result(finding: Finding, *, heatmap: bool) -> Row:
-    """Columns of a scanned image."""
+    """Return the columns of a scanned image."""
     height, width = finding.logits.shape
     return {
         "status": "ok",

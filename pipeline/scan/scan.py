@@ -1,7 +1,7 @@
-"""The scan from settings to summary: bind, plan, waves, manifest.
+"""Scan from settings to summary: bind the run, plan, scan in waves, write the manifest.
 
-Every step can be repeated: what an earlier launch of the same run finished is found, not redone.
-Ray, whose import takes seconds, is imported once everything that can be refused has been checked.
+Every step can be repeated: the results of an earlier launch of the same run are reused. Ray, whose
+import takes seconds, is imported after all checks that do not need it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from prompt_iml.pipeline.sources.inputs import resolve
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Unit, unit_to_json
 
-# The settings that shape the rows: with the model's digests, what a run is bound to.
+# Settings that shape the rows; a run is bound to them and to the model's digests.
 BINDING = {
     "engine", "format", "image_column", "limit", "images_per_unit",
     "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
@@ -39,14 +39,13 @@ WHERE_SET = {"retry_failed", "retry_codes", "skip_scanned", "slice"}
 
 @dataclass(slots=True)
 class Totals:
-    """The sum over parts.
+    """Sums over parts.
 
     Attributes:
         parts: file, rows, size_bytes, sha256 of each.
-        rows: in all parts.
-        new_rows: in the parts that this launch wrote.
+        rows: rows in all parts.
+        new_rows: rows in the parts that this launch wrote.
         statuses, codes: rows by status and by error code.
-        started: when the first part was done being waited for; for the rate.
     """
 
     parts: list[Json] = field(default_factory=list)
@@ -66,17 +65,17 @@ class Totals:
 
 
 def scan(settings: ScanSettings) -> Json:
-    """Scan, or finish, or find finished, the run that the settings name.
+    """Start or resume the run that the settings name; a complete run is left as it is.
 
     Returns:
         The summary (`summarize`), which is also the run's summary.json.
 
     Raises:
-        UsageError: the settings name what is not there or not possible.
+        UsageError: an input is missing, or a setting is wrong or not possible.
     """
     started = time.monotonic()
     model = load_model(settings.model)
-    if not settings.actor_gpus:  # else the nodes have what the driver need not: see `check_node`
+    if not settings.actor_gpus:  # else only the nodes need the engine: see `check_node`
         check_engine(settings.engine)
     output = storage.canonical(settings.output)
     settings, earlier = continued(settings, output, model)
@@ -87,7 +86,7 @@ def scan(settings: ScanSettings) -> Json:
     config = run_config(settings, model, prompt_set)
     run = Run(output, settings.run_id or default_run_id(config))
     configure(settings.log, run=run.run_id)
-    if run.config() is None:  # a wrong command leaves nothing behind
+    if run.config() is None:  # a wrong command must not leave files
         check_inputs(settings)
     storage.check_writable(output)
     run.bind(config)
@@ -137,8 +136,8 @@ def check_inputs(settings: ScanSettings) -> None:
 def choose_prompt_set(settings: ScanSettings, model: Model, output: str) -> PromptSetRef | None:
     """Return the prompt set that the settings name; None: the model's own.
 
-    `current` is looked up once: a run that an earlier launch bound to a prompt set keeps it,
-    whatever was promoted since, so that a job started again under its `--run-id` continues.
+    `current` is looked up once: a run keeps the prompt set that its first launch bound, also after
+    later promotions, so that a job started again under its `--run-id` continues.
 
     Raises:
         UsageError: the registry cannot be read or has no such prompt set.
@@ -152,16 +151,14 @@ def choose_prompt_set(settings: ScanSettings, model: Model, output: str) -> Prom
             return PromptSetRef(registry.uri, bound["prompts"])
     prompt_set = look_up(registry, settings.prompts)
     if prompt_set is None:
-        log(
-            f"note: nothing is promoted in {registry.uri} yet: {model.id} runs with its own prompts"
-        )
+        log(f"note: nothing is promoted in {registry.uri} yet: {model.id} uses its own prompts")
     return PromptSetRef(registry.uri, prompt_set, settings.refresh_prompts)
 
 
 def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = None) -> Json:
-    """What the run is bound to: everything that shapes its rows.
+    """Return the configuration that binds a run: all settings that shape its rows.
 
-    With `--refresh-prompts` that is the registry and no prompt set: each row names its own.
+    With `--refresh-prompts` it names the registry and no prompt set: each row names its own.
     """
     bound: Json = {"prompt_set": model.prompts.id, "policy": asdict(model.policy)}
     if ref and ref.refresh:
@@ -180,7 +177,7 @@ def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = 
 
 
 def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Plan:
-    """The run's plan; listed now if no earlier launch did."""
+    """Return the run's plan; lists the inputs if no earlier launch did."""
     if storage.exists(run.plan_uri):
         log(f"resuming run {run.run_id}")
         return read_plan(run)
@@ -216,14 +213,14 @@ def units_of(
 
 def sliced(units: Iterable[Unit], share: str | None) -> Iterator[Unit]:
     """Return the units of share I/N, which a hash of each unit decides; None: all."""
-    if share is None:  # no digest of every unit of a billion images
+    if share is None:  # saves hashing every unit
         return iter(units)
     place, _, shares = share.partition("/")
     return (unit for unit in units if _share(unit, int(shares)) == int(place))
 
 
 def _share(unit: Unit, shares: int) -> int:
-    """From 1; the same wherever and whenever the unit is listed."""
+    """Return the share, 1..shares, of a unit: a function of the unit alone."""
     digest = hashlib.sha256(unit_to_json(unit).encode()).digest()
     return int.from_bytes(digest[:8], "big") % shares + 1
 
@@ -246,7 +243,7 @@ def row_spec(
 
 
 def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
-    """Bring every unit of the plan to its part, in waves."""
+    """Scan every unit of the plan, in waves, and return the sums over their parts."""
     from prompt_iml.pipeline.scan.actors import pool_size, read_tally, scan_wave, shared_tally
     from prompt_iml.pipeline.scan.preflight import FREE_SECONDS, NODE_SECONDS, check_node
     from prompt_iml.pipeline.scan.session import ray_address, ray_session
@@ -269,10 +266,10 @@ def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
 
 
 def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Totals) -> Json:
-    """Every part and every count, reconciled with the plan.
+    """Return the manifest: all parts and counts, checked against the plan.
 
     Raises:
-        AssertionError: a unit has no part or two, or a status is not counted; a defect here.
+        AssertionError: a unit has not exactly one part, or a row is not counted; a bug.
     """
     files = {part["file"] for part in totals.parts}
     assert len(files) == len(totals.parts) == plan.units, (len(files), plan.units)
@@ -289,9 +286,9 @@ def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Tota
 
 
 def summarize(run: Run, model: Model, manifest: Json, new_rows: int, seconds: float) -> Json:
-    """What a launch did, for the last line on stdout and for summary.json.
+    """Return the summary of a launch, for the last line on stdout and for summary.json.
 
-    `listed = ok + failed + skipped`; `scanned_now` and `seconds` are of this launch.
+    `listed = ok + failed + skipped`; `scanned_now` and `seconds` cover this launch.
     """
     statuses = manifest["statuses"]
     tried = statuses["ok"] + statuses["failed"]

@@ -1,4 +1,4 @@
-"""From images to rows, and from the rows of a unit to one file: what runs inside a scan actor.
+"""Work of a scan actor: images to rows, and the rows of a unit to one file.
 
     RowMaker  read_unit -> decode (threads) -> Detector (tiles, engine, masks) -> rows
     Scanner   rows of a unit -> one Parquet file, created once
@@ -43,7 +43,7 @@ FETCH_THREADS = 16  # objects fetched at once: they wait for the store, not for 
 
 @dataclass(frozen=True, slots=True)
 class RowSpec:
-    """What making rows needs; small, because it travels to every actor.
+    """Settings that make rows; small, because they travel to every actor.
 
     Attributes:
         model: name or path of the model folder.
@@ -72,7 +72,7 @@ class RowSpec:
 
     @classmethod
     def from_json(cls, text: str) -> RowSpec:
-        """Restore what `to_json` wrote."""
+        """Parse the JSON of `to_json`."""
         fields = json.loads(text)
         ref = fields.pop("prompt_set")
         return cls(**fields, prompt_set=PromptSetRef(**ref) if ref else None)
@@ -80,11 +80,11 @@ class RowSpec:
 
 @dataclass(frozen=True, slots=True)
 class ScanSpec:
-    """What a scan actor needs.
+    """Settings of a scan actor.
 
     Attributes:
-        run: where results go.
-        rows: how they are made.
+        run: run that receives the results.
+        rows: settings that make rows.
         log: format of the actor's log.
     """
 
@@ -94,10 +94,10 @@ class ScanSpec:
 
 
 class RowMaker:
-    """Turns images into rows with one engine; it knows no run and no output.
+    """Maker of rows from images, with one engine; independent of runs and outputs.
 
     Args:
-        spec: how rows are made.
+        spec: settings that make rows.
         watch: observes each decode and each run of the engine.
         meter: counts what is done.
 
@@ -115,7 +115,7 @@ class RowMaker:
         model = load_model(spec.model)
         if model.sha256 != spec.model_sha256:
             raise UsageError(
-                f"{spec.model} is {model.id} here, and not what the run began with: install the "
+                f"{spec.model} is {model.id} here, not the model of the run: install the "
                 "same version of prompt-iml on every node"
             )
         self._watch, self.meter = watch or Unwatched(), meter or Meter()
@@ -129,12 +129,12 @@ class RowMaker:
 
     @property
     def spec(self) -> RowSpec:
-        """Spec with which another process makes the same rows: its prompts are those in use."""
+        """Spec with the prompts in use, with which another process makes the same rows."""
         return replace(self._spec, prompt_set=self._current.ref if self._current else None)
 
     def refresh_prompts(self) -> None:
-        """Load the prompts that the registry names now, if the spec asks to follow it."""
-        if self._current and self._current.look():
+        """Load the registry's current prompts, if the spec follows them and they have changed."""
+        if self._current and self._current.refresh():
             self._use(self._current.model)
 
     def _use(self, model: Model) -> None:
@@ -151,7 +151,7 @@ class RowMaker:
         return read_unit(unit, max_object_bytes=self._spec.max_object_bytes, threads=FETCH_THREADS)
 
     def rows(self, samples: Iterable[Sample]) -> Iterator[Row]:
-        """Yield one row per sample, in the order in which they are done."""
+        """Yield one row per sample, in order of completion."""
         without_image: deque[Row] = deque()
         for row, finding in self._detector.detect(self._images(samples, without_image)):
             if isinstance(finding, ImageError):
@@ -196,8 +196,8 @@ class RowMaker:
         except ImageError as error:
             outcome = error
         except MemoryError:
-            outcome = OutOfMemory("decoding takes more memory than there is")
-        except Exception as error:  # here alone: no image may end the job
+            outcome = OutOfMemory("decoding needs more memory than the process has")
+        except Exception as error:  # broad only here: no image may end the job
             outcome = DecodeError(f"{type(error).__name__}: {error}")
         row["decode_ms"] = 1e3 * (time.perf_counter() - started)
         return row, outcome
@@ -205,11 +205,11 @@ class RowMaker:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A committed unit, as described by its file.
+    """Committed file of one unit.
 
     Attributes:
         file: name below the output.
-        rows, size_bytes, sha256: of the file.
+        rows, size_bytes, sha256: number of rows, size and digest of the file.
         statuses: rows by status.
         codes: rows by error code.
         new: whether this launch wrote it.
@@ -228,11 +228,11 @@ RowsOf = Callable[[RowSpec, Unit], Iterator[Row]]
 
 
 class Scanner:
-    """Scans units, one after another, and commits the rows of each as one file.
+    """Scanner of units, one after another, that commits the rows of each as one file.
 
     Args:
-        run: whose units they are.
-        maker: makes the rows.
+        run: run of the units.
+        maker: maker of the rows.
     """
 
     def __init__(self, run: Run, maker: RowMaker) -> None:
@@ -242,10 +242,10 @@ class Scanner:
         """Scan a unit and commit its rows, unless they are committed already.
 
         Args:
-            unit_id: the unit's id in this run.
-            unit: what to read.
+            unit_id: id of the unit in this run.
+            unit: images to read.
             tick: called with the images and bytes done since its last call, for progress.
-            rows_of: makes the rows in place of this process.
+            rows_of: function that makes the rows instead of `maker`.
         """
         uri = self._run.part_uri(unit_id)
         if storage.exists(uri):

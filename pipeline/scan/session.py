@@ -1,9 +1,9 @@
-"""Ray for the length of one command: a private Ray on this machine, or a cluster that is joined.
+"""Ray session of one command: a private Ray on this machine, or a connection to a cluster.
 
-A driver of Ray puts its working folder and its script's folder on the import path of all workers,
-before the installed packages. The folder that a user scans must not get there: a `numpy.py` beside
-the photographs would run. So the driver connects from an empty folder, and the workers of a local
-Ray, which work where it was started, stay in that folder.
+A Ray driver puts its working folder and its script's folder on the import path of all workers,
+before the installed packages. A folder that a user scans must not be there: a `numpy.py` beside the
+photographs would run. So the driver connects from an empty folder, which is also the working folder
+of the workers of a local Ray.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.runtimes.blob_cache import VARIABLE, default_folder
 
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of the environment: what a submitted job travels with
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable that Ray sets in a submitted job
 
 
 @contextmanager
@@ -37,10 +37,10 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
 
     Args:
         address: `local`, `auto` (RAY_ADDRESS, else local) or a cluster's address.
-        actors: scan actors asked for; a local cluster gets a CPU for each.
+        actors: requested scan actors; a local cluster gets a CPU for each.
 
     Raises:
-        UsageError: there is no cluster at the address.
+        UsageError: no cluster responds at the address.
     """
     if ray.is_initialized():
         yield
@@ -51,13 +51,13 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
 
 
 def ray_address(address: str) -> str:
-    """The address that `auto` stands for: RAY_ADDRESS, else local."""
+    """Return the address, with `auto` replaced by RAY_ADDRESS, or else by `local`."""
     return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
 
 
 @contextmanager
 def _private_ray(actors: int | None) -> Iterator[None]:
-    """A Ray that listens on the loopback address alone, with a random token.
+    """Start a Ray that listens on the loopback address alone, with a random token.
 
     The token exists in the environment of its processes, which other users cannot read.
     """
@@ -68,8 +68,8 @@ def _private_ray(actors: int | None) -> Iterator[None]:
         LOG_LEVEL: os.environ.get(LOG_LEVEL, "fatal"),  # Ray's log files have all of it
         VARIABLE: str(default_folder().absolute()),
     }
-    # Ray would listen on all addresses of the machine. It has a switch for systems whose firewall
-    # asks the user about every port: then each of its processes listens on loopback.
+    # Ray would listen on all addresses of the machine. This switch, meant for systems whose
+    # firewall warns about every port, makes each of its processes listen on loopback.
     switches = {"ENABLE_RAY_CLUSTER": False}
     try:
         with _empty_folder() as folder, _changed(os.environ, variables):
@@ -102,7 +102,7 @@ def _joined_ray(address: str) -> Iterator[None]:
 
 @contextmanager
 def _empty_folder() -> Iterator[Path]:
-    """A folder that only this user can enter; at the end Ray is shut down and it is removed."""
+    """Create a folder that only this user can enter; shut Ray down and remove it at the end."""
     with TemporaryDirectory(prefix="prompt-iml-", ignore_cleanup_errors=True) as folder:
         try:
             yield Path(folder)
@@ -150,7 +150,7 @@ def _read_token_again() -> None:
 
 @contextmanager
 def _changed(names: MutableMapping[str, Any], values: Mapping[str, Any]) -> Iterator[None]:
-    """Set values while the block runs, then restore all of the names, whoever changed them."""
+    """Set values while the block runs, then restore all names to their state before."""
     before = dict(names)
     names.update(values)
     try:

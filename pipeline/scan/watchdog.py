@@ -21,7 +21,7 @@ TICK_SECONDS = 1.0
 
 
 class Watch(Protocol):
-    """Notified of the work of a scan: a watchdog, or the line to a parent process."""
+    """Observer of a scan's work: a watchdog, or the pipe to a parent process."""
 
     def working(self, stage: Stage) -> AbstractContextManager[None]:
         """Return a context for the decode of one image, or for one call of the engine."""
@@ -29,7 +29,7 @@ class Watch(Protocol):
 
 
 class Unwatched:
-    """A `Watch` that does nothing."""
+    """`Watch` that does nothing."""
 
     def working(self, stage: Stage) -> AbstractContextManager[None]:
         """See `Watch`."""
@@ -37,7 +37,7 @@ class Unwatched:
 
 
 class Watchdog:
-    """Ends the process when a decode, or a call of the engine, takes longer than `seconds`.
+    """Watchdog that ends the process when a decode or engine call takes longer than `seconds`.
 
     A thread checks every `TICK_SECONDS`. Where native code holds Python's lock, so that the thread
     cannot run, a timer of `faulthandler`, which the thread restarts at every check, ends the
@@ -71,7 +71,7 @@ class Watchdog:
 
 @dataclass(frozen=True, slots=True)
 class _WatchedBatch:
-    """A pending batch; waiting for it is watched."""
+    """Pending batch; waiting for it is watched."""
 
     pending: Pending
     watch: Watch
@@ -83,7 +83,7 @@ class _WatchedBatch:
 
 
 class WatchedEngine(Engine):
-    """An engine whose calls are watched."""
+    """Engine whose calls are watched."""
 
     def __init__(self, engine: Engine, watch: Watch) -> None:
         self.name, self.batch, self.depth = engine.name, engine.batch, engine.depth

@@ -1,8 +1,8 @@
 """Sources: the inputs of a scan, as units, and the samples in a unit.
 
-In come paths and URIs of folders, shards, Parquet files and lists; out go `Unit`s (`list_units`,
-on the driver) and, from each unit, exact bytes as `Sample`s (`read_unit`, in a scan actor). Every
-image listed becomes one sample: with its bytes, or with the reason why there are none.
+`list_units` turns paths and URIs of folders, shards, Parquet files and lists into `Unit`s, on the
+driver. `read_unit` reads the `Sample`s of a unit, in a scan actor. Every listed image becomes one
+sample, with its exact bytes or an error.
 """
 
 from __future__ import annotations

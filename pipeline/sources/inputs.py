@@ -1,4 +1,4 @@
-"""Detects the kind of each INPUT from what is there, and lists its shards and plain objects."""
+"""Detection of the kind of each INPUT, and listing of its shards and plain objects."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file that an input names.
+    """File that an input names.
 
     Attributes:
         kind: `objects` for one plain object, which may or may not be an image.
-        ref: the file.
+        ref: reference to the file.
     """
 
     kind: Kind
@@ -51,13 +51,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The file or folder that one INPUT names.
+    """File or folder that one INPUT names.
 
     Attributes:
-        name: as the user gave it.
-        uri: the file, or the folder to list.
-        file: set when it is a file.
-        starts, pattern: of a glob: the names below the folder to list, and to take.
+        name: INPUT as the user gave it.
+        uri: URI of the file, or of the folder to list.
+        file: reference to the file; None for a folder.
+        starts, pattern: for a glob, the prefix of names to list and the pattern of URIs to take.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Source:
 
 
 def resolve(name: str) -> Source:
-    """Find what an INPUT names; a name with wildcards that exists as it stands is no glob.
+    """Find the file or folder of an INPUT; a name with wildcards that exists is not a glob.
 
     Raises:
         UsageError: as `entries_of`.
@@ -93,9 +93,9 @@ def entries_of(
     """Yield the files of an input, in the order of `list_objects` or of the list.
 
     Raises:
-        MissingInput: there is nothing of that name, or nothing that matches.
+        MissingInput: the input does not exist, or no name matches it.
         CredentialsFailed: the store refuses to list or read the input.
-        UsageError: anything else that makes the input unreadable as a whole.
+        UsageError: the input cannot be read for another reason.
     """
     with _usage_errors(source.uri):
         if source.file:
@@ -115,20 +115,20 @@ def entries_of(
 
 @contextmanager
 def _usage_errors(uri: str) -> Iterator[None]:
-    """Raise the errors of an image as those of the command: here the input itself has failed."""
+    """Convert errors of a read to errors of the command, for reads of an input itself."""
     try:
         yield
     except NotFound as error:
         raise MissingInput(f"no such input: {error}") from error
     except Denied as error:
-        fix = storage.CREDENTIALS_FIX if storage.is_s3(uri) else "check who may read it"
+        fix = storage.CREDENTIALS_FIX if storage.is_s3(uri) else "check its permissions"
         raise CredentialsFailed(f"{error}; {fix}") from error
     except FetchError as error:
         raise UsageError(f"cannot read {error}") from error
 
 
 def _glob(name: str, uri: str, wildcard: int) -> Source:
-    """Return the files that match, and all files in folders that match."""
+    """Return the source of the files that match, and of all files in folders that match."""
     folder, _, starts = uri[:wildcard].rpartition("/")
     try:
         pattern = re.compile(f"{glob_translate(uri)}|{glob_translate(f'{uri}/**')}")
@@ -163,4 +163,4 @@ def _kind_of_parquet(uri: str, image_column: str | None) -> Kind:
         with open_parquet(uri) as file:
             return "parquet" if column_of_images(uri, file.schema_arrow, image_column) else "list"
     except FetchError:
-        return "parquet"  # reading it reports what is wrong
+        return "parquet"  # reading it reports the error

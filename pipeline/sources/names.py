@@ -1,4 +1,4 @@
-"""Kinds of files by their name alone."""
+"""Kinds of files, by their names alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IMAGE_SUFFIXES = (
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
 )
 
-# Written beside data by Spark, Hive and prompt-iml; cameras give no such names.
+# Names that Spark, Hive and prompt-iml write beside data, and cameras do not.
 _BOOKKEEPING = frozenset(
     ["_runs", "_SUCCESS", "_metadata", "_common_metadata", "_temporary", "_delta_log"]
 )
@@ -28,7 +28,7 @@ def claims_to_be_image(name: str) -> bool:
 
 
 def kind_of_name(name: str) -> Kind:
-    """Return the kind of a shard by extension; any other file is an object, whatever it holds."""
+    """Return the kind of a shard by its extension; any other file is an object."""
     lowered = name.lower()
     if lowered.endswith((".tar", ".tar.gz", ".tgz")):
         return "tar"
@@ -38,8 +38,8 @@ def kind_of_name(name: str) -> Kind:
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder of this name inside a source is skipped.
 
-    Dot names are, and the bookkeeping of data tools. Other names with a leading `_`, which Spark
-    skips, are not: cameras name photographs `_DSC0001.JPG`.
+    Dot names and the bookkeeping of data tools are skipped. Other names with a leading `_`, which
+    Spark skips, are not, because cameras name photographs `_DSC0001.JPG`.
     """
     return (name.startswith(".") and name not in (".", "..")) or name in _BOOKKEEPING
 

@@ -1,4 +1,4 @@
-"""Packs the files that the inputs name into units of a suitable size."""
+"""Packing of the files that the inputs name into units."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from prompt_iml.pipeline.units import ObjectRef, Unit
 
 PLANNING_THREADS = 16
 
-SCANNED_PER_UNIT = 10_000  # objects that are not read: each needs only a row
-ASKED_AT_ONCE = 1000
+SCANNED_PER_UNIT = 10_000  # objects that are not read, and only get a row
+LOOKUP_BATCH = 1000
 
 
 class Scanned(Protocol):
@@ -31,7 +31,7 @@ class Scanned(Protocol):
     def run_id(self) -> str: ...
 
     def has(self, refs: Sequence[ObjectRef]) -> Sequence[bool]:
-        """Return whether it has them, for each object or shard as it is listed now."""
+        """Return, for each object or shard as it is listed now, whether the run has its rows."""
 
 
 PlanParquet = Callable[[ObjectRef], list[Unit] | None]
@@ -55,21 +55,21 @@ def list_units(
 
     Args:
         inputs: paths and URIs.
-        images_per_unit: objects in a unit, and about the rows in a Parquet unit; a tar shard is
-            one unit.
+        images_per_unit: objects in a unit, and the approximate number of rows in a Parquet unit;
+            a tar shard is one unit.
         format: kind of every file; `auto` detects it from names and contents.
         image_column: the Parquet column with the images.
-        limit: plan exactly so many images, or all there are. Counts the images of tar shards,
-            which reads them up to the limit.
+        limit: number of images to plan, None for all. Tar shards are read, up to the limit, to
+            count their images.
         scanned: objects and shards of which another run has rows; they become units with
             `scanned_in`, and do not count towards the limit.
         trust_lists: see `read_list`.
 
     Raises:
-        MissingInput: an input names nothing.
-        EmptySource: there is nothing to scan in any input.
+        MissingInput: an input does not exist, or no name matches it.
+        EmptySource: the inputs hold nothing to scan.
         CredentialsFailed: the store refuses to list or read an input.
-        UsageError: anything else that makes an input unreadable as a whole.
+        UsageError: an input cannot be read for another reason.
     """
     sources = [resolve(name) for name in inputs]
     entries = (
@@ -100,7 +100,7 @@ def _pack(
     plan_parquet: PlanParquet,
     scanned: Scanned | None,
 ) -> Iterator[Unit]:
-    imageless: list[ObjectRef] = []  # Parquet files: plain objects, like any other sidecar
+    imageless: list[ObjectRef] = []  # Parquet files, which become plain objects like other files
     with ThreadPoolExecutor(PLANNING_THREADS) as pool:
         groups = _groups(_marked(entries, scanned), images_per_unit, scanned)
         plan = partial(_plan, plan_parquet=plan_parquet)
@@ -112,11 +112,11 @@ def _pack(
 
 
 def _marked(entries: Iterator[Entry], scanned: Scanned | None) -> Iterator[tuple[Entry, bool]]:
-    """Yield each entry, and whether another run has rows of it."""
+    """Yield each entry with whether another run has rows of it."""
     if scanned is None:
         yield from ((entry, False) for entry in entries)
         return
-    while batch := list(islice(entries, ASKED_AT_ONCE)):
+    while batch := list(islice(entries, LOOKUP_BATCH)):
         yield from zip(batch, scanned.has([entry.ref for entry in batch]), strict=True)
 
 
@@ -147,7 +147,7 @@ def _groups(
 
 
 def _plan(group: Entry | Unit, plan_parquet: PlanParquet) -> tuple[list[Unit], list[ObjectRef]]:
-    """Return the units of a group, and the files of it that are no shard."""
+    """Return the units of a group, and its files that are not shards."""
     if isinstance(group, Unit):
         return [group], []
     ref = group.ref
@@ -171,7 +171,7 @@ def objects_unit(objects: Sequence[ObjectRef], scanned_in: str = "") -> Unit:
 
 
 def limited(units: Iterator[Unit], limit: int) -> Iterator[Unit]:
-    """Yield the first units, with exactly `limit` images to be read, or all there are."""
+    """Yield the first units, with exactly `limit` images to read, or all if there are fewer."""
     for unit in units:
         if unit.scanned_in:
             yield unit

@@ -1,4 +1,4 @@
-"""Parquet files that hold the bytes of images."""
+"""Reading of Parquet files that hold the bytes of images."""
 
 from __future__ import annotations
 
@@ -12,29 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prompt_iml.engine.errors import DamagedShard, Empty, FetchError, UsageError
+from prompt_iml.pipeline.logs import one_line
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
 BATCH_BYTES = 16 << 20
 MAX_BATCH_ROWS = 1024
-INDEX_BYTES = 16  # of a value, page headers shared out
+INDEX_BYTES = 16  # upper bound per value, with its share of page headers
 ID_COLUMNS = ("content_id", "id")
 RESULTS_MARK = b"prompt_iml.schema_version"
 
 _USUAL_NAMES = (
-    "image",
-    "image_bytes",
-    "bytes",
-    "data",
-    "content",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "img",
-    "picture",
-    "photo",
-)
+    "image", "image_bytes", "bytes", "data", "content", "jpg", "jpeg", "png", "webp", "img",
+    "picture", "photo",
+)  # fmt: skip
 
 
 @contextmanager
@@ -44,18 +35,18 @@ def open_parquet(
     """Open a file and read its footer.
 
     Args:
-        uri: of the file.
+        uri: URI of the file.
         dictionaries: returns the columns of the file, as paths, to keep dictionary-encoded.
 
     Raises:
-        FetchError: it cannot be read; `DamagedShard` when it is no Parquet file.
+        FetchError: the file cannot be read; `DamagedShard`: it is not a Parquet file.
     """
     with storage.open_stream(uri) as stream:
         try:
-            # Without pre_buffer a row group is streamed; with it, it would be held whole.
+            # Without pre_buffer a row group is streamed, not held in memory whole.
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
         except (pa.ArrowException, OSError) as error:
-            raise DamagedShard(f"{storage.display_name(uri)}: {_line(error)}") from error
+            raise DamagedShard(f"{storage.display_name(uri)}: {one_line(error)}") from error
         if columns := dictionaries(file):
             file = pq.ParquetFile(
                 stream,
@@ -68,13 +59,13 @@ def open_parquet(
 
 
 def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | None:
-    """Return the column with the bytes of images, or None when no column could hold them.
+    """Return the column with the bytes of images; None if no column can hold them.
 
-    A struct with `bytes` (Hugging Face) is preferred to a binary column of a usual name, and that
-    to the only binary column.
+    Candidates, in order: a struct with `bytes` (Hugging Face), a binary column with a usual name,
+    the only binary column.
 
     Raises:
-        UsageError: `wanted` is no such column, or there are several and none of a usual name.
+        UsageError: `wanted` cannot hold bytes, or several columns can and none has a usual name.
     """
     usable: list[str] = [
         field.name
@@ -107,10 +98,10 @@ def plan_parquet(
     """Split a file's row groups into units of about `images_per_unit` rows.
 
     A file that cannot be read is one unit, which fails when it is read. A part of prompt-iml's own
-    results gives no unit. Returns None for a file without image bytes.
+    results gives no unit. The result is None for a file without image bytes.
 
     Raises:
-        UsageError: as `column_of_images`; also for no column at all where one is `required`.
+        UsageError: as `column_of_images`, or a column is `required` and there is none.
     """
     whole = Unit("parquet", ref.uri, ref.size_bytes, ref.etag, column=image_column or "")
     try:
@@ -151,9 +142,9 @@ def _row_group_units(whole: Unit, metadata: Any, images_per_unit: int) -> list[U
 def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
     """Yield the images of a unit's row groups, in order; `member` is the row number in the file.
 
-    Where a row group is damaged, one failed sample stands for the rest of its rows; where the file
-    cannot be read, one stands for the rest of the unit. It is named by the first of these rows,
-    as other units of the file fail too, or, from the beginning of the file on, by none.
+    If a row group is damaged, one failed sample replaces the rest of its rows; if the file cannot
+    be read, one replaces the rest of the unit. Its member is the first of these rows, because other
+    units of the file fail too; None for row 0.
     """
     row = unit.first_row
     try:
@@ -174,14 +165,16 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
                 row = end
     except FetchError as error:
         yield Sample(unit.uri, str(row) if row else None, error=error)
-    except UsageError as error:  # it was replaced since it was planned, or could not be read then
+    except UsageError as error:  # the file has changed since it was planned
         damage = DamagedShard(str(error))
         yield Sample(unit.uri, str(row) if row else None, error=damage)
 
 
 def _repeating(unit: Unit, file: pq.ParquetFile) -> list[str]:
-    """Return the column of images, if its values are dictionary-encoded: a file of 2 kB may repeat
-    an image of 50 MB a thousand times. Without repetition a dictionary would only cost."""
+    """Return the paths of the image column whose values are repeated through a dictionary.
+
+    Such a column stays encoded: a file of 2 kB may repeat an image of 50 MB a thousand times.
+    """
     column = column_of_images(unit.uri, file.schema_arrow, unit.column or None) or ""
     groups = range(file.num_row_groups)[unit.first : unit.last or None]
     chunks = [c for group in groups for c in _chunks_of(file.metadata.row_group(group), column)]
@@ -189,7 +182,7 @@ def _repeating(unit: Unit, file: pq.ParquetFile) -> list[str]:
 
 
 def _in_dictionary(chunk: Any) -> bool:
-    """Return whether the pages behind the dictionary hold hardly more than indices into it."""
+    """Return whether the pages after the dictionary hold little more than indices into it."""
     if not chunk.has_dictionary_page:
         return False
     dictionary_bytes = chunk.data_page_offset - chunk.dictionary_page_offset
@@ -216,7 +209,7 @@ def _read_row_group(
                 yield _sample(uri, row, cells, max_object_bytes)
                 row += 1
     except (pa.ArrowException, OSError) as error:
-        rows = f"rows {row} to {end - 1} (row group {group}): {_line(error)}"
+        rows = f"rows {row} to {end - 1} (row group {group}): {one_line(error)}"
         yield Sample(uri, str(row), error=DamagedShard(f"{storage.display_name(uri)} {rows}"))
 
 
@@ -240,14 +233,14 @@ def _bytes_and_path(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
 
 
 def _value(cell: Any) -> pa.BinaryScalar | None:
-    """Return the cell without copying it; None when null."""
+    """Return the cell without copying it; None if it is null."""
     if isinstance(cell, pa.DictionaryScalar):
         cell = cell.value
     return cell if cell.is_valid else None
 
 
 def text(cell: Any) -> str | None:
-    """Return a cell as readable text, which need not be UTF-8; None when null or empty."""
+    """Return a cell as text, with bytes that are not UTF-8 escaped; None if null or empty."""
     if not cell.is_valid:
         return None
     if isinstance(cell, pa.BinaryScalar):
@@ -280,7 +273,3 @@ def _chunks_of(row_group: Any, column: str) -> list[Any]:
         for chunk in chunks
         if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
     ]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

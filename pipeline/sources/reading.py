@@ -1,4 +1,4 @@
-"""Reads the samples of a unit."""
+"""Reading of the samples of a unit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
 
 def read_unit(unit: Unit, *, max_object_bytes: int, threads: int) -> Iterator[Sample]:
-    """Yield one sample per image of a unit, in order: its exact bytes, or why there are none.
+    """Yield one sample per image of a unit, in order, with its exact bytes or an error.
 
     Each of the `members` that a unit names gives one sample, even if it no longer exists.
 
     Args:
-        unit: from `list_units`.
-        max_object_bytes: larger images become `TooLarge`, unread.
-        threads: plain objects fetched at once; at most twice as many are held.
+        unit: unit of `list_units`.
+        max_object_bytes: limit of an image; larger ones fail as `TooLarge` and are not read.
+        threads: plain objects fetched at once; at most twice as many are held in memory.
     """
     if unit.scanned_in:
         return _already_scanned(unit)
@@ -63,7 +63,7 @@ def _only_members(samples: Iterator[Sample], unit: Unit) -> Iterator[Sample]:
             del left[name]
             yield sample
         elif isinstance(sample.error, FetchError):
-            damage = sample.error  # nothing behind it can be read
+            damage = sample.error  # nothing after it can be read
         if not left:
             return
     for name in left:

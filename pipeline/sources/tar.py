@@ -1,7 +1,7 @@
-"""Reads tar shards as a stream: one member in memory at a time, and damage is always reported.
+"""Reading of tar shards as a stream, with one member in memory at a time.
 
-`tarfile` parses the headers; the loop over members is our own, because that of `tarfile` takes a
-damaged header, or a missing end, for the end of the archive.
+`tarfile` parses the headers, but not the archive: it takes a damaged header, or a missing end, for
+the end of the archive, where this module reports the damage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prompt_iml.pipeline.units import Sample, too_large
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_EXTENSION = 1 << 20  # bytes of a long name or a pax header; real ones have hundreds
-SIZE_DIGITS = 18  # of a member's size; more is damage, and more than the table can hold
+SIZE_DIGITS = 18  # maximum for a member's size, which the table must hold; more is damage
 _BLOCK = tarfile.BLOCKSIZE
 _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -72,7 +72,7 @@ def _unpacked(stream: BinaryIO) -> BinaryIO:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A regular file in the archive; its body comes next in the stream."""
+    """Regular file in the archive; its body comes next in the stream."""
 
     name: str
     size_bytes: int
@@ -80,7 +80,7 @@ class _Member:
 
 
 class _Archive:
-    """The stream of a shard, read forward; errors name the position."""
+    """Forward reader of a shard, whose errors name the position."""
 
     def __init__(self, uri: str, stream: BinaryIO) -> None:
         self._uri = uri
@@ -91,7 +91,7 @@ class _Archive:
         """Read exactly `count` bytes; raises `DamagedShard`."""
         data = self.read_up_to(count)
         if len(data) < count:
-            raise self.damaged("breaks off")
+            raise self.damaged("truncated")
         return data
 
     def read_up_to(self, count: int) -> bytes:
@@ -141,8 +141,8 @@ def _refusal(member: _Member, max_object_bytes: int) -> ImageError | None:
 def _members(archive: _Archive) -> Iterator[_Member]:
     """Yield the regular files; a body and its padding must be read before the next is taken.
 
-    Blocks of zeros mark an end; reading goes on behind one, as `tar --ignore-zeros` does: a part of
-    a shard that was overwritten with zeros must not pass for its end.
+    Blocks of zeros mark an end. Reading continues after them, as in `tar --ignore-zeros`, so that a
+    part that was overwritten with zeros does not hide the rest.
     """
     ended = False
     extended: dict[str, str] = {}
@@ -160,7 +160,7 @@ def _members(archive: _Archive) -> Iterator[_Member]:
             yield _member(archive, header, extended)
         extended = {}
     if not ended:
-        raise archive.damaged("breaks off: no end-of-archive mark")
+        raise archive.damaged("truncated: no end-of-archive mark")
 
 
 def _header(archive: _Archive, block: bytes) -> tarfile.TarInfo:
@@ -183,7 +183,7 @@ def _member(archive: _Archive, header: tarfile.TarInfo, extended: dict[str, str]
 
 
 def _extension(archive: _Archive, header: tarfile.TarInfo) -> dict[str, str]:
-    """Read what a long name or a pax header declares of the member behind it."""
+    """Read a long name or pax header, and return the properties of the next member."""
     if not 0 <= header.size <= MAX_EXTENSION:
         raise archive.damaged(f"an extended header of {header.size} bytes")
     body = archive.read(header.size)

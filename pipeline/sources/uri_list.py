@@ -1,4 +1,4 @@
-"""Reads lists of URIs: text, CSV or Parquet."""
+"""Reading of lists of URIs: text, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from prompt_iml.engine.errors import Denied, FetchError, UsageError
+from prompt_iml.pipeline.logs import one_line
 from prompt_iml.pipeline.sources.parquet import ID_COLUMNS, open_parquet, text
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef
@@ -19,27 +20,27 @@ from prompt_iml.pipeline.units import ObjectRef
 URI_COLUMNS = ("uri", "url", "path", "image")
 PARQUET_MAGIC = b"PAR1"
 ENTRIES_TRIED = 10
-LOCAL_FILE = "a list in an object store names a local file; --trust-lists would read it"
+LOCAL_FILE = "a list in an object store names a local file: add --trust-lists to read it"
 
 Entry = tuple[str, str | None]
 
 
 def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
-    """Yield the objects that a list names, one a line or row.
+    """Yield the objects that a list names, one per line or row.
 
-    A list is text with a URI a line (blank lines and `#` comments are skipped), or CSV or
-    Parquet with a column `uri`, `url`, `path` or `image` and perhaps `content_id` or `id`.
-    Relative names are relative to the list's folder. An entry that names nothing readable is an
-    object all the same: reading it fails.
+    A list is text with one URI per line (blank lines and `#` comments are skipped), or CSV or
+    Parquet with a column `uri`, `url`, `path` or `image` and optionally `content_id` or `id`.
+    Relative names are relative to the list's folder. An entry that cannot be read is also an
+    object, which fails when it is read.
 
     Args:
-        uri: of the list.
-        trust_lists: whether a list in an object store may name files of the machines that scan.
-            Someone with access to the store need not be allowed to read those.
+        uri: URI of the list.
+        trust_lists: whether a list in an object store may name files of the machines that scan;
+            the authors of a list need not be allowed to read those.
 
     Raises:
         FetchError: the list cannot be read.
-        UsageError: it is CSV or Parquet and broken, or has no such column.
+        UsageError: the list is damaged, or has no such column.
     """
     folder = uri.rpartition("/")[0]
     with storage.open_stream(uri) as stream:
@@ -55,15 +56,15 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
         except csv.Error as error:
             raise UsageError(f"{storage.display_name(uri)} is no CSV: {error}") from error
         except pa.ArrowException as error:
-            line = " ".join(str(error).split())[:200]
-            raise UsageError(f"{storage.display_name(uri)} is damaged: {line}") from error
+            name, reason = storage.display_name(uri), one_line(error)[:200]
+            raise UsageError(f"{name} is damaged: {reason}") from error
 
 
 def is_list(uri: str, head: bytes) -> bool:
     """Return whether a text file with this head is a list rather than, say, a README.
 
-    It is when one of its first entries is a URI or names a file, when it has the header of a list,
-    or when all of it is comments; an empty file is one by its extension.
+    A list has a URI or the name of a file among its first entries, or the header of a list, or only
+    comments; an empty file is a list by its extension.
     """
     text_head = head.decode("utf-8-sig", "surrogateescape")
     lines = [line.strip() for line in text_head.splitlines() if not _is_blank(line)]
@@ -78,7 +79,7 @@ def is_list(uri: str, head: bytes) -> bool:
 def _is_file(uri: str) -> bool:
     try:
         return storage.look_up(uri) is not None
-    except Denied:  # a store may also answer so for a missing object
+    except Denied:  # which a store may also return for a missing object
         return True
     except FetchError:
         return False
@@ -136,7 +137,7 @@ def _is_blank(line: str) -> bool:
 
 
 def _first_of(names: tuple[str, ...], header: list[str]) -> int | None:
-    """Return the index in the header of the first of the names that it has."""
+    """Return the index in the header of the first name that it contains; None without any."""
     return next((header.index(name) for name in names if name in header), None)
 
 
@@ -145,7 +146,7 @@ def _cell(row: list[str], column: int | None) -> str:
 
 
 def _absolute(name: str, folder: str) -> str:
-    """Return the URI of an entry; one that cannot be read stays as it is."""
+    """Return the URI of an entry; one with another scheme is left unchanged."""
     if "://" in name or not name:
         try:
             return storage.canonical(name)

@@ -1,4 +1,4 @@
-"""Files and objects behind one interface: local folders and S3.
+"""Storage: files and objects, in local folders and on S3, behind one interface.
 
-A URI enters; bytes, listings and objects created exactly once leave.
+Functions take URIs and return bytes or listings; writes create objects exactly once.
 """

@@ -1,7 +1,7 @@
-"""Sets of 16-byte digests that do not fit into memory: cut by their first byte, on local disk.
+"""Sets of 16-byte digests on local disk, partitioned by their first byte.
 
-A digest takes 20 bytes of temporary disk (TMPDIR). In memory are at most 2^20 digests that wait to
-be written, and one of 256 partitions while it is sorted: 4 million digests, 80 MB, of 10^9.
+A digest takes 20 bytes of temporary disk (TMPDIR). Memory holds at most 2^20 digests that wait to
+be written, and one of 256 partitions while it is sorted: 80 MB for a set of 10^9 digests.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +20,12 @@ _RECORD = np.dtype([("digest", "S16"), ("number", "<u4")])
 
 
 def digests_of_hex(text: str) -> NDArray[np.bytes_]:
-    """Digests from 32 hexadecimal digits each, without separators; raises ValueError."""
+    """Parse digests of 32 hexadecimal digits each, without separators; raises ValueError."""
     return np.frombuffer(bytes.fromhex(text), "S16")
 
 
 class Digests:
-    """A multiset of digests, each with a number of the caller's; a context manager."""
+    """Multiset of digests, each with a number that the caller chooses; a context manager."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="prompt-iml-")
@@ -37,12 +36,7 @@ class Digests:
     def __enter__(self) -> Digests:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._sorted.clear()
         self._folder.cleanup()
 
@@ -56,7 +50,7 @@ class Digests:
             self._write()
 
     def repeated(self) -> Iterator[tuple[str, list[int]]]:
-        """The digests that were added more than once, in hexadecimal, with their numbers."""
+        """Yield each digest that was added more than once, in hexadecimal, with its numbers."""
         self._write()
         for partition in range(PARTITIONS):
             records = self._read(partition)
@@ -67,7 +61,7 @@ class Digests:
                 yield _hex(twins["digest"][:1]), twins["number"].tolist()
 
     def contains(self, digests: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-        """Which of an array of `S16` were added; nothing is to be added afterwards."""
+        """Return (n,) bool: which of (n,) `S16` digests were added; nothing may be added later."""
         self._write()
         found = np.zeros(len(digests), bool)
         first = _first_bytes(digests)
@@ -92,13 +86,13 @@ class Digests:
                     file.write(chunk.tobytes())
 
     def _read(self, partition: int) -> NDArray[np.void]:
-        """A partition, sorted."""
+        """Read a partition into memory, sorted."""
         path = self._path(partition)
         records = np.fromfile(path, _RECORD) if path.exists() else np.empty(0, _RECORD)
         return records[np.argsort(records["digest"], kind="stable")]
 
     def _mapped(self, partition: int) -> NDArray[np.void]:
-        """A partition, sorted, in the page cache rather than in memory."""
+        """Return a partition, sorted and memory-mapped."""
         if partition not in self._sorted:
             records = self._read(partition)
             if len(records):

@@ -1,4 +1,4 @@
-"""Lists the objects below a folder or prefix as a stream: 10^9 keys take constant memory."""
+"""Listing of the objects below a folder or prefix as a stream, in constant memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef
 
 LISTING_THREADS = 16
-KEYS_PER_PAGE = 1000  # the most that S3 gives
+KEYS_PER_PAGE = 1000  # maximum of S3
 RANGES_PER_PAGE = 64
 
 Skip = Callable[[str], bool]
@@ -27,15 +27,15 @@ def list_objects(
 ) -> Iterator[ObjectRef]:
     """Yield every file below a folder, or object below a prefix.
 
-    The order depends on the names alone. It is that of the bytes of the whole names, except on S3
-    beyond one page (1000 keys): there 16 ranges of the keys are listed at once and take turns, a
-    page each.
+    The order depends on the names alone. It is the byte order of the whole names, except on S3
+    beyond one page (1000 keys): there 16 ranges of the keys are listed at once, and their pages
+    alternate.
 
     Args:
-        folder: canonical URI.
+        folder: canonical URI to list.
         skip: called with the name of a file or folder (without its parents); True skips it and
             all below it.
-        starts: list only names below the folder that start with this.
+        starts: prefix of the names below the folder that are listed.
 
     Raises:
         FetchError: the folder, or a folder below it, cannot be listed.
@@ -55,13 +55,13 @@ def _list_local(folder: str, skip: Skip, starts: str) -> Iterator[ObjectRef]:
 
 
 def _walk(folder: str, above: frozenset[tuple[int, int]], skip: Skip) -> Iterator[str]:
-    """Yield the paths of all but folders; links are followed."""
+    """Yield the paths of everything but folders; links are followed."""
     with storage.fetching(f"file://{folder}"):
         status = Path(folder).stat()
         with os.scandir(folder) as scan:
             entries = sorted((_s3_order(entry), entry.path) for entry in scan)
     here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder that contains it
+    if here in above:  # reached through a link to a folder that contains it
         return
     for name, path in entries:
         if skip(os.fsdecode(name.rstrip(b"/"))):
@@ -73,7 +73,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], skip: Skip) -> Iterato
 
 
 def _s3_order(entry: os.DirEntry[str]) -> bytes:
-    """Return the name, with a slash behind that of a folder: the order of keys in S3."""
+    """Return the sort key that gives the order of S3: the name, with a slash after a folder's."""
     is_folder = entry.is_dir(follow_symlinks=False) or (
         entry.is_symlink() and Path(entry.path).is_dir()
     )
@@ -85,7 +85,7 @@ def _local_ref(path: str) -> ObjectRef | None:
     try:
         status = Path(path).stat()
     except OSError:
-        return ObjectRef(uri)  # a link to nothing: reading it fails
+        return ObjectRef(uri)  # a broken link: reading it fails
     return storage.local_ref(uri, status) if stat.S_ISREG(status.st_mode) else None
 
 
@@ -93,7 +93,7 @@ def _local_ref(path: str) -> ObjectRef | None:
 class _Range:
     """Keys of a bucket with a prefix, after `start` and before `end` where they are set.
 
-    `token` says where within the range the next page begins.
+    `token` is the store's continuation token of the next page in the range.
     """
 
     bucket: str
@@ -133,7 +133,7 @@ def _pages(whole: _Range) -> Iterator[list[dict[str, Any]]]:
 
 
 def _page(part: _Range) -> tuple[list[dict[str, Any]], _Range | None]:
-    """Return the next keys of a range, and the rest of it."""
+    """Return the next page of a range, and the rest of the range, None at its end."""
     answer = _list(part)
     page = answer.get("Contents", [])
     inside = [entry for entry in page if not part.end or entry["Key"] < part.end]
@@ -143,7 +143,7 @@ def _page(part: _Range) -> tuple[list[dict[str, Any]], _Range | None]:
 
 
 def _split(whole: _Range) -> Iterator[_Range]:
-    """Split the range where folders begin; not where a page has none."""
+    """Yield parts of a range, split where folders begin; the range itself without folders."""
     start = ""
     level: _Range | None = _branching(whole)
     while level:
@@ -159,7 +159,7 @@ def _split(whole: _Range) -> Iterator[_Range]:
 
 
 def _branching(part: _Range) -> _Range:
-    """Return the prefix, or the first one below it that holds more than a single folder."""
+    """Return the first prefix, at or below this one, that holds more than a single folder."""
     answer = _list(part, Delimiter="/")
     folders = answer.get("CommonPrefixes", [])
     if len(folders) == 1 and not answer.get("Contents") and not answer["IsTruncated"]:

@@ -1,4 +1,4 @@
-"""Work in threads whose results come in order, with a bound on how many are held."""
+"""Parallel map in threads, with ordered results and bounded look-ahead."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def in_order(
 ) -> Iterator[R]:
     """Yield `work` of each argument, in order, with at most `ahead` of them submitted.
 
-    Unlike `pool.map`, it takes arguments only as results are consumed. Closing it cancels what has
-    not begun. Before each result, `ready` is called with the number of results that are done.
+    Unlike `pool.map`, it takes arguments only as results are consumed. Closing the generator
+    cancels the calls that have not begun. While arguments are left, `ready` is called before each
+    result with the number of results that are done.
     """
     pending: deque[Future[R]] = deque()
     try:

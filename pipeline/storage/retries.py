@@ -1,4 +1,4 @@
-"""Reads that are tried again: what passes is waited for, what does not is told at once."""
+"""Retries of reads from a store, for errors that may pass."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a call is tried.
+class RetryPolicy:
+    """Limits of the attempts at one call.
 
     Attributes:
-        attempts: calls at the most.
-        first_wait, longest_wait: seconds; a wait is drawn from 0 to `first_wait`, doubled with
-            every attempt up to `longest_wait` ("full jitter": a thousand readers that were
+        attempts: maximum number of calls.
+        first_wait, longest_wait: seconds; a wait is uniformly random from 0 to `first_wait`, which
+            doubles with every attempt up to `longest_wait` ("full jitter": readers that were
             refused together do not come back together).
         budget: seconds after which no further attempt begins.
     """
@@ -31,20 +31,20 @@ class Patience:
     budget: float = 180.0
 
 
-def patiently(call: Callable[[], R], patience: Patience) -> R:
-    """The call's result, after as many attempts as it takes.
+def retry(call: Callable[[], R], policy: RetryPolicy) -> R:
+    """Call until it succeeds, and return its result.
 
     Raises:
-        FetchError: the last attempt's; at the first attempt what waiting does not mend
-            (`NotFound`, `Denied`, `DamagedShard`).
+        FetchError: the error of the last attempt. Errors that do not pass (`NotFound`, `Denied`,
+            `DamagedShard`) are raised at once.
     """
-    deadline = time.monotonic() + patience.budget
-    for attempt in range(patience.attempts):
+    deadline = time.monotonic() + policy.budget
+    for attempt in range(policy.attempts):
         try:
             return call()
         except FetchError as error:
-            wait = random.uniform(0, min(patience.first_wait * 2**attempt, patience.longest_wait))
-            is_last = attempt == patience.attempts - 1 or time.monotonic() + wait > deadline
+            wait = random.uniform(0, min(policy.first_wait * 2**attempt, policy.longest_wait))
+            is_last = attempt == policy.attempts - 1 or time.monotonic() + wait > deadline
             if is_last or type(error) not in (FetchError, FetchTimeout):
                 raise
         time.sleep(wait)

@@ -1,14 +1,13 @@
-"""Everything that touches a file system or an object store.
+"""Access to files and objects: look up, read, stream and write them by URI.
 
 A URI is `file:///abs/path` or `s3://bucket/key`, and is literal: nothing in it is
 percent-encoded. Names need not be UTF-8 (surrogateescape); `display_name` makes them so.
 
-Reading goes through fsspec (s3fs) and fails with a `FetchError`; what an object store answers is
-tried again for minutes (`PATIENCE`) and believed only if the bytes are as many as they should be.
-Writing goes through boto3, which retries by itself and whose conditional PUT creates an object
-once and whole, or through a hard link, which does the same on a disk, and fails with a
-`UsageError`. S3 is configured as every AWS tool is: AWS_ENDPOINT_URL, AWS_PROFILE,
-AWS_ACCESS_KEY_ID and so on.
+Reads use fsspec (s3fs) and raise `FetchError`. Reads from an object store are retried for several
+minutes (`RETRIES`) and checked against the object's size. Writes to an object store use boto3,
+which retries by itself; its conditional PUT creates an object once and whole. On a disk a hard link
+does the same. Writes raise `UsageError`. S3 is configured by the usual variables of AWS tools:
+AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and so on.
 """
 
 from __future__ import annotations
@@ -45,19 +44,20 @@ from prompt_iml.engine.errors import (
     OutputNotWritable,
     UsageError,
 )
-from prompt_iml.pipeline.storage.retries import Patience, patiently
+from prompt_iml.pipeline.logs import one_line
+from prompt_iml.pipeline.storage.retries import RetryPolicy, retry
 from prompt_iml.pipeline.units import ObjectRef
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-STREAM_BLOCK = 8 << 20  # bytes a ranged GET of a stream asks for
+STREAM_BLOCK = 8 << 20  # bytes of one ranged GET of a stream
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-PATIENCE = Patience()  # with one read from an object store
+RETRIES = RetryPolicy()  # of one read from an object store
 _CLIENT = {"connect_timeout": 10, "read_timeout": 30, "max_pool_connections": 64}
 _WRITE_ATTEMPTS = {"mode": "standard", "total_max_attempts": 10}  # waits up to 20 s, with jitter
-_ONE_ATTEMPT = {"mode": "standard", "total_max_attempts": 1}  # `patiently` does it
+_ONE_ATTEMPT = {"mode": "standard", "total_max_attempts": 1}  # `retry` repeats it
 _BAD_CREDENTIALS = {
     "ExpiredToken",
     "InvalidAccessKeyId",
@@ -68,10 +68,10 @@ CREDENTIALS_FIX = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFI
 
 
 def canonical(name: str) -> str:
-    """The one URI of a path or URI, without a trailing slash.
+    """Return the canonical URI of a path or URI, without a trailing slash.
 
     Raises:
-        UsageError: neither a path nor a URI of a scheme that we read.
+        UsageError: the name is neither a path nor a `file://` or `s3://` URI.
     """
     match = _SCHEME.match(name)
     if match is None and name:
@@ -87,40 +87,40 @@ def canonical(name: str) -> str:
 
 
 def is_canonical(uri: str) -> bool:
-    """Whether it is of a scheme that we read."""
+    """Return whether a URI has a scheme that can be read."""
     return uri.startswith(("file://", "s3://"))
 
 
 def is_s3(uri: str) -> bool:
-    """Whether a canonical URI lies on S3."""
+    """Return whether a canonical URI lies on S3."""
     return uri.startswith("s3://")
 
 
 def local_path(uri: str) -> Path:
-    """The path of a `file://` URI."""
+    """Return the path of a `file://` URI."""
     return Path(uri.removeprefix("file://"))
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """Bucket and key of an `s3://` URI."""
+    """Return the bucket and the key of an `s3://` URI."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
 
 def display_name(name: str) -> str:
-    """The name as valid UTF-8: bytes that are not are shown as `\\xff`."""
+    """Return the name as valid UTF-8; other bytes are written as `\\xff`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def look_up(uri: str) -> ObjectRef | None:
-    """The file or object at a URI; None for a folder or prefix.
+    """Return the file or object at a URI; None for a folder or prefix.
 
     Raises:
-        FetchError: `NotFound` when there is nothing, `Denied`, or that it is no regular file.
+        FetchError: `NotFound`, `Denied`, or the path is not a regular file.
     """
     if not is_s3(uri):
         return _look_up_local(uri)
-    found = patiently(lambda: _info(uri), PATIENCE)
+    found = retry(lambda: _info(uri), RETRIES)
     if found["type"] == "directory":
         return None
     return ObjectRef(uri, found["size"], found["ETag"].strip('"'))
@@ -143,12 +143,12 @@ def _look_up_local(uri: str) -> ObjectRef | None:
 
 
 def local_ref(uri: str, status: os.stat_result) -> ObjectRef:
-    """The local file of that status."""
+    """Return the reference to a local file with this status."""
     return ObjectRef(uri, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file, an object or a folder at the URI."""
+    """Return whether there is a file, an object or a folder at the URI."""
     try:
         look_up(uri)
     except NotFound:
@@ -157,25 +157,25 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str, size_bytes: int = -1) -> bytes:
-    """All bytes of a file or object.
+    """Read all bytes of a file or object.
 
     Args:
-        uri: where it is.
-        size_bytes: as listed; -1 when unknown. An object must have as many, or as many as the
-            store says now: a body that breaks off can look whole.
+        uri: URI of the file or object.
+        size_bytes: its listed size; -1 when unknown. The bytes of an object must match this size
+            or the one that the store reports now: a truncated body can look complete.
 
     Raises:
         FetchError: `NotFound`, `Denied`, `FetchTimeout`, or another reason.
     """
     if not is_s3(uri):
         return _read_once(uri)
-    return patiently(lambda: _read_whole(uri, size_bytes), PATIENCE)
+    return retry(lambda: _read_whole(uri, size_bytes), RETRIES)
 
 
 def _read_whole(uri: str, size_bytes: int) -> bytes:
     data = _read_once(uri)
     if len(data) != size_bytes and len(data) != _info(uri)["size"]:
-        raise FetchError(f"{display_name(uri)}: {len(data)} bytes arrived, and there are more")
+        raise FetchError(f"{display_name(uri)}: {len(data)} bytes arrived, which is not its size")
     return data
 
 
@@ -187,23 +187,23 @@ def _read_once(uri: str) -> bytes:
 
 
 def open_stream(uri: str) -> BinaryIO:
-    """A seekable stream over a file or object that holds a few MiB of it at a time.
+    """Open a seekable stream over a file or object, which holds a few MiB of it at a time.
 
     Raises:
-        FetchError: here, and from every method of the stream.
+        FetchError: from this call and from every method of the stream.
     """
     return io.BufferedReader(_Stream(uri), 1 << 20)
 
 
 class _Stream(io.RawIOBase):
-    """A file of fsspec whose failures are FetchErrors; over an object, they are outlasted."""
+    """Stream over a file of fsspec that raises `FetchError`; errors of objects are retried."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._patience = PATIENCE if is_s3(uri) else Patience(attempts=1)
+        self._retries = RETRIES if is_s3(uri) else RetryPolicy(attempts=1)
         self._position = 0
         self._file: Any = None
-        patiently(self._opened, self._patience)
+        retry(self._opened, self._retries)
 
     def readable(self) -> bool:
         return True
@@ -212,7 +212,7 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        count = patiently(lambda: self._read_once(buffer), self._patience)
+        count = retry(lambda: self._read_once(buffer), self._retries)
         self._position += count
         return count
 
@@ -230,14 +230,13 @@ class _Stream(io.RawIOBase):
         super().close()
 
     def _read_once(self, buffer: WriteableBuffer) -> int:
-        """Read on, in a file opened anew if the last attempt failed: what that one holds of the
-        object may be wrong."""
+        """Read on; an error closes the file, whose buffered bytes may be wrong."""
         file = self._opened()
         try:
             with fetching(self._uri):
                 count: int = file.readinto(buffer)
                 if not count and self._position < file.size:
-                    raise OSError(f"breaks off at byte {self._position} of {file.size}")
+                    raise OSError(f"truncated at byte {self._position} of {file.size}")
         except FetchError:
             self._drop()
             raise
@@ -261,14 +260,14 @@ class _Stream(io.RawIOBase):
 
 
 def create_once(uri: str, data: bytes) -> bool:
-    """Create a file whole, unless there is one of that name already.
+    """Create a file whole, unless it exists already; return whether this call created it.
 
-    Of any number of concurrent creators exactly one gets True, and nobody ever sees a part of
-    the file. False also when our own first attempt arrived and only its answer was lost.
+    Exactly one of any number of concurrent callers gets True, and no reader ever sees a part of the
+    file. The result is also False when the first attempt succeeded and only its response was lost.
 
     Raises:
-        OutputNotWritable: the location refuses a file.
-        CredentialsFailed: the object store refuses who we are.
+        OutputNotWritable: the file cannot be written there.
+        CredentialsFailed: the object store refuses the credentials.
     """
     with _writing(uri):
         if is_s3(uri):
@@ -277,7 +276,7 @@ def create_once(uri: str, data: bytes) -> bool:
 
 
 def write(uri: str, data: bytes) -> None:
-    """Write a file whole, in place of one that may be there. Raises as `create_once`."""
+    """Write a file whole and replace an existing one; raises as `create_once`."""
     with _writing(uri):
         if is_s3(uri):
             bucket, key = split_s3(uri)
@@ -287,7 +286,7 @@ def write(uri: str, data: bytes) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file, if it is there. Raises as `create_once`."""
+    """Remove a file, if it exists; raises as `create_once`."""
     with _writing(uri):
         if is_s3(uri):
             bucket, key = split_s3(uri)
@@ -297,12 +296,12 @@ def remove(uri: str) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Prove that `create_once` works under a folder: leaves an empty `_runs/.writable` there.
+    """Check that `create_once` works under a folder; leaves an empty `_runs/.writable` there.
 
     Raises:
-        OutputNotWritable: also when the store ignores `If-None-Match`, the guarantee of every
-            part file.
-        CredentialsFailed: the object store refuses who we are.
+        OutputNotWritable: the folder is not writable, or the store ignores `If-None-Match`, without
+            which parts could be overwritten.
+        CredentialsFailed: the object store refuses the credentials.
     """
     probe = f"{uri}/_runs/.writable"
     create_once(probe, b"")
@@ -314,13 +313,13 @@ def check_writable(uri: str) -> None:
 
 
 def s3_client() -> Any:
-    """This process's boto3 client, which threads may share."""
+    """Return the boto3 client of this process, which threads may share."""
     return _client(os.getpid())
 
 
 @contextmanager
 def fetching(uri: str) -> Iterator[None]:
-    """Turn what a store raises on reading into the FetchError that it means."""
+    """Convert the errors that a store raises on reading to `FetchError`."""
     try:
         yield
     except (OSError, BotoCoreError, ClientError, ValueError) as error:
@@ -330,40 +329,40 @@ def fetching(uri: str) -> Iterator[None]:
 
 
 def _fetch_error(uri: str, error: Exception) -> FetchError:
-    told = f"{display_name(uri)}: {_reason(error)}"
+    message = f"{display_name(uri)}: {_reason(error)}"
     if isinstance(error, ClientError):
         error = _as_os_error(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return NotFound(told)
+        return NotFound(message)
     if isinstance(error, PermissionError | NoCredentialsError | PartialCredentialsError):
-        return Denied(told)
+        return Denied(message)
     if isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError):
-        return FetchTimeout(told)
-    return FetchError(told)
+        return FetchTimeout(message)
+    return FetchError(message)
 
 
 @contextmanager
 def _writing(uri: str) -> Iterator[None]:
-    told = f"cannot write {display_name(uri)}"
+    message = f"cannot write {display_name(uri)}"
     try:
         yield
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise CredentialsFailed(f"{told}: {_reason(error)}; {CREDENTIALS_FIX}") from error
+        raise CredentialsFailed(f"{message}: {_reason(error)}; {CREDENTIALS_FIX}") from error
     except ClientError as error:
         if error.response["Error"].get("Code") in _BAD_CREDENTIALS:
-            raise CredentialsFailed(f"{told}: {_reason(error)}; {CREDENTIALS_FIX}") from error
-        raise OutputNotWritable(f"{told}: {_reason(error)}; choose another --output") from error
+            raise CredentialsFailed(f"{message}: {_reason(error)}; {CREDENTIALS_FIX}") from error
+        raise OutputNotWritable(f"{message}: {_reason(error)}; choose another --output") from error
     except (OSError, BotoCoreError) as error:
-        raise OutputNotWritable(f"{told}: {_reason(error)}; choose another --output") from error
+        raise OutputNotWritable(f"{message}: {_reason(error)}; choose another --output") from error
 
 
 def _reason(error: Exception) -> str:
-    """The error in one line."""
+    """Return the error in one line."""
     if isinstance(error, ClientError):
         answer = error.response["Error"]
         return f"{answer.get('Code')}: {answer.get('Message')}"
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(display_name(told).split()) or type(error).__name__
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return one_line(display_name(message)) or type(error).__name__
 
 
 def _as_os_error(error: ClientError) -> Exception:
@@ -374,7 +373,7 @@ def _as_os_error(error: ClientError) -> Exception:
 
 
 def _wire_errors() -> tuple[type[Exception], ...]:
-    """What else s3fs lets through; told only when needed, as importing it takes half a second."""
+    """Return more types that s3fs raises; called late, as importing them takes half a second."""
     from aiohttp import ClientError as WireError
 
     return (WireError,)
@@ -407,7 +406,7 @@ def _link_once(path: Path, data: bytes) -> bool:
 
 
 def _write_aside(path: Path, data: bytes) -> Path:
-    """The bytes, on the disk under a hidden name in the folder of `path`."""
+    """Write the bytes to a hidden file beside `path`, flush them to the disk; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}.{secrets.token_hex(8)}"
     with aside.open("xb") as file:
@@ -419,15 +418,15 @@ def _write_aside(path: Path, data: bytes) -> Path:
 
 @functools.cache
 def _filesystem(scheme: str, pid: int) -> Any:
-    """One a process, for all its threads: connections outlive no fork."""
+    """Return the file system of a process: connections must not be used after a fork."""
     if scheme == "file":
         return fsspec.filesystem("file")
-    if scheme != "s3":  # fsspec knows many more, some of them other names of this machine's disk
+    if scheme != "s3":  # fsspec has many more, some of which are aliases of the local disk
         raise FetchError(f"{scheme}:// is not read: use a path, file:///abs/path or s3://")
     filesystem = fsspec.filesystem(
         scheme,
         use_listings_cache=False,
-        max_concurrency=1,  # else every read asks for the size first
+        max_concurrency=1,  # else every read requests the size first
         config_kwargs=_CLIENT | {"retries": _ONE_ATTEMPT},
         skip_instance_cache=True,
     )

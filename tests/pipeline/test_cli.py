@@ -19,7 +19,7 @@ FLAGS = Path(__file__).with_name("golden_flags.txt")
 
 
 def test_flags_are_frozen() -> None:
-    """The command line is a contract: a change here is a change for every user's script."""
+    """Users' scripts rely on the flags, so a change must be deliberate."""
     lines = [
         f"{name} {field.replace('_', '-')} = {spec.get_default()!r}"
         for name, entry in commands().items()
@@ -92,7 +92,7 @@ for command in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What each wrong command did, all in one process, as a new one takes half a second."""
+    """Run all wrong commands in one process, because starting one takes half a second."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "empty").mkdir()
     (folder / "photo.jpg").write_bytes(b"a photograph")
@@ -197,11 +197,12 @@ def test_flag_over_environment_over_file_over_default(
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("waveunits = 3", "waveunits"), ('decoder = "pillow"', "decoder is gone")]
+    ("line", "message"),
+    [("waveunits = 3", "waveunits"), ('decoder = "pillow"', "decoder was removed")],
 )
 def test_a_setting_that_is_not_there_is_refused_in_the_file(
     line: str,
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -209,7 +210,7 @@ def test_a_setting_that_is_not_there_is_refused_in_the_file(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompt-iml.toml").write_text(f"[scan]\n{line}\n")
     assert main(["scan", "in", "--output", "out"]) == 2
-    assert said in one_line(capsys)
+    assert message in one_line(capsys)
 
 
 def test_a_command_without_a_table_in_the_file_takes_its_defaults(
@@ -238,5 +239,5 @@ def test_every_error_has_its_own_code() -> None:
     codes = [error.__dict__.get("code") for error in tree(PromptImlError)]
     named = [code for code in codes if code]
     assert len(named) == len(codes) - 2  # ImageError and Fatal are abstract
-    named.remove("timeout")  # of the store, and of an image: the stage tells them apart
+    named.remove("timeout")  # of the store, and of an image: the stage distinguishes them
     assert len(named) == len(set(named))

@@ -1,4 +1,4 @@
-"""Lines for people and for machines."""
+"""Log lines, as text and as JSON."""
 
 from __future__ import annotations
 

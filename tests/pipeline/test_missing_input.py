@@ -1,4 +1,4 @@
-"""Commands on what does not exist: one line, exit 2, nothing written."""
+"""Commands on missing inputs print one line, exit with 2 and write nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make scan`: that the packaged weights find forgeries, and what a newcomer is left with."""
+"""`make scan`: the packaged weights find forgeries, and the demo leaves its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEGABYTE = 1_000_000
 
 @pytest.mark.usefixtures("cluster")
 def test_the_demo_finds_its_forgeries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The floors lie well below what prompt-iml-micro@8 has: F1 .64, AUC .90, splices .83."""
+    """The floors are well below the results of prompt-iml-micro@8: F1 .64, AUC .90, splices .83."""
     monkeypatch.chdir(tmp_path)
     summary = demo(DemoSettings(max_actors=1))
     assert (summary["listed"], summary["ok"]) == (24, 24)

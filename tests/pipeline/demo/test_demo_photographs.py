@@ -1,4 +1,4 @@
-"""The demo's set: real photographs, manipulated where the masks say, with the same histories."""
+"""Images of the demo: real photographs with exact masks and equal histories."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_masks_lie_in_the_frame_of_the_file(images: list[DemoImage]) -> None:
 
 
 def test_manipulated_and_authentic_files_have_the_same_histories(images: list[DemoImage]) -> None:
-    """Neither the format nor the tables may tell them apart."""
+    """Neither the format nor the tables may distinguish them."""
 
     def last_save(image: DemoImage) -> str:
         with Image.open(io.BytesIO(image.data)) as file:
@@ -74,7 +74,7 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(generate_set(0, ["splice"]))) == 2
 
 
-def test_without_scikit_image_one_line_says_what_to_install(
+def test_without_scikit_image_one_line_names_the_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(photographs, "find_spec", lambda _: None)

@@ -1,4 +1,4 @@
-"""Scores as probabilities, and thresholds at the rates they were chosen for."""
+"""Calibration: scores are probabilities, and thresholds keep their rates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from prompt_iml.pipeline.evaluation.images import MASK_THRESHOLDS, ImageResult
 
 
 def image(forged: bool, score_raw: float, f1: float = 0.0, masked: float = 0.0) -> ImageResult:
-    """An image whose F1 and masked share are the same at every threshold."""
+    """Return the result of an image with the same F1 and masked share at every threshold."""
     many = np.ones(len(MASK_THRESHOLDS))
     f1 = f1 if forged else math.nan
     return ImageResult(
@@ -48,7 +48,7 @@ def image(forged: bool, score_raw: float, f1: float = 0.0, masked: float = 0.0) 
 
 
 def population(images: int = 1000, seed: int = 0) -> list[ImageResult]:
-    """As many forged as authentic; log-odds are 2 x logit - 1 by construction."""
+    """Return equally many forged and authentic images, with log-odds of 2 x logit - 1."""
     rng = np.random.default_rng(seed)
     logits = np.concatenate([rng.normal(1.0, 0.7, images), rng.normal(0.0, 0.7, images)])
     return [image(index < images, float(logit)) for index, logit in enumerate(logits)]

@@ -143,7 +143,7 @@ def test_only_scored_rows_of_known_images_are_read(
     assert [each["sha256"] for each in read_rows(results, truth)] == ["a", "b", "c"]
 
 
-def test_the_table_tells_every_number(rows: list[dict[str, Any]], truth: list[Truth]) -> None:
+def test_the_table_shows_every_number(rows: list[dict[str, Any]], truth: list[Truth]) -> None:
     printed = table(compare(rows, truth))
     assert printed.splitlines()[1:4] == [
         "removal            1     0.000   0.000",

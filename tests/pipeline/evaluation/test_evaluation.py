@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, against cases by hand and against scikit-learn."""
+"""Metrics of an evaluation, compared with cases by hand and with scikit-learn."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ POLICY = Policy("test", 1.0, 0.0, 0.9, 0.2, 0.5, 0.01)
 
 @dataclass
 class Redness(Engine):
-    """Mask logits: red of each 4x4 cell against 100. Score: 3 when any cell is red, else -3."""
+    """Engine whose mask logits are the red of 4x4 cells above 100; its score is 3 or -3."""
 
     name: str = "redness"
 
@@ -70,7 +70,7 @@ class Redness(Engine):
 
 
 def blocks(*places: tuple[slice, slice]) -> NDArray[np.uint8]:
-    """(256, 256, 3), dark but for bright places."""
+    """Return a dark picture, (256, 256, 3) uint8, with bright places."""
     pixels = np.full((256, 256, 3), 20, np.uint8)
     for place in places:
         pixels[place] = 200
@@ -83,7 +83,8 @@ RIGHT = slice(64, 128), slice(128, 192)
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Found; half of it missed; found nothing; two authentic, one with an alarm; one damaged."""
+    """Write three forged images (found, half found, missed), two authentic ones, of which one has
+    a false alarm, and a damaged one."""
     pictures = {
         "found.png": blocks(LEFT),
         "half.png": blocks(LEFT),
@@ -188,7 +189,7 @@ def test_the_truth_of_the_demo_is_a_manifest(tmp_path: Path) -> None:
 
 
 def test_evaluation_and_the_comparison_of_a_scan_agree(tmp_path: Path) -> None:
-    """The same images once through `evaluate_set`, once as rows of a scan."""
+    """Both metrics agree for the same images: of `evaluate_set` and of rows of a scan."""
     images = list(generate_set(5, ("splice", "retouch")))
     truth = write_shards(images, tmp_path, shards=1)
     detector = Detector(Redness(), load_model("prompt-iml-micro").view, POLICY)
@@ -227,7 +228,7 @@ def test_a_member_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.fixture(params=[1, 2, 3])
 def pixels(request: pytest.FixtureRequest) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(40, 30) logits with many ties, and a truth that they know something of."""
+    """Return (40, 30) logits with many ties, and a truth that correlates with them."""
     rng = np.random.default_rng(request.param)
     truth = rng.random((40, 30)) < 0.2
     return np.round(rng.normal(truth, 1.0), 1).astype(np.float32), truth
@@ -296,7 +297,7 @@ def photograph() -> Image:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_perturbation_keeps_what_it_says(name: str) -> None:
+def test_every_perturbation_keeps_what_it_documents(name: str) -> None:
     image = photograph()
     mask = image.pixels[..., 0] > 128
     changed, moved = perturb(name, image, mask, seed=1)

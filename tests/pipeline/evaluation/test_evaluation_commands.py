@@ -18,7 +18,7 @@ needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="n
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four forged and four authentic images in shards."""
+    """Write four forged and four authentic images in shards."""
     folder = tmp_path_factory.mktemp("evaluation") / "photos"
     return str(write_shards(generate_set(1, ("splice", "copy-move") * 2), folder, shards=1))
 
@@ -103,7 +103,7 @@ def test_a_wrong_manifest_is_one_line_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No heading of a table, no model loaded, no file made."""
+    """Neither the heading of a table nor a file is written, and no model is loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(f"pipeline.{command}.load_model", None)
     (tmp_path / "columns.csv").write_text("picture\n")

@@ -1,4 +1,4 @@
-"""The generator of forgeries: believable, reproducible, and without a leak."""
+"""Generator of forgeries: plausible, reproducible, without leaks of the label."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MANIPULATIONS = [kind for kind in KINDS if kind != "authentic"]
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    """Over scikit-image's photographs, saved as cameras might have; one has an outline."""
+    """Return a generator over scikit-image's photographs, saved as by cameras, one outlined."""
     folder = tmp_path_factory.mktemp("photos")
     outline = tuple(read_polygons(_write(folder / "cat.txt", "15 .2 .2 .6 .15 .7 .6 .3 .7\n")))
     photos = []
@@ -62,7 +62,7 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def test_an_example_is_what_its_seed_says(generator: Generator) -> None:
+def test_an_example_depends_on_its_seed_alone(generator: Generator) -> None:
     first, again, other = generator.example(1, 2), generator.example(1, 2), generator.example(1, 3)
     assert np.array_equal(first.pixels, again.pixels)
     assert np.array_equal(first.mask, again.mask)
@@ -70,7 +70,7 @@ def test_an_example_is_what_its_seed_says(generator: Generator) -> None:
 
 
 def test_what_a_seed_samples_is_the_same_in_every_version() -> None:
-    """Validation sets are made again and runs resumed by it; the pixels depend on libraries."""
+    """Validation sets and resumed runs rely on it; pixels also depend on libraries."""
     outline = np.array([(0.0, 0.0), (9.0, 0.0), (9.0, 9.0)])
     scenes = [Scene(GREY, (outline,)), Scene(GREY, ())]
     generator = Generator(scenes, [((1,) * 64, (2,) * 64)])
@@ -147,7 +147,7 @@ def test_a_donor_of_an_album_has_the_hosts_history(generator: Generator) -> None
 
 
 def test_format_table_and_size_do_not_give_the_label_away(generator: Generator) -> None:
-    """All of a history that a file shows; the label is sampled after it."""
+    """The visible parts of a history do not predict the label, which is sampled later."""
     sampled = [generator.sample(np.random.default_rng((7, index))) for index in range(4000)]
     forged = np.array([kind != "authentic" for _, _, kind in sampled])
     seen = np.array([_shown(history) for _, history, _ in sampled])
@@ -156,14 +156,14 @@ def test_format_table_and_size_do_not_give_the_label_away(generator: Generator) 
 
 
 def _shown(history: History) -> list[float]:
-    """Table, format and size."""
+    """Return features of table, format and size."""
     table = read_tables(encode(GREY, history.last))[0] if history.last else (0,) * 64
     shown = table if history.has_table else (1,) * 64
     return [*np.log2(np.add(shown, 1)), history.last is None, *history.shape]
 
 
 def _fitted_auc(features: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    """AUC of a ridge classifier fitted on one half, on the other."""
+    """Return the AUC on one half of a ridge classifier that is fitted on the other."""
     design = np.column_stack([features - features.mean(0), np.ones(len(features))])
     fit, test = design[::2], design[1::2]
     gram = fit.T @ fit + np.eye(design.shape[1])
@@ -213,7 +213,7 @@ def test_some_are_small_and_mirrored(examples: list[Example]) -> None:
 
 
 def _mirrored(pixels: Pixels) -> bool:
-    """Across, at some edge of the grid from `SMALLEST` on."""
+    """Return whether an image is mirrored across an edge of the grid from `SMALLEST` on."""
     for width in range(SMALLEST, SIDE, 8):
         beyond = SIDE - width
         if np.array_equal(pixels[:, width:], pixels[:, width - beyond : width][:, ::-1]):

@@ -42,7 +42,7 @@ def outcome(row: Row) -> Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[tuple[Row, Outcome]]:
-    """All files of the manifest, decoded in threads, as a scan does."""
+    """Decode all files of the manifest in threads, as a scan does."""
     with (FOLDER / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     with ThreadPoolExecutor(4) as pool:
@@ -55,7 +55,7 @@ def test_every_file_has_one_outcome(outcomes: list[tuple[Row, Outcome]]) -> None
     assert codes == CODES
 
 
-def test_errors_say_what_and_hold_what_a_row_holds(outcomes: list[tuple[Row, Outcome]]) -> None:
+def test_errors_have_a_message_and_facts_of_the_schema(outcomes: list[tuple[Row, Outcome]]) -> None:
     for row, found in outcomes:
         if isinstance(found, ImageError):
             assert str(found), row["path"]

@@ -1,4 +1,4 @@
-"""Bytes to pixels: every format and mode, EXIF, limits, damage, and no other exception."""
+"""Decoding of every format and mode: EXIF, limits, damage, and no undocumented exception."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CLEAN: dict[str, dict[str, Any]] = {
 
 
 def scene(width: int = 48, height: int = 32) -> Image.Image:
-    """Four quarters of different colour: no two of its rotations or mirrors are equal."""
+    """Return four quarters of different colour, whose rotations and mirrors all differ."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = 200, 40, 40
     pixels[: height // 2, width // 2 :] = 40, 200, 40
@@ -169,7 +169,7 @@ def test_12_bit_grey_fills_the_range() -> None:
 
 
 def tiff(strip: bytes, width: int, bits: int) -> bytes:
-    """A little-endian TIFF of one row of grey."""
+    """Return a little-endian TIFF of one row of grey."""
     tags = {256: width, 257: 1, 258: bits, 262: 1, 273: 86, 279: len(strip)}
     entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
     return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + strip
@@ -190,7 +190,7 @@ def tagged(orientation: int) -> Image.Exif:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_told_and_not_applied(kind: str, orientation: int) -> None:
+def test_exif_orientation_is_reported_and_not_applied(kind: str, orientation: int) -> None:
     found = opened(scene(), kind, exif=tagged(orientation), **CLEAN.get(kind, {}))
     known = {"exif_orientation": orientation, "width": 48, "height": 32}
     assert found.facts == found.facts | known
@@ -328,7 +328,7 @@ def test_content_decides_whatever_the_name_claims() -> None:
 
 
 @pytest.mark.parametrize("media_type", samples())
-def test_an_image_that_breaks_off_is_truncated(media_type: str) -> None:
+def test_an_incomplete_image_is_truncated(media_type: str) -> None:
     payload = samples()[media_type]
     for part in (0.4, 0.7):
         with pytest.raises(Truncated) as caught:
@@ -394,7 +394,7 @@ def test_sniff(head: bytes, media_type: str | None) -> None:
 
 
 def mutations() -> st.SearchStrategy[bytes]:
-    """A sample with some bytes changed and, at times, its end cut off."""
+    """Return a sample with some bytes changed and, at times, its end cut off."""
     change = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))
 
     def mutate(payload: bytes, changes: list[tuple[float, int]], keep: float) -> bytes:

@@ -1,4 +1,4 @@
-"""What a scan tells of itself: counted right, exported, and all that dashboards ask for."""
+"""Metrics and log of a scan: exact counts, exported under the names that dashboards use."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_time_until_each_is_counted() -> None:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What Prometheus would see at the end of a scan, and what the scan wrote on stderr: the
-    driver, and the workers in Ray's files (the driver passes on what comes before it ends)."""
+class Scan:
+    """Metrics that Prometheus would read at the end of a scan, and the log of its driver and
+    workers; the driver also repeats lines of the workers."""
 
     metrics: str
     driver: str
@@ -43,13 +43,13 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def scraped(told: Told) -> str:
-    return told.metrics
+def scraped(observed: Scan) -> str:
+    return observed.metrics
 
 
 @pytest.fixture(scope="module")
-def told(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """Of a scan of photographs and a broken one."""
+def observed(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    """Scan photographs and a broken one."""
     folder = tmp_path_factory.mktemp("metrics")
     (folder / "in").mkdir()
     for name, data in {**photographs, "broken.jpg": photographs["rocket.jpg"][:2000]}.items():
@@ -58,18 +58,18 @@ def told(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
     with short_folder() as sessions, ray_head(env, "--num-cpus=2", folder=sessions) as ports:
         command = [
             sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(folder / "in"),
-            "--run-id=told", f"--output={folder / 'out'}", f"--model={model}", "--max-actors=1",
+            "--run-id=metered", f"--output={folder / 'out'}", f"--model={model}", "--max-actors=1",
             "--max-failure-rate=1", "--log=json", f"--address=127.0.0.1:{ports['port']}",
         ]  # fmt: skip
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         url = f"http://127.0.0.1:{ports['metrics-export-port']}/metrics"
         files = sessions.glob("session_latest/logs/worker-*.err")
-        return Told(wait_for_metrics(url), done.stderr, "".join(f.read_text() for f in files))
+        return Scan(wait_for_metrics(url), done.stderr, "".join(f.read_text() for f in files))
 
 
 def wait_for_metrics(url: str) -> str:
-    """Ray's agent exports every few seconds what it was told."""
+    """Return the metrics once Ray's agent, which exports every few seconds, has the scan's."""
     text = ""
     for _ in range(60):
         with urllib.request.urlopen(url) as response:
@@ -81,7 +81,7 @@ def wait_for_metrics(url: str) -> str:
 
 
 def value(text: str, name: str, **tags: str) -> float:
-    """The sum of the samples with these tags."""
+    """Return the sum of the samples with these tags."""
     lines = [line for line in text.splitlines() if line.startswith(f"ray_{name}{{")]
     chosen = [line for line in lines if all(f'{k}="{v}"' in line for k, v in tags.items())]
     return sum(float(line.rpartition(" ")[2]) for line in chosen)
@@ -89,8 +89,8 @@ def value(text: str, name: str, **tags: str) -> float:
 
 def test_every_image_is_counted_by_status(scraped: str, photographs: dict[str, bytes]) -> None:
     images = next(name for name in NAME.findall(scraped) if name.startswith(metrics.IMAGES))
-    assert value(scraped, images, run="told", status="ok") == len(photographs)
-    assert value(scraped, images, run="told", code="truncated") == 1
+    assert value(scraped, images, run="metered", status="ok") == len(photographs)
+    assert value(scraped, images, run="metered", code="truncated") == 1
 
 
 def test_every_stage_takes_time(scraped: str) -> None:
@@ -98,26 +98,26 @@ def test_every_stage_takes_time(scraped: str) -> None:
         assert re.search(rf'ray_{metrics.SECONDS}\w*{{[^}}]*stage="{stage}"', scraped), stage
 
 
-def test_actors_tell_of_their_units(told: Told, photographs: dict[str, bytes]) -> None:
-    (done,) = [line for line in json_lines(told.workers) if line["message"] == "done"]
-    assert (done["run"], done["rows"]) == ("told", len(photographs) + 1)
-    assert {line["run"] for line in json_lines(told.driver + told.workers)} == {"told"}
+def test_actors_log_their_units(observed: Scan, photographs: dict[str, bytes]) -> None:
+    (done,) = [line for line in json_lines(observed.workers) if line["message"] == "done"]
+    assert (done["run"], done["rows"]) == ("metered", len(photographs) + 1)
+    assert {line["run"] for line in json_lines(observed.driver + observed.workers)} == {"metered"}
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """The objects; Ray puts who wrote a line before it."""
+    """Parse the objects in a log; Ray prefixes each line with its process."""
     return [json.loads(line[line.index("{") :]) for line in text.splitlines() if "{" in line]
 
 
-def asked_for() -> set[str]:
-    """The names in dashboards and alerts."""
+def used_names() -> set[str]:
+    """Return the names of metrics in dashboards and alerts."""
     texts = [path.read_text() for path in MONITORING.iterdir()]
     return {name for text in texts for name in NAME.findall(text)}
 
 
-def test_dashboards_and_alerts_ask_for_what_is_there(scraped: str) -> None:
-    assert asked_for() <= set(NAME.findall(scraped))
-    assert len(asked_for()) == len(OURS)
+def test_dashboards_and_alerts_use_exported_metrics(scraped: str) -> None:
+    assert used_names() <= set(NAME.findall(scraped))
+    assert len(used_names()) == len(OURS)
 
 
 def test_the_dashboard_can_be_loaded() -> None:
@@ -126,7 +126,7 @@ def test_the_dashboard_can_be_loaded() -> None:
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def test_alerts_say_what_to_do() -> None:
+def test_alerts_have_descriptions() -> None:
     rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
     for rule in rules["spec"]["groups"][0]["rules"]:
         assert rule["annotations"]["description"]

@@ -1,4 +1,4 @@
-"""The registry of prompt sets: reading, races for `current`, leases; on a disk and on S3."""
+"""Registry of prompt sets: reading, races for `current`, leases; on a disk and on S3."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def add(registry: Registry, number: int, verdict: dict[str, object] = PASSED) ->
 
 
 def outcome(step: Callable[[], object]) -> str:
-    """`done`, or the name of what was raised."""
+    """Run a step; return `done`, or the name of its error."""
     try:
         step()
     except (NotPromoted, LeaseHeld, LeaseLost) as error:
@@ -109,7 +109,7 @@ def test_find(registry: Registry) -> None:
 
 
 def test_the_same_set_with_another_policy_is_refused(registry: Registry) -> None:
-    """Or it would go live with a calibration that the gate has not seen."""
+    """It would be promoted with a calibration that the gate has not evaluated."""
     added = add(registry, 1)
     other = Policy("other")
     with pytest.raises(UsageError, match=r"stored with another calibration .* another --seed"):
@@ -165,7 +165,7 @@ def test_promote_and_roll_back_like_a_stack(registry: Registry) -> None:
 
 
 def test_what_is_current_is_not_promoted_again(registry: Registry) -> None:
-    """Or a rollback would lead back to it."""
+    """A rollback would lead back to the same set."""
     added = add(registry, 1)
     promote(registry, added, expected=None, by="ann")
     with pytest.raises(NotPromoted, match="current already"):
@@ -192,7 +192,7 @@ def _promote(registry: Registry, added: str, barrier: threading.Barrier) -> str:
 
 @pytest.fixture(scope="module")
 def processes(s3_endpoint: str) -> Iterator[ProcessPoolExecutor]:
-    """Two processes that know the S3 server and have imported what they will need."""
+    """Start two processes that know the S3 server and have imported all modules."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:
         list(pool.map(short_name, [None] * 4))
@@ -234,7 +234,7 @@ def test_swaps_of_many_threads_are_all_kept(registry: Registry) -> None:
 def test_an_answer_lost_on_the_way_is_found(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store has our entry and a retry of it is refused: the swap is ours, once."""
+    """An entry that was stored although its response was lost counts once."""
     create = storage.create_once
 
     def forgetful(uri: str, data: bytes) -> bool:
@@ -284,7 +284,7 @@ def test_an_expired_lease_is_taken_over_and_fenced_off(registry: Registry) -> No
     assert promote(registry, added, expected=None, by="next", lease=following).current == added
 
 
-def test_a_takeover_between_look_and_promotion_is_noticed(registry: Registry) -> None:
+def test_a_takeover_between_reading_and_promotion_is_noticed(registry: Registry) -> None:
     """The takeover comes after the promoter has read the log and before it writes to it."""
     slow = take_lease(registry, "slow", 0.01)
     time.sleep(0.02)
@@ -317,7 +317,7 @@ def test_a_lease_is_renewed_while_it_is_held(registry: Registry) -> None:
 def test_a_lost_lease_promotes_nothing_and_stays_lost(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its renewal is refused too, and its release leaves the next holder's lease."""
+    """Renewal is refused too, and release leaves the next holder's lease."""
     added = add(registry, 1)
     with leased(registry, "one", 600) as lease:
         with monkeypatch.context() as later:
@@ -335,13 +335,13 @@ def test_a_lost_lease_promotes_nothing_and_stays_lost(
 
 def test_following_current(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     follower = CurrentPromptSet(BASE, PromptSetRef(registry.uri, None, refresh=True))
-    assert not follower.look()
+    assert not follower.refresh()
     assert follower.model is BASE
     added = add(registry, 1)
     promote(registry, added, expected=None, by="test")
     pinned = CurrentPromptSet(BASE, PromptSetRef(registry.uri, None))
-    assert not pinned.look()
-    assert follower.look()
+    assert not pinned.refresh()
+    assert follower.refresh()
     assert follower.model.prompts.id == prompt_set(1).id
     reads: list[str] = []
     read = storage.read_bytes
@@ -351,10 +351,10 @@ def test_following_current(registry: Registry, monkeypatch: pytest.MonkeyPatch) 
         return read(uri)
 
     monkeypatch.setattr(storage, "read_bytes", counted)
-    assert not follower.look()
+    assert not follower.refresh()
     assert len(reads) == 1
     roll_back(registry, expected=added, by="test")
-    assert follower.look()
+    assert follower.refresh()
     assert follower.model is BASE
 
 
@@ -379,15 +379,15 @@ def test_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -> N
     registry = Registry(uri, BASE.sha256)
     good, bad = add(registry, 1), add(registry, 2, {"passed": False, "reasons": ["f1 fell"]})
     at = ("--registry", uri)
-    code, said, _ = run_models(capsys, "promote", good[:12], *at)
-    assert (code, said["current"]) == (0, good)
+    code, summary, _ = run_models(capsys, "promote", good[:12], *at)
+    assert (code, summary["current"]) == (0, good)
     code, _, err = run_models(capsys, "promote", bad[:12], *at)
     assert code == 2
     assert "f1 fell" in err
     assert len(err.splitlines()) == 1
-    code, said, err = run_models(capsys, "list", *at)
+    code, summary, err = run_models(capsys, "list", *at)
     assert code == 0
-    (base,) = said["bases"]
+    (base,) = summary["bases"]
     assert {v["version"]: v["verdict"] for v in base["versions"]} == {
         good: "passed",
         bad: "refused",
@@ -395,12 +395,12 @@ def test_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -> N
     assert base["current"] == good
     assert "current" in err
     assert "f1 fell" in err
-    code, said, _ = run_models(capsys, "rollback", *at)
-    assert (code, said["current"]) == (0, None)
+    code, summary, _ = run_models(capsys, "rollback", *at)
+    assert (code, summary["current"]) == (0, None)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["promote"], "which"),
         (["promote", "12345678"], "12345678"),
@@ -410,23 +410,23 @@ def test_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_bad_usage_is_one_line(
-    arguments: list[str], said: str, folder: Folder, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run_models(capsys, *arguments, "--registry", folder.uri)
     assert code == 2
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
 
 
 def test_models_of_an_empty_registry(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, _ = run_models(capsys, "list", "--registry", f"{folder.uri}/none")
-    assert (code, said) == (0, {"bases": []})
+    code, summary, _ = run_models(capsys, "list", "--registry", f"{folder.uri}/none")
+    assert (code, summary) == (0, {"bases": []})
 
 
 @pytest.fixture
 def earlier(store: Store) -> Registry:
-    """A registry of the earlier layout: one set current, one rolled back, one refused, and the
-    lease of a cycle that died."""
+    """Return a registry of the earlier layout: one set current, one rolled back, one refused, and
+    the lease of a cycle that died."""
     for path in STORED.rglob("*.*"):
         store.put(str(path.relative_to(STORED)), path.read_bytes())
     (base,) = bases(store.uri)
@@ -434,7 +434,7 @@ def earlier(store: Store) -> Registry:
 
 
 def filled(number: int) -> PromptSet:
-    """The set of that number, as the stored registry was made of."""
+    """Return the prompt set with this number in the stored registry."""
     return PromptSet(tuple(np.full(t.shape, number, np.float32) for t in BASE.prompts.tensors))
 
 
@@ -451,9 +451,9 @@ def test_a_registry_of_the_earlier_layout_is_read(
     model = replace(BASE, sha256=earlier.base)
     ref = PromptSetRef(earlier.uri, look_up(earlier, "current"))
     assert CurrentPromptSet(model, ref).model.prompts.id == filled(1).id
-    code, said, err = run_models(capsys, "list", "--registry", earlier.uri)
+    code, summary, err = run_models(capsys, "list", "--registry", earlier.uri)
     assert code == 0
-    found = [(v["version"], v["prompt_set"], v["verdict"]) for v in said["bases"][0]["versions"]]
+    found = [(v["version"], v["prompt_set"], v["verdict"]) for v in summary["bases"][0]["versions"]]
     verdicts = [(one, 1, "passed"), (two, 2, "passed"), (three, 3, "refused")]
     assert sorted(found) == sorted((v, filled(n).id, word) for v, n, word in verdicts)
     assert f"current: {filled(1).id}" in err
@@ -461,7 +461,7 @@ def test_a_registry_of_the_earlier_layout_is_read(
 
 
 def registry_id(registry: Registry, number: int) -> str:
-    """The long id of a set in the stored registry."""
+    """Return the long id of a set in the stored registry."""
     (found,) = (i for i in registry.ids() if registry.record(i)["metrics"]["dev.f1"] == number / 10)
     assert len(found) == 64
     return found
@@ -470,7 +470,7 @@ def registry_id(registry: Registry, number: int) -> str:
 def test_a_registry_of_the_earlier_layout_is_continued(
     earlier: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was rolled back or refused stays so, and new sets have the id that rows name."""
+    """Sets stay rolled back or refused, and new sets have the id that rows name."""
     one, two, three = (registry_id(earlier, number) for number in (1, 2, 3))
     policy = earlier.read(one).policy
 

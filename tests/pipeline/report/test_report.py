@@ -1,4 +1,4 @@
-"""The report: what it shows, what it must never do, and that it reads little."""
+"""Content, safety and memory of the report."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ READING = {
 
 
 class Page(HTMLParser):
-    """What a browser would see."""
+    """Parser of a page's tags and texts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def page_of(output: str, **options: Any) -> str:
 
 @pytest.fixture
 def mixed(store: Any, photographs: Mapping[str, bytes], tar_of: Callable[..., bytes]) -> str:
-    """An output over a plain object, a tar shard and a Parquet file with images."""
+    """Write an output of a plain object, a tar shard and a Parquet file with images."""
     jpeg, png = photographs["rocket.jpg"], photographs["chelsea.png"]
     plain = store.put("in/plain.jpg", jpeg)
     shard = store.put("in/shard.tar", tar_of({"a/1.jpg": jpeg, "a/2.png": png}))
@@ -161,7 +161,7 @@ def test_the_report_lies_beside_the_results_or_at_the_path_given(output: str) ->
     assert storage.read_bytes(f"{output}/else.html") == storage.read_bytes(f"{output}/report.html")
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(
+def test_the_page_loads_nothing_and_runs_nothing(
     output: str, photograph: tuple[str, bytes]
 ) -> None:
     commit(output, [scored(*photograph, 0.9), failed(f"file:///{HOSTILE}", message=HOSTILE)])
@@ -198,7 +198,7 @@ def test_an_image_that_changed_or_vanished_is_not_shown(
     commit(output, [scored(uri, data, 0.9), *gone])
     (tmp_path / "a.jpg").write_bytes(data + b"changed")
     page = Page(page_of(output))
-    assert page.texts.count("the source is gone or has changed since the scan") == 3
+    assert page.texts.count("the source is missing or has changed since the scan") == 3
     assert {uri[:15] for uri in page.images()} == {"data:image/png;"}
 
 
@@ -326,11 +326,11 @@ def disc() -> np.ndarray:
 
 def test_an_overlay_tints_inside_and_leaves_the_rest(disc: np.ndarray) -> None:
     pixels = np.full((120, 160, 3), 100, np.uint8)
-    drawn = overlay(pixels, disc)
-    assert tuple(drawn[60, 109]) == FOUND
-    assert tuple(drawn[60, 110]) == (255, 255, 255)
-    assert (drawn[60, 80] == np.rint(100 + 0.42 * (np.array(FOUND) - 100))).all()
-    assert (drawn[:25] == 100).all()
+    marked = overlay(pixels, disc)
+    assert tuple(marked[60, 109]) == FOUND
+    assert tuple(marked[60, 110]) == (255, 255, 255)
+    assert (marked[60, 80] == np.rint(100 + 0.42 * (np.array(FOUND) - 100))).all()
+    assert (marked[:25] == 100).all()
     assert (pixels == 100).all()
 
 

@@ -1,4 +1,4 @@
-"""Compaction: the same rows in fewer files, whoever is killed, whoever else is at it."""
+"""Compaction keeps the rows in fewer files, also when killed or run twice at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIZE = 50_000  # bytes: about four parts
 
 
 def complete(output: str, run_id: str = "r") -> Run:
-    """A run of 36 objects in 12 parts, every fifth of them failed."""
+    """Write a run of 36 objects in 12 parts; every fifth object failed."""
     run = Run(output, run_id)
     run.bind({})
     refs = [ObjectRef(f"file:///{n:02}.jpg", 1, "v1") for n in range(UNITS * PER_UNIT)]
@@ -73,12 +73,12 @@ EXPECTED = sorted(image_id(f"file:///{n:02}.jpg", None) for n in range(UNITS * P
 
 
 def image_ids(run: Run) -> list[str]:
-    """As a reader through the manifest finds them."""
+    """Return the ids that a reader of the manifest finds."""
     return sorted(open_results(run).to_table(columns=["image_id"])["image_id"].to_pylist())
 
 
 def globbed(run: Run) -> list[str]:
-    """As an engine finds them that reads the folder."""
+    """Return the ids that an engine finds that reads the folder."""
     filesystem, path = fsspec.core.url_to_fs(f"{run.output}/results", use_listings_cache=False)
     return sorted(ds.dataset(path, filesystem=filesystem).to_table()["image_id"].to_pylist())
 
@@ -89,9 +89,9 @@ def test_fewer_files_with_the_same_rows(store: Store, capsys: pytest.CaptureFixt
     before = open_results(runs[0]).to_table().sort_by("image_id")
     command = ["compact", output, "--grace", "0"]
     assert main([*command, "--run-id", "r", "--target-size", "50kB"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["parts_before"] == UNITS
-    assert 2 <= told["parts"] <= 4
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["parts_before"] == UNITS
+    assert 2 <= summary["parts"] <= 4
     assert open_results(runs[0]).to_table().sort_by("image_id").equals(before)
     assert globbed(runs[0]) == sorted(EXPECTED * 2)
     assert main(["verify", output]) == 0
@@ -122,14 +122,14 @@ def test_a_merged_file_is_a_part_like_any_other(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """What no code catches."""
+    """Exception that no code catches."""
 
 
 @pytest.mark.parametrize("survived", range(20))
 def test_killed_at_any_point(
     survived: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before each change to the store in turn; the 20th is behind the last."""
+    """Killed before each change to the store in turn; the 20th is after the last."""
     run = complete(tmp_path.as_uri())
     lock, left = threading.Lock(), [survived]
 
@@ -192,7 +192,7 @@ def test_two_at_once_and_a_reader(sizes: tuple[int, int], store: Store) -> None:
     assert main(["verify", f"{store.uri}/out"]) == 0
 
 
-def test_what_a_dead_scan_makes_again_is_told_and_removed(
+def test_parts_of_a_late_scan_are_reported_and_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = complete(tmp_path.as_uri())
@@ -215,7 +215,7 @@ def test_damage_is_not_merged_away(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{path.name} has another sha256 .* prompt-iml verify"):
         compact_run(run, SIZE)
     path.unlink()
-    with pytest.raises(UsageError, match=f"{path.name}: .*: prompt-iml verify"):
+    with pytest.raises(UsageError, match=f"{path.name}: .*: run prompt-iml verify"):
         compact_run(run, SIZE)
     assert run.generations() == [0]
 

@@ -1,4 +1,4 @@
-"""The frozen schema, the Parquet file of one unit, and the mask coding."""
+"""Frozen schema, the Parquet file of one unit, and the mask coding."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_unit_without_rows_is_a_file() -> None:
     assert read_summary(payload)["rows"] == 0
 
 
-def test_the_footer_tells_what_is_inside(tmp_path: Path) -> None:
+def test_the_footer_counts_the_rows(tmp_path: Path) -> None:
     bad = row(status="failed", error_code="corrupt")
     payload = write(row(), bad, bad, row(status="skipped", error_code="not_an_image"))
     assert read_summary(payload) == {
@@ -142,7 +142,7 @@ def test_a_row_without_its_name_is_refused() -> None:
         write({"image_id": "0", "status": "ok"})
 
 
-def test_image_ids_are_frozen_and_tell_objects_from_members() -> None:
+def test_image_ids_are_frozen_and_distinguish_objects_from_members() -> None:
     assert image_id("s3://bucket/a.tar", "b.jpg") == "b5d6e9ba180ad796d09364b92b8b97a7"
     assert image_id("s3://b/a.tar", "b") != image_id("s3://b/a.tarb", None)
     assert len(image_id("file:///\udcff", None)) == 32

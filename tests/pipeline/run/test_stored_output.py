@@ -1,4 +1,4 @@
-"""An output of version 0.1.0, two shards of six images, one of them truncated, stays usable.
+"""Output of version 0.1.0, two shards of six images, one of them truncated, stays usable.
 
 Recorded as `prompt-iml scan /data/photos --output /data/scanned --run-id photos`; since then the
 output was moved and the images were deleted.
@@ -44,7 +44,7 @@ def test_it_is_reported(output: str) -> None:
 
 
 def test_it_is_resumed(output: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The inputs are not listed again: they are gone."""
+    """Resuming does not list the inputs, which are gone."""
     summary = scan(ScanSettings(inputs=["/data/photos"], output=output, run_id="photos"))
     assert (summary["listed"], summary["ok"], summary["scanned_now"]) == (6, 5, 0)
     assert "already complete: run photos" in capsys.readouterr().err
@@ -52,7 +52,7 @@ def test_it_is_resumed(output: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_it_is_completed_from_its_parts(output: str) -> None:
-    """A driver that died before the manifest was written."""
+    """The manifest is written again after a driver died before writing it."""
     run = Run(f"file://{output}", "photos")
     (manifest,) = Path(output, "_runs/photos").glob("manifest.json")
     whole = run.manifest()

@@ -1,4 +1,4 @@
-"""`verify`: a real scan is whole; each kind of damage, planted, is named."""
+"""`verify` passes a real scan and names each kind of damage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scanned(
     tar_of: TarOf,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Ten rows of run `r` in three parts, and two of a run `other`."""
+    """Output with ten rows of run `r` in three parts, and two of a run `other`."""
     folder = tmp_path_factory.mktemp("verify")
     model = str(write_null_model(folder / "model"))
     (folder / "in").mkdir()
@@ -59,21 +59,21 @@ def scanned(
 
 @pytest.fixture
 def output(scanned: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
+    """Copy of the output, to be damaged."""
     return Path(shutil.copytree(scanned, tmp_path / "out"))
 
 
 def test_a_scan_is_whole(scanned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(scanned)]) == 0
     out, err = capsys.readouterr()
-    told = json.loads(out)
+    summary = json.loads(out)
     assert err == ""
-    assert (told["rows"], told["problems"]) == (12, 0)
-    assert (told["ok"], told["failed"], told["skipped"]) == (10, 1, 1)
+    assert (summary["rows"], summary["problems"]) == (12, 0)
+    assert (summary["ok"], summary["failed"], summary["skipped"]) == (10, 1, 1)
 
 
 def part(output: Path) -> Path:
-    """The part of run `r` with the most rows: five plain objects."""
+    """Return the part of run `r` with the most rows: five plain objects."""
     manifest = Run(output.as_uri(), "r").manifest()
     assert manifest
     return output / str(max(manifest["parts"], key=lambda entry: int(entry["rows"]))["file"])
@@ -97,7 +97,7 @@ def truncate(output: Path) -> Path:
 
 
 def double(output: Path) -> Path:
-    """A part with a row twice, and a manifest that says so: only the rows themselves tell."""
+    """Write a part with one row twice, and a manifest that matches it."""
     path, rows = part(output), pq.read_table(part(output)).to_pylist()
     writer = RowWriter(path.stem.removeprefix("part-"), "r")
     for row in [*rows, rows[0]]:
@@ -157,21 +157,21 @@ def spoil_manifest(output: Path) -> Path:
 
 
 def flip_manifest(output: Path) -> Path:
-    """A byte of it: still JSON."""
+    """Change a byte of the manifest that leaves it valid JSON."""
     path = storage.local_path(Run(output.as_uri(), "r").manifest_uri)
     path.write_bytes(path.read_bytes().replace(b'"file"', b'"fIle"', 1))
     return path
 
 
 def forget(output: Path) -> Path:
-    """A manifest that lost a part: the file is foreign now and its unit has no rows."""
+    """Remove a part from the manifest: its file is unnamed and its unit has no rows."""
     path = part(output)
     edit_manifest(output, lambda manifest: manifest["parts"].remove(entry_of(manifest, path)))
     return path
 
 
 @pytest.mark.parametrize(
-    ("damage", "lines", "said"),
+    ("damage", "lines", "message"),
     [
         (delete, 1, "is missing; remove it, if it is there, and .*manifest.json, and repeat"),
         (flip, 1, "another sha256 than the manifest"),
@@ -189,7 +189,7 @@ def forget(output: Path) -> Path:
 def test_damage_is_named(
     damage: Damage,
     lines: int,
-    said: str,
+    message: str,
     output: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -197,7 +197,7 @@ def test_damage_is_named(
     assert main(["verify", str(output), "--run-id", "r"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out)["problems"] == len(err.splitlines()) == lines, err
-    assert re.search(f"^{re.escape(where.as_uri())}: .*{said}", err, re.MULTILINE), err
+    assert re.search(f"^{re.escape(where.as_uri())}: .*{message}", err, re.MULTILINE), err
 
 
 def test_only_the_run_that_is_named_is_verified(
@@ -209,7 +209,7 @@ def test_only_the_run_that_is_named_is_verified(
     assert "one of other, r" in capsys.readouterr().err
 
 
-def test_a_run_that_is_not_complete_is_told(
+def test_a_run_that_is_not_complete_is_reported(
     output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage.local_path(Run(output.as_uri(), "r").manifest_uri).unlink()
@@ -220,15 +220,15 @@ def test_a_run_that_is_not_complete_is_told(
 
 def test_digests_beyond_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prompt_iml.pipeline.storage.digests.WAITING", 1000)
-    draws = np.random.default_rng(0).integers(0, 256, (20_000, 16), np.uint8)
-    draws[:, 15] = 0  # a zero at the end is part of the digest
-    every = draws.view("S16").ravel()
+    random = np.random.default_rng(0).integers(0, 256, (20_000, 16), np.uint8)
+    random[:, 15] = 0  # a zero at the end is part of the digest
+    every = random.view("S16").ravel()
     with Digests() as digests:
         for number, chunk in enumerate(np.split(every, 50)):
             digests.add(chunk, number)
         assert not list(digests.repeated())
         digests.add(every[:2], 50)
         twins = sorted(digests.repeated())
-        assert twins == sorted((draws[i].tobytes().hex(), [0, 50]) for i in range(2))
+        assert twins == sorted((random[i].tobytes().hex(), [0, 50]) for i in range(2))
         assert digests.contains(every).all()
-        assert not digests.contains(draws[:, ::-1].copy().view("S16").ravel()).any()
+        assert not digests.contains(random[:, ::-1].copy().view("S16").ravel()).any()

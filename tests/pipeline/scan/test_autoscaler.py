@@ -1,4 +1,4 @@
-"""A scan on Ray's own autoscaler: from no node to as many as there may be, and back.
+"""Scan on Ray's own autoscaler: from no node to the maximum, and back.
 
 Nodes are raylets of this machine, started and ended by the provider that Ray tests itself with.
 On the way one node is drained, as a pod that is deleted, and one is killed, as a spot node that
@@ -68,7 +68,7 @@ def cluster_config(port: int) -> Json:
 
 
 def nodes() -> dict[str, int]:
-    """Process ids of the raylets that the autoscaler has started, by their node."""
+    """Return the process ids of the raylets that the autoscaler has started, by node."""
     pids = processes_below(os.getpid(), "raylet/raylet")
     found = {node_id(pid): pid for pid in pids}
     return {node: pid for node, pid in found.items() if node and node != FAKE_HEAD}
@@ -76,19 +76,21 @@ def nodes() -> dict[str, int]:
 
 def node_id(raylet: int) -> str:
     try:
-        told = Path(f"/proc/{raylet}/environ").read_bytes().split(b"\0")
+        variables = Path(f"/proc/{raylet}/environ").read_bytes().split(b"\0")
     except OSError:
         return ""
     name = b"RAY_OVERRIDE_NODE_ID_FOR_TESTING="
-    return next((line.removeprefix(name).decode() for line in told if line.startswith(name)), "")
+    return next(
+        (line.removeprefix(name).decode() for line in variables if line.startswith(name)), ""
+    )
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan that is under way, and what it has told and written."""
+    """Running scan, with its log and its output."""
 
     driver: subprocess.Popen[str]
-    told: Path
+    log: Path
     output: Path
 
     def parts(self) -> int:
@@ -96,8 +98,8 @@ class Scan:
         return len(list(results.glob("*"))) if results.exists() else 0
 
     def lines(self, message: str) -> list[Json]:
-        """What its actors have told, once each: all nodes read the logs of this machine."""
-        lines = self.told.read_text().splitlines()
+        """Return the log lines of its actors with this message, without duplicates from nodes."""
+        lines = self.log.read_text().splitlines()
         objects = {line[line.index("{") :] for line in lines if '{"time"' in line}
         return [line for line in map(json.loads, objects) if line["message"] == message]
 
@@ -105,14 +107,14 @@ class Scan:
         for _ in range(1200):
             if done():
                 return
-            assert self.driver.poll() in (None, 0), self.told.read_text()
+            assert self.driver.poll() in (None, 0), self.log.read_text()
             time.sleep(0.1)
-        raise TimeoutError(f"{what}: {self.told.read_text()}")
+        raise TimeoutError(f"{what}: {self.log.read_text()}")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the scan.
+    """Outcome of the scan.
 
     Attributes:
         before, most, after: nodes beside the head.
@@ -129,7 +131,7 @@ class Outcome:
 
 
 def write_images(folder: Path) -> None:
-    """Small files and much to compute: a node must have been drained long before the scan ends."""
+    """Write images of small files and long computation, so that a node is drained in mid-scan."""
     folder.mkdir()
     for number in range(IMAGES):
         colour = number % 256, number // 256, 128
@@ -164,16 +166,16 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         f"--min-actors={NODES}", f"--max-actors={NODES}", "--images-per-unit=2",
     ]  # fmt: skip
     flags = ["--num-cpus=0", f"--autoscaling-config={folder / 'cluster.json'}"]
-    with ray_head(env, *flags, ports=ports), (folder / "told").open("w") as told:
+    with ray_head(env, *flags, ports=ports), (folder / "log").open("w") as log:
         before = len(nodes())
         driver = subprocess.Popen(
             command,
             env=environment(RAY_DEDUP_LOGS="0"),
             stdout=subprocess.PIPE,
-            stderr=told,
+            stderr=log,
             text=True,
         )
-        scan = Scan(driver, folder / "told", folder / "out")
+        scan = Scan(driver, folder / "log", folder / "out")
         scan.wait(lambda: scan.parts() >= 5 and len(nodes()) == NODES, "no parts from all nodes")
         most = nodes()
         first, second = most
@@ -183,7 +185,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         drained = [line["unit"] for line in scan.lines("begun")], scan.parts()
         os.kill(nodes()[second], signal.SIGKILL)
         summary, _ = driver.communicate()
-        assert driver.returncode == 0, scan.told.read_text()
+        assert driver.returncode == 0, scan.log.read_text()
         scan.wait(lambda: not nodes(), "the nodes stay")
         last = json.loads(summary.splitlines()[-1])
         yield Outcome(before, len(most), len(nodes()), drained, last, folder / "out")

@@ -1,4 +1,4 @@
-"""The short version of `make chaos`."""
+"""Short version of `make chaos`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking whether a node is being drained. `test_autoscaler` drains a real one."""
+"""State of nodes without a cluster; `test_autoscaler` drains a real node."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import sys
 
 
 def test_out_of_reach_of_a_head_no_node_is_draining() -> None:
-    """In a process of its own: this one may have a cluster."""
-    asks = "from prompt_iml.pipeline.scan.drain import is_draining; print(is_draining('a node'))"
-    assert subprocess.check_output([sys.executable, "-c", asks], text=True) == "False\n"
+    """Checked in a new process, because this one may have a cluster."""
+    code = "from prompt_iml.pipeline.scan.drain import is_draining; print(is_draining('a node'))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

@@ -1,4 +1,4 @@
-"""Inputs by somebody who means harm: they fail as rows, and reach nothing."""
+"""Hostile inputs fail as rows and read nothing else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(*inputs: str, **options: bool) -> list[Sample]:
 
 @pytest.mark.parametrize("is_struct", [False, True])
 def test_a_value_repeated_many_times_takes_memory_once(is_struct: bool, tmp_path: Path) -> None:
-    """2 kB of Parquet would be 4 GB of bytes."""
+    """A Parquet file of 2 kB repeats 4 GB of bytes."""
     value = pa.array([b"x" * REPEATED, b"small"], pa.binary())
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 80 + [1], pa.int32()), value)
     if is_struct:
@@ -96,7 +96,7 @@ damage = st.lists(
 
 
 def damaged(data: bytes, changes: list[tuple[int, bytes, int]]) -> bytes:
-    """Some places overwritten with, or replaced by, other bytes."""
+    """Return the data with some places overwritten or replaced by other bytes."""
     for place, new, removed in changes:
         at = place % (len(data) + 1)
         data = data[:at] + new + data[at + removed :]
@@ -125,7 +125,7 @@ def test_any_parquet_ends(
 
 
 def _ends(data: bytes, name: str, folders: pytest.TempPathFactory) -> None:
-    """With samples that are whole, or say why not."""
+    """Assert that reading ends, and that each sample has either data or an error."""
     path = folders.mktemp("damaged") / name
     path.write_bytes(data)
     for sample in read(str(path.parent)):

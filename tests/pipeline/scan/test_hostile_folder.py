@@ -1,4 +1,4 @@
-"""A folder of photographs in which code lies: it is scanned, and nothing in it is run."""
+"""Scans of a folder with code among the photographs, which must not run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(json.dumps([path, folder, os.environ == before]))
 
 
 def plant_code(folder: Path) -> Path:
-    """Modules that leave a file in the folder that is returned, when anything imports them."""
+    """Write modules that create a file when imported; return the folder of these files."""
     (marks := folder / "marks").mkdir()
     for number, name in enumerate(MODULES):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -54,11 +54,11 @@ def run_modules(marks: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a scan of a hostile folder, from within, did and left.
+    """Result of a scan that was started in a hostile folder.
 
     Attributes:
-        imported: the planted modules that something imported.
-        addresses: where its processes listened while it ran.
+        imported: planted modules that were imported.
+        addresses: addresses on which its processes listened while it ran.
         tokens: values of RAY_AUTH_TOKEN in the environment of its processes.
         commands: command lines of its processes.
     """
@@ -93,8 +93,8 @@ def scanned(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
         time.sleep(0.5)
     stdout, stderr = scan.communicate()
     rows = pq.read_table(folder / "out" / "results").to_pylist() if scan.returncode == 0 else []
-    told = (addresses, tokens, "\n".join(commands), home)
-    return Scanned(scan.returncode, stdout, stderr, rows, run_modules(marks), *told)
+    observed = (addresses, tokens, "\n".join(commands), home)
+    return Scanned(scan.returncode, stdout, stderr, rows, run_modules(marks), *observed)
 
 
 def of_process(pid: int, name: str) -> str:
@@ -130,7 +130,7 @@ def test_stderr_of_a_scan_is_ours(scanned: Scanned) -> None:
 def test_no_code_is_run_by_a_process_of_one_unit(
     photographs: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a process scans what killed an actor."""
+    """The child process that scans a unit after an actor died does not run it either."""
     (tmp_path / "rocket.jpg").write_bytes(photographs["rocket.jpg"])
     marks = plant_code(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -147,7 +147,8 @@ def test_no_code_is_run_by_a_process_of_one_unit(
 def test_workers_know_no_folder_of_the_driver(
     joined: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Neither its working folder nor its script's; and the caller's environment is restored."""
+    """The import path has neither its working folder nor its script's, and the environment of
+    the caller is restored."""
     address = "local"
     if joined:
         request.getfixturevalue("cluster")

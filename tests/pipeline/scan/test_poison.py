@@ -1,4 +1,4 @@
-"""Images that kill cost one row each, whatever they do, and nothing else."""
+"""Images that kill a process cost one row each."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def small_jpeg(data: bytes) -> bytes:
 def scan_poisoned(
     photographs: dict[str, bytes], tar_of: TarOf, environment: dict[str, str], tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
-    """A scan of a tar of images by name, each with what to poison it; gives the rows by member."""
+    """Return a function that scans a tar of images, each with its poison; it returns the rows by
+    member."""
 
     def scan(images: dict[str, str], *flags: str) -> dict[str, Any]:
         healthy = small_jpeg(photographs["astronaut.jpg"])
@@ -77,7 +78,7 @@ def scan_poisoned(
 
 @pytest.mark.timeout(600)
 def test_every_poison_costs_one_row(scan_poisoned: Callable[..., dict[str, Any]]) -> None:
-    """At the default time-out, which no image here comes near, however busy the machine is."""
+    """The default time-out is so long that no image here reaches it on a busy machine."""
     rows = scan_poisoned({"a.jpg": ""} | {f"{name}.jpg": name for name in EXPECTED} | {"z.jpg": ""})
     failed = {
         member: (row["error_stage"], row["error_code"])
@@ -90,13 +91,13 @@ def test_every_poison_costs_one_row(scan_poisoned: Callable[..., dict[str, Any]]
 
 @pytest.mark.timeout(600)
 def test_a_loop_times_out(scan_poisoned: Callable[..., dict[str, Any]]) -> None:
-    """Alone: a short time-out may hit any image on a busy machine."""
+    """The image is alone, because a short time-out may hit any image on a busy machine."""
     row = scan_poisoned({"loop.jpg": "loop"}, "--image-timeout", "2")["loop.jpg"]
     assert (row["error_stage"], row["error_code"]) == ("decode", "timeout")
 
 
 @pytest.mark.parametrize(
-    ("exit_status", "code", "said"),
+    ("exit_status", "code", "message"),
     [
         (-signal.SIGABRT, "crashed", "SIGABRT"),
         (7, "crashed", "exit status 7"),
@@ -104,9 +105,9 @@ def test_a_loop_times_out(scan_poisoned: Callable[..., dict[str, Any]]) -> None:
         (-signal.SIGKILL, "out_of_memory", "memory"),
     ],
 )
-def test_a_death_has_a_cause(exit_status: int, code: str, said: str) -> None:
+def test_a_death_has_a_cause(exit_status: int, code: str, message: str) -> None:
     cause = cause_of(exit_status)
-    assert (cause.code, said in str(cause)) == (code, True)
+    assert (cause.code, message in str(cause)) == (code, True)
 
 
 def test_a_loop_that_keeps_python_s_lock_ends_the_process() -> None:
@@ -149,7 +150,7 @@ def test_a_process_of_its_own_has_memory_for_tiles_of_every_shape(
 def test_a_process_killed_while_it_loads_is_started_again(
     photographs: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then it takes most memory, beside the actor's own engine."""
+    """Loading takes the most memory, beside the actor's own engine."""
     (tmp_path / "a.jpg").write_bytes(photographs["rocket.jpg"])
     model = load_model(str(write_null_model(tmp_path / "model")))
     (unit,) = list_units([str(tmp_path / "a.jpg")], images_per_unit=1)

@@ -27,7 +27,7 @@ def spec(folder: Folder, cluster: None) -> ScanSpec:
 
 @pytest.fixture
 def busy(cluster: None) -> Iterator[None]:
-    """A job that holds every CPU."""
+    """Hold every CPU of the cluster."""
 
     class Idle:
         def here(self) -> bool:
@@ -39,40 +39,42 @@ def busy(cluster: None) -> Iterator[None]:
     ray.kill(holder)
 
 
-def test_a_node_that_can_scan_says_nothing(spec: ScanSpec) -> None:
+def test_a_node_that_can_scan_is_accepted(spec: ScanSpec) -> None:
     check_node(spec)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"model": "/models/mine"}, "cannot scan: no model '/models/mine'"),
         ({"model_sha256": "0" * 64}, "install the same version of prompt-iml on every node"),
         ({"engine": "abacus"}, "abacus"),
     ],
 )
-def test_a_node_that_cannot_says_why(spec: ScanSpec, change: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as refusal:
+def test_a_node_that_cannot_scan_is_refused_with_the_reason(
+    spec: ScanSpec, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as refusal:
         check_node(replace(spec, rows=replace(spec.rows, **change)))  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value)
 
 
 class Elsewhere(str):
-    """A value that no node can unpickle, like one of a module that only the driver has."""
+    """Value that no node can unpickle, like one of a module that only the driver has."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return import_module, ("only_here",)
 
 
 def test_a_node_that_cannot_read_the_task_names_the_error(spec: ScanSpec) -> None:
-    """Ray hands over the whole traceback as the message."""
+    """The message is one line, although Ray's is a whole traceback."""
     with pytest.raises(UsageError) as refusal:
         check_node(replace(spec, rows=replace(spec.rows, model=Elsewhere())))
     expected = "cannot scan: ModuleNotFoundError: No module named 'only_here'"
     assert str(refusal.value).endswith(expected)
 
 
-def test_a_node_without_credentials_says_so(spec: ScanSpec, strangers: Bucket) -> None:
+def test_a_node_without_credentials_is_refused(spec: ScanSpec, strangers: Bucket) -> None:
     with pytest.raises(UsageError, match=r"cannot scan: .*Forbidden"):
         check_node(replace(spec, run=Run(strangers.uri, "r")))
 

@@ -1,4 +1,4 @@
-"""Scans that go on from another run: over its failures, or over what is new since."""
+"""Scans that continue another run: of its failures, or of inputs that are new since."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_scan(store: Store, model: str, run_id: str, *inputs: str, **settings: An
 
 
 def table(store: Store, run_id: str) -> Table:
-    """Status or code of every row of a run, by name and member."""
+    """Return the status or code of every row of a run, by name and member."""
     filesystem, path = fsspec.core.url_to_fs(f"{store.uri}/out", use_listings_cache=False)
     results = ds.dataset(f"{path}/results", filesystem=filesystem)
     rows = results.to_table(filter=ds.field("run_id") == run_id).to_pylist()
@@ -51,14 +51,14 @@ def table(store: Store, run_id: str) -> Table:
 
 
 def parquet_of(*images: bytes | None) -> bytes:
-    """Two rows a row group: with two images a unit, as many units as row groups."""
+    """Return a Parquet file with two rows per row group, which is one unit."""
     sink = io.BytesIO()
     pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), sink, row_group_size=2)
     return sink.getvalue()
 
 
 def fill(store: Store, good: bytes, tar_of: TarOf) -> str:
-    """Eight good images and six that fail, in every kind of source."""
+    """Write eight good images and six that fail, in every kind of source."""
     bad = good[:2000]
     cut = tar_of({"1.jpg": good, "2.jpg": good})
     store.put("in/bad.jpg", bad)
@@ -105,7 +105,7 @@ def test_what_failed_is_scanned_again_and_nothing_else(
 
 
 def retried(run: Run, *codes: str, limit: int | None = None) -> list[tuple[str, Sequence[str]]]:
-    """What would be retried: the file, and members or objects."""
+    """Return what would be retried: each file with its members or objects."""
     units = retry_units(run, codes, images_per_unit=2, limit=limit)
     named = [(unit, unit.members or [ref.uri.rpartition("/")[2] for ref in unit.objects])
              for unit in units]  # fmt: skip
@@ -235,7 +235,7 @@ def test_what_a_list_must_not_name_is_refused_again(
 
 
 def test_what_could_not_be_reached_is_retried_and_nothing_else() -> None:
-    """The rows of a unit whose reading kills, and what a retry makes of them."""
+    """A retry reads the images that a unit did not reach because reading it killed."""
     whole = Unit("parquet", "file:///a.parquet", -1, first=1, last=2, images=2, first_row=2)
     chosen = Unit("tar", "file:///a.tar", -1, images=2, members=("1.jpg", "2.jpg"))
     for unit, seen in ((whole, set()), (chosen, {"1.jpg"})):
@@ -249,7 +249,7 @@ def test_what_could_not_be_reached_is_retried_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["in", "--retry-failed", "r"], "leave out all others"),
         (["--retry-failed", "r", "--skip-scanned", "r"], "leave out all others"),
@@ -260,11 +260,11 @@ def test_what_could_not_be_reached_is_retried_and_nothing_else() -> None:
     ],
 )
 def test_bad_usage(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["scan", *arguments, "--output", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
 
 
 def test_a_run_to_go_on_from_is_there_and_complete(folder: Folder, model: str, good: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The scan, whole: a real Ray, real photographs, a real S3 server, a real kill."""
+"""Complete scans with a real Ray, real photographs, a real S3 server and real kills."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ FINDING = ["sha256", "status", "error_code", "score", "score_raw", "mask_rle", "
 
 
 def run_scan(*inputs: str, output: str, **settings: object) -> Json:
-    """With one actor unless told otherwise: starting more is most of the time here."""
+    """Scan with one actor by default, because starting actors takes most of the time here."""
     return scan(ScanSettings(inputs=list(inputs), output=output, **{"max_actors": 1} | settings))
 
 
 def rows(output: str) -> pa.Table:
-    """The whole table, by the bytes scanned."""
+    """Return the whole table, sorted by the scanned bytes."""
     filesystem, path = fsspec.core.url_to_fs(output, use_listings_cache=False)
     results = ds.dataset(f"{path}/results", filesystem=filesystem)
     return results.to_table().sort_by([("sha256", "ascending"), ("member", "ascending")])
@@ -76,7 +76,7 @@ def findings(output: str) -> list[Json]:
 
 @pytest.fixture(scope="module")
 def crops(photographs: dict[str, bytes]) -> dict[str, bytes]:
-    """The photographs, cut down to a tile each, so that scanning them is quick."""
+    """Return the photographs, cropped to one tile each, which are scanned quickly."""
     return {name: crop(name, data) for name, data in photographs.items()}
 
 
@@ -88,7 +88,7 @@ def crop(name: str, data: bytes) -> bytes:
 
 
 def fill(store: Store, crops: dict[str, bytes]) -> str:
-    """Eight images in a folder, one of them broken, and a file that is none."""
+    """Write eight images, one broken image and another file; return their folder."""
     for number, (name, data) in enumerate(crops.items()):
         store.put(f"in/{name}", data)
         store.put(f"in/deep/{number}-{name}", data + b"\0" * number)
@@ -104,13 +104,13 @@ def inputs(folder: Folder, crops: dict[str, bytes]) -> str:
 
 @dataclass(frozen=True)
 class Scanned:
-    """A completed scan of those inputs in units of four, under the run id `one`."""
+    """Completed scan of the inputs in units of four, with the run id `one`."""
 
     inputs: str
     output: Path
 
     def again(self, **settings: object) -> Json:
-        """The same command, and then some."""
+        """Repeat the scan, with further settings."""
         same: dict[str, object] = {"run_id": "one", "images_per_unit": 4}
         return run_scan(self.inputs, output=str(self.output), **same | settings)
 
@@ -127,7 +127,7 @@ def scanned_once(
 
 @pytest.fixture
 def scanned(scanned_once: Scanned, tmp_path: Path) -> Scanned:
-    """With an output of this test's own."""
+    """Return the scan with a copy of its output for this test."""
     output = shutil.copytree(scanned_once.output, tmp_path / "out")
     return Scanned(scanned_once.inputs, output)
 
@@ -240,7 +240,7 @@ def test_waves_change_nothing(scanned: Scanned) -> None:
 def test_progress_ends_at_the_bytes_of_the_plan(
     crops: dict[str, bytes], tar_of: TarOf, tmp_path: Path
 ) -> None:
-    """Of a shard, most of which is headers and padding; resumed, the same bytes are not done."""
+    """A shard that is mostly padding ends at its size; resumed, its bytes are not counted."""
     (tmp_path / "a.tar").write_bytes(tar_of({"a.jpg": crops["rocket.jpg"]}) + bytes(50_000))
     null, output = str(write_null_model(tmp_path / "model")), f"file://{tmp_path}/out"
     settings = ScanSettings(inputs=[str(tmp_path)], output=output, model=null)
@@ -311,7 +311,7 @@ def test_the_readme_query(scanned: Scanned, monkeypatch: pytest.MonkeyPatch) -> 
         assert duckdb.sql(query).fetchall()
 
 
-def test_what_a_model_must_tell_is_told_once(
+def test_a_note_of_a_model_is_logged_once(
     inputs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_null_model(tmp_path / "model", notes=("it is untrained",))
@@ -323,7 +323,7 @@ def test_what_a_model_must_tell_is_told_once(
 
 @pytest.fixture
 def promoted(folder: Folder) -> list[str]:
-    """Two versions in a registry beside the inputs, the first of them current."""
+    """Return two prompt sets of a registry beside the inputs; the first is current."""
     base = load_model("prompt-iml-micro")
     registry = Registry(f"{folder.uri}/registry", base.sha256)
     versions = []
@@ -362,7 +362,7 @@ def test_prompts_of_a_registry_are_pinned_when_the_run_starts(
 def test_prompts_are_refreshed_between_units(
     inputs: str, folder: Folder, promoted: list[str]
 ) -> None:
-    """One actor, one registry that moves while it works: each part is of one set, and says so."""
+    """`current` moves while an actor scans: each part has one prompt set and names it."""
     base = load_model("prompt-iml-micro")
     registry = Registry(f"{folder.uri}/registry", base.sha256)
     settings = ScanSettings(
@@ -389,7 +389,7 @@ def test_prompts_are_refreshed_between_units(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"prompts": "12345678"}, "need --registry"),
         ({"refresh_prompts": True}, "need --registry"),
@@ -398,9 +398,9 @@ def test_prompts_are_refreshed_between_units(
         ({"registry": "gs://b/r"}, "cannot read"),
     ],
 )
-def test_bad_prompts(inputs: str, options: dict[str, object], said: str, tmp_path: Path) -> None:
+def test_bad_prompts(inputs: str, options: dict[str, object], message: str, tmp_path: Path) -> None:
     options = {k: str(tmp_path / "r") if v == "REGISTRY" else v for k, v in options.items()}
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         run_scan(inputs, output=str(tmp_path / "out"), **options)
 
 
@@ -413,12 +413,12 @@ def test_an_empty_registry_scans_with_the_model_s_own(
 
 
 def here() -> list[str]:
-    """Options of a driver that shares the tests' cluster."""
+    """Return the options of a driver on the tests' cluster."""
     return ["--address", ray.get_runtime_context().gcs_address, "--max-actors", "1"]
 
 
 def launch(*arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
-    """`prompt-iml` in a process of its own."""
+    """Start `prompt-iml` in a new process."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = f"{path}:{ROOT}" if path else str(ROOT)
     command = [sys.executable, "-m", "prompt_iml.pipeline.cli", *arguments]
@@ -427,7 +427,7 @@ def launch(*arguments: str, path: Path | None = None) -> subprocess.Popen[str]:
 
 
 def write_tars(folder: Path, crops: dict[str, bytes], tar_of: TarOf) -> str:
-    """Eight shards of four images; a glob of them."""
+    """Write eight shards of four images; return a glob of them."""
     for shard in range(8):
         members = {f"{shard}-{name}": data for name, data in crops.items()}
         (folder / f"{shard}.tar").write_bytes(tar_of(members))
@@ -435,7 +435,7 @@ def write_tars(folder: Path, crops: dict[str, bytes], tar_of: TarOf) -> str:
 
 
 def files_of(output: Path) -> dict[Path, bytes]:
-    """All that a run keeps, but what the last launch says of itself."""
+    """Return all files of a run but the summary of the last launch."""
     files = (path for path in output.rglob("*") if path.is_file())
     return {path: path.read_bytes() for path in files if path.name != "summary.json"}
 
@@ -463,7 +463,7 @@ def test_killed_halfway_and_run_again_gives_the_same_table(
 def test_two_drivers_and_an_actor_that_wakes_late_make_one_table(
     crops: dict[str, bytes], tar_of: TarOf, tmp_path: Path
 ) -> None:
-    """The first driver's actor is stopped, the second driver completes the run, the actor wakes."""
+    """The actor of the first driver wakes after the second driver has completed the run."""
     source, output = write_tars(tmp_path, crops, tar_of), tmp_path / "out"
     others = set(processes_below(os.getpid(), "ScanActor"))  # of tests before, not gone yet
     first = launch("scan", source, "--output", str(output), *here())
@@ -474,9 +474,9 @@ def test_two_drivers_and_an_actor_that_wakes_late_make_one_table(
     assert 0 < second["scanned_now"] < second["listed"] == 32
     complete = files_of(output)
     os.kill(zombie, signal.SIGCONT)
-    _, said = first.communicate()
-    assert first.returncode == 0, said
-    assert "another driver completed" in said
+    _, err = first.communicate()
+    assert first.returncode == 0, err
+    assert "another driver completed" in err
     assert files_of(output) == complete
 
 

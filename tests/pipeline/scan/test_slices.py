@@ -1,4 +1,4 @@
-"""Shares of a scan: disjoint, and all of it together."""
+"""Shares of a scan are disjoint and together cover it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources: every kind gives the same images, in a folder and in a bucket, and loses none."""
+"""Sources of every kind give the same images, in a folder and in a bucket."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ CORNERS = ["top/", "top/!", "top/05/", "top/05/a/b", "top/9", "top/zz"]
 
 @pytest.fixture(scope="module")
 def crowd(s3_buckets: Callable[[], Bucket]) -> Bucket:
-    """130 keys: a folder of 30, twelve of 8, and one in each corner."""
+    """Write 130 keys: a folder of 30, twelve of 8, and one in each corner."""
     bucket = s3_buckets()
     names = [f"top/big/{n}" for n in range(30)]
     names += [f"top/{folder:02d}/{n}" for folder in range(12) for n in range(8)]
@@ -246,7 +246,7 @@ def crowd(s3_buckets: Callable[[], Bucket]) -> Bucket:
 
 @pytest.fixture
 def crowded(crowd: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """They come in pages of 7."""
+    """List the keys in pages of 7."""
     monkeypatch.setattr(listing, "KEYS_PER_PAGE", 7)
     monkeypatch.setattr(listing, "RANGES_PER_PAGE", 3)
     return crowd
@@ -362,7 +362,7 @@ def test_one_long_line_is_no_list(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "is_list"),
+    ("text", "is_list"),
     [
         (b"READ ME\n\nSome photographs.\n", False),
         (b"in\n.\n", False),
@@ -373,9 +373,11 @@ def test_one_long_line_is_no_list(folder: Folder) -> None:
         (b"id,path\n", True),
     ],
 )
-def test_a_list_is_told_from_other_text(told: bytes, is_list: bool, folder: Folder) -> None:
+def test_a_list_is_distinguished_from_other_text(
+    text: bytes, is_list: bool, folder: Folder
+) -> None:
     folder.put("in/a.jpg", b"data")
-    source = inputs.resolve(folder.put("README", told))
+    source = inputs.resolve(folder.put("README", text))
     named = [entry.ref.uri for entry in inputs.entries_of(source, "auto", None, False)]
     assert (named != [f"{folder.uri}/README"]) is is_list
 
@@ -469,7 +471,7 @@ def test_a_tar_may_end_after_one_block_of_zeros(folder: Folder, tar_of: TarOf) -
 
 
 @pytest.mark.parametrize("spoil", [b"\xff" * 20, b"\0" * 512])
-def test_a_spoilt_header_is_told(spoil: bytes, folder: Folder, tar_of: TarOf) -> None:
+def test_a_spoilt_header_is_reported(spoil: bytes, folder: Folder, tar_of: TarOf) -> None:
     shard = bytearray(tar_of(MEMBERS))
     shard[1536 : 1536 + len(spoil)] = spoil
     first, damage = scan(folder.put("a.tar", bytes(shard)))
@@ -590,7 +592,7 @@ def test_the_image_column(columns: dict[str, Any], chosen: str | None, folder: F
 
 
 @pytest.mark.parametrize(
-    ("columns", "options", "told"),
+    ("columns", "options", "message"),
     [
         ({"a": [b""], "b": [b"x"]}, {}, "choose with --image-column: a, b"),
         ({"a": [b""], "b": ["x"]}, {"image_column": "b"}, "may: a; all: a, b"),
@@ -600,9 +602,9 @@ def test_the_image_column(columns: dict[str, Any], chosen: str | None, folder: F
     ],
 )
 def test_no_image_column(
-    columns: dict[str, Any], options: dict[str, Any], told: str, folder: Folder
+    columns: dict[str, Any], options: dict[str, Any], message: str, folder: Folder
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         units(folder.put("a.parquet", parquet(columns)), **options)
 
 
@@ -617,7 +619,7 @@ def test_a_spoilt_page_loses_only_its_row_group(folder: Folder) -> None:
 
 
 def test_a_parquet_file_replaced_since_it_was_planned(folder: Folder) -> None:
-    """By one that cannot be read as planned; or one that can, of two columns that may be it."""
+    """The new file lacks the planned column, has it, or has two possible columns."""
     planned = units(folder.put("a.parquet", parquet({"crop": [b"x"]})), image_column="crop")
     for columns in ({"other": [b"x"]}, {"crop": ["text"]}, {"crop": [1]}):
         folder.put("a.parquet", parquet(columns))

@@ -1,4 +1,4 @@
-"""Storage: one winner, whole files, errors that say what to do; on a disk and on S3."""
+"""Storage on a disk and on S3: one winner, whole files, errors that name a fix."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_display_name_shows_bytes_that_are_not_text() -> None:
 
 
 @pytest.mark.parametrize("command", ["verify", "compact"])
-def test_a_store_that_lets_nobody_in_is_one_line(
+def test_a_store_that_refuses_all_access_is_one_line(
     command: str, strangers: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, strangers.uri]) == 2

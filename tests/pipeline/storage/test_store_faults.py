@@ -1,4 +1,4 @@
-"""A store that refuses, resets, stalls, truncates and lies: the bytes are the bytes."""
+"""Reads and writes stay exact while the store refuses, resets, stalls and truncates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prompt_iml.engine.errors import FetchError, NotFound
 from prompt_iml.pipeline.sources.tar import read_tar
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
-from prompt_iml.pipeline.storage.retries import Patience, patiently
+from prompt_iml.pipeline.storage.retries import RetryPolicy, retry
 from tests.conftest import Bucket, TarOf, free_port, wait_for
 
 RATE = 0.3
@@ -25,7 +25,7 @@ RATE = 0.3
 
 @pytest.fixture
 def faulty_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every client of this process speaks to the server through the proxy."""
+    """Route every client of this process through the faulty proxy."""
     port = free_port()
     to = s3_endpoint.rpartition(":")[2]
     command = [sys.executable, "-m", "tests.chaos.store", "--port", str(port), "--to", to]
@@ -33,14 +33,14 @@ def faulty_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     wait_for(port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setitem(storage._CLIENT, "read_timeout", 0.5)
-    quick = replace(storage.PATIENCE, attempts=30, first_wait=0.01, longest_wait=0.1)
-    monkeypatch.setattr(storage, "PATIENCE", quick)
+    quick = replace(storage.RETRIES, attempts=30, first_wait=0.01, longest_wait=0.1)
+    monkeypatch.setattr(storage, "RETRIES", quick)
     _forget_clients()
     yield
     proxy.terminate()
     faults = json.loads(proxy.communicate()[0])
     _forget_clients()
-    assert len(faults) == 7, f"not every fault was drawn: {faults}"
+    assert len(faults) == 7, f"not every fault occurred: {faults}"
 
 
 def _forget_clients() -> None:
@@ -75,7 +75,7 @@ def test_what_is_written_is_written_once(s3: Bucket, faulty_store: None) -> None
         )
 
 
-def test_what_is_not_there_is_told_at_once() -> None:
+def test_a_missing_object_is_reported_at_once() -> None:
     calls = io.StringIO()
 
     def missing() -> None:
@@ -83,11 +83,11 @@ def test_what_is_not_there_is_told_at_once() -> None:
         raise NotFound("gone")
 
     with pytest.raises(NotFound):
-        patiently(missing, Patience())
+        retry(missing, RetryPolicy())
     assert calls.getvalue() == "."
 
 
-def test_a_store_that_stays_down_is_told_after_the_last_attempt() -> None:
+def test_a_store_that_stays_down_is_reported_after_the_last_attempt() -> None:
     calls = io.StringIO()
 
     def down() -> None:
@@ -95,5 +95,5 @@ def test_a_store_that_stays_down_is_told_after_the_last_attempt() -> None:
         raise FetchError("503")
 
     with pytest.raises(FetchError, match="503"):
-        patiently(down, Patience(attempts=4, first_wait=0.001))
+        retry(down, RetryPolicy(attempts=4, first_wait=0.001))
     assert calls.getvalue() == "...."
