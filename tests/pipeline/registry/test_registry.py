@@ -402,7 +402,7 @@ def test_the_command_line(store: Store, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["promote"], "which"),
+        (["promote"], "needs the id"),
         (["promote", "12345678"], "12345678"),
         (["rollback"], "nothing"),
         (["rollback", "12345678"], "leave out"),
