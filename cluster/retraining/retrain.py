@@ -159,13 +159,14 @@ def _check_sets(manifests: Sequence[str]) -> None:
     """Raise `UsageError` unless each can be read and has a name of its own."""
     named = {LABELS: "the labels held back"}
     for manifest in manifests:
-        read_manifest(Path(manifest))
         name = set_name(Path(manifest))
         if (other := named.setdefault(name, manifest)) is not manifest:
             raise UsageError(
                 f"--eval-sets: {manifest} and {other} are both called {name}: rename one (a set is "
                 "named by the folder of its manifest.csv, or by another file's own name)"
             )
+    for manifest in manifests:
+        read_manifest(Path(manifest))
 
 
 def train_settings(settings: RetrainSettings, old: Model, current: str | None) -> TrainSettings:

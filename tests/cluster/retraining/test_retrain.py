@@ -513,7 +513,7 @@ def test_exported_and_pytorch_agree_on_new_prompts_or_the_gate_hears_of_it(
     monkeypatch.setattr(
         prompt_iml.engine.build.export, "open_engine", lambda given, kind: Deaf(given, kind)
     )
-    with pytest.raises(PromptImlError, match="misses 100% of what the prompts do"):
+    with pytest.raises(PromptImlError, match="misses 100% of the prompts' effect"):
         check_exported(tuned)
 
 
