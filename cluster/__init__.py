@@ -1,8 +1,9 @@
-"""The cluster room: a fleet in motion.
+"""Training, re-training, job submission and the online endpoint, on Ray and Kubernetes.
 
-    photographs -> forgeries (with histories, seeded) -> distil the frozen branch -> train the rest
-    a scan's settings -> a job on a Ray cluster; the cluster itself, on Kubernetes: kubernetes/
-    an image by HTTP -> the row that a scan makes of it, on Ray Serve
+    training/, pretraining/    photographs -> generated forgeries -> weights of the network
+    retraining/                reviewers' labels -> a prompt set, promoted if no test gets worse
+    fleet/                     a scan as a job on a Ray cluster; an image by HTTP -> its row
+    kubernetes/                manifests of the cluster itself
 
-This room may import `pipeline`, `engine` and torch; no other room imports it.
+This package may import `pipeline`, `engine` and torch; neither of the two imports it.
 """

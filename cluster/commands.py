@@ -1,4 +1,4 @@
-"""Commands of this package, which `pipeline.cli` finds by their entry points."""
+"""Commands of this package; `pipeline.cli` finds them by their entry points."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODELS = Entry(ModelsSettings, "prompt_iml.pipeline.registry.models:run")
 SUBMIT = Entry(
     SubmitSettings,
     "prompt_iml.cluster.fleet.submit:submit",
-    lambda ended, _: ended,
+    lambda result, _: result,
     extra="cluster",
 )
 SERVE = Entry(ServeSettings, "prompt_iml.cluster.fleet.serve:serve_until_signal", extra="serve")

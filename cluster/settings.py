@@ -15,8 +15,8 @@ from prompt_iml.pipeline.settings import (
     ScanSettings,
 )
 
-# Of the paper's ablation: one branch alone; both added; added after alignment; fused by deformable
-# attention without alignment; the whole network.
+# Variants of the paper's ablation: one branch alone; the branches added; added after alignment;
+# fused by deformable attention without alignment; the whole network.
 Variant = Literal["semantic", "high_frequency", "add", "align", "fuse", "full"]
 
 
@@ -34,7 +34,7 @@ class TrainingFlags(RayFlags):
     learning_rate: float = Field(1.5e-3, gt=0)
     """Highest learning rate."""
     workers: int = Field(1, ge=1)
-    """Number of training processes; with --max-workers, the least."""
+    """Number of training processes; with --max-workers, the smallest number."""
     gpus: bool = False
     """Give each training process a GPU and use NCCL, instead of CPUs and Gloo."""
     seed: int = 0
@@ -47,7 +47,7 @@ class TrainingFlags(RayFlags):
         return self
 
     def check(self) -> None:
-        """Find the photographs and the output's parent."""
+        """Check that the photographs and the output's parent exist."""
         from prompt_iml.pipeline.checks import check_output, find_folder
 
         super().check()
@@ -88,11 +88,11 @@ class TrainSettings(TrainingFlags):
     add_new_parts: bool = False
     """Add the parts that --preset has and the model of --start lacks; they begin without effect."""
     patience: int = Field(0, ge=0)
-    """Stop after this many evaluations without a better one; with 0, never stop early."""
+    """Stop after this many evaluations without a better F1; with 0, never stop early."""
     max_workers: int | None = Field(None, ge=1)
-    """Largest number of training processes, started and ended as nodes come and go."""
+    """Largest number of training processes, started and stopped as nodes join and leave."""
     eval_every: int = Field(2000, ge=1)
-    """Examples between two evaluations; each evaluation saves a checkpoint."""
+    """Number of examples between two evaluations; each evaluation saves a checkpoint."""
     eval_examples: int = Field(64, ge=1)
     """Number of held-back examples in an evaluation."""
 
@@ -103,7 +103,7 @@ class TrainSettings(TrainingFlags):
         return self
 
     def check(self) -> None:
-        """Find the labels."""
+        """Check that the labels exist."""
         from prompt_iml.pipeline.checks import find_files
 
         super().check()
@@ -139,10 +139,10 @@ class RetrainSettings(EngineFlags, TrainingFlags):
     samples: int = Field(20_000, ge=1)
     """Number of examples to train on."""
     lease_seconds: float = Field(600, gt=0)
-    """Seconds without a sign of life after which another cycle may take over."""
+    """Seconds without a sign of life of a cycle after which another one may take over."""
 
     def check(self) -> None:
-        """Find the labels and the test sets."""
+        """Check that the labels and the test sets exist."""
         from prompt_iml.pipeline.checks import find_files
 
         find_files([self.labels, *self.eval_sets])
@@ -153,18 +153,18 @@ class SubmitSettings(ScanSettings):
     """Scan on a Ray cluster as a job; the same command attaches to it or resumes it."""
 
     address: str
-    """Jobs API of the cluster, say http://head:8265; its token is taken from RAY_AUTH_TOKEN."""
+    """Jobs API of the cluster, such as http://head:8265; its token is taken from RAY_AUTH_TOKEN."""
     working_dir: str | None = None
     """Folder to upload as the job's working directory."""
     wait: bool = True
     """Show the job's log and exit as the scan does; otherwise return once the job is submitted."""
 
     def check(self) -> None:
-        """Leave inputs, model and engine to the cluster's nodes, which may have others."""
+        """Check nothing: inputs, model and engine are those of the cluster's nodes."""
 
 
 class EndpointSettings(RegistryFlags, EngineFlags, LimitFlags):
-    """Settings of an endpoint: flags of `prompt-iml serve`, or `args` in a Serve config."""
+    """Settings of an endpoint, as flags of `prompt-iml serve` or as `args` in a Serve config."""
 
     max_bytes: ByteSize = Field(ByteSize(64 * 2**20), ge=1)
     """Larger request bodies are refused (413) before they are read, for example 64MiB."""

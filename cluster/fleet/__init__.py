@@ -1,4 +1,4 @@
 """A scan or an endpoint on a cluster: `prompt-iml submit` and `prompt-iml serve`.
 
-Settings enter; a job's exit code or answers over HTTP leave.
+Input: settings. Output: the exit code of a job, or responses over HTTP.
 """

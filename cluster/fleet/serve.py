@@ -1,18 +1,19 @@
-"""`prompt-iml serve`: scans an image posted over HTTP and answers with its row, on Ray Serve.
+"""Online endpoint on Ray Serve, `prompt-iml serve`: an image is posted over HTTP and scanned.
 
     POST /   the bytes of one image -> the columns of its row, as JSON
-    200 scanned    401 no token    404, 405 elsewhere, otherwise    408 the body did not arrive
-    413 larger than --max-bytes    422 no image that can be scanned, with its row
-    500 the engine failed, with its row; or the replica died    503 try again: Retry-After
+    200 scanned    401 no valid token    404 another path    405 another method
+    408 the body did not arrive in time    413 the body is larger than --max-bytes
+    422 the image cannot be scanned; with its row
+    500 the engine failed, with its row; or the replica died    503 overloaded; with Retry-After
 
-A replica holds one `RowMaker` and scans one image after another, in a thread beside its event loop;
-requests of several clients share no batch, tiles of one large image do. An image that kills or
-hangs its decoder ends the replica: its requests get a 500, and Serve starts another. A child
-process, as a scan has (`pipeline.scan.isolated`), would load an engine for each image.
+A replica has one `RowMaker` and scans one image after another in a thread beside its event loop.
+Only tiles of the same image share a batch. An image that crashes or hangs its decoder ends the
+replica: its requests get a 500, and Serve starts another replica. A child process, as in a scan
+(`pipeline.scan.isolated`), would load an engine for each image.
 
 Every client that reaches the port is served, unless PROMPT_IML_SERVE_TOKEN is set where the
-replicas run. Serve's proxy holds a body in memory while its request waits: limits on bodies and
-clients, and TLS, belong in front of it.
+replicas run. Serve's proxy holds a request's body in memory while it waits, so an ingress in front
+must limit bodies and clients, and add TLS.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ from prompt_iml.pipeline.units import Sample
 NAME = "prompt-iml"
 TOKEN = "PROMPT_IML_SERVE_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Columns of a place or of a run; a posted image has neither.
-NOT_ANSWERED = ["image_id", "uri", "member", "content_id", "run_id", "heatmap_png"]
+# Columns that name an input or a run; a posted image has neither.
+OMITTED_COLUMNS = ["image_id", "uri", "member", "content_id", "run_id", "heatmap_png"]
 BODY_SECONDS = 30.0
-ONGOING = 4  # requests of a replica: one is scanned while the bodies of others arrive
+ONGOING = 4  # requests of a replica; one is scanned while the bodies of others arrive
 RETRY_SECONDS = 1.0
-STARTS = 3  # attempts to start a replica before the deployment fails
+MAX_STARTS = 3  # attempts to start a replica before the deployment fails
 
 
 def application(args: Json) -> Application:
@@ -73,7 +74,7 @@ def application(args: Json) -> Application:
         args: fields of `EndpointSettings`.
 
     Raises:
-        UsageError: the model or the prompts are not there.
+        UsageError: the model or the prompt set does not exist.
     """
     settings = EndpointSettings(**args)
     deployment = serve.deployment(
@@ -87,13 +88,13 @@ def application(args: Json) -> Application:
         max_ongoing_requests=ONGOING,
         max_queued_requests=settings.max_queued,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_SECONDS),
-        max_constructor_retry_count=STARTS,
+        max_constructor_retry_count=MAX_STARTS,
     )(Endpoint)
     return deployment.bind(endpoint_spec(settings), settings.max_bytes, settings.require_token)
 
 
 def endpoint_spec(settings: EndpointSettings) -> RowSpec:
-    """Return how a replica makes rows; raises `UsageError`."""
+    """Return the row settings of a replica; raises `UsageError` like `application`."""
     model = load_model(settings.model)
     prompt_set = None
     if settings.registry:
@@ -116,28 +117,28 @@ class Endpoint:
     """A replica of the endpoint.
 
     Args:
-        spec: how it makes rows.
-        max_bytes: largest body.
-        require_token: refuse to start without a token.
+        spec: row settings.
+        max_bytes: largest request body, in bytes.
+        require_token: whether to refuse to start without a token.
 
     Raises:
-        UsageError: there is no token, or the model is another one here.
+        UsageError: the token is missing, or this node has a different model.
         RuntimeError: the engine does not run.
     """
 
     def __init__(self, spec: RowSpec, max_bytes: int, require_token: bool) -> None:
         self._token = os.environ.get(TOKEN, "").encode()
         if require_token and not self._token:
-            raise UsageError(f"set {TOKEN} where the replicas run")
+            raise UsageError(f"The token is missing: set {TOKEN} where the replicas run")
         self._max_bytes = max_bytes
         self._maker = RowMaker(spec, Watchdog(spec.image_timeout))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")  # one image at a time
-        row = self._row(_blank_png())  # compiles the engine for one shape of tiles
+        row = self._row(_blank_png())  # compiles the engine for square tiles
         if row["status"] != "ok":
             raise RuntimeError(row["error_message"])
 
     async def __call__(self, request: Request) -> Response:
-        """Answer a request."""
+        """Answer a request with the row of its image, or with an error."""
         refusal = self._refusal(request)
         if refusal:
             return refusal
@@ -146,24 +147,30 @@ class Endpoint:
         except TooLarge as error:
             return JSONResponse(failure(error), 413)
         except TimeoutError:
-            return _refused(408, f"the body did not come in {BODY_SECONDS:.0f} s")
+            return _refused(408, f"The request body did not arrive in {BODY_SECONDS:.0f} s.")
         loop = asyncio.get_running_loop()
         row = await loop.run_in_executor(self._thread, self._row, body)
         return JSONResponse(as_json(row), status_code(row))
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the answer to a request whose body need not be read, or None."""
+        """Return an error for a request that is refused by its header, or None."""
         given = request.headers.get("authorization", "").encode()
         if self._token and not hmac.compare_digest(given, b"Bearer " + self._token):
-            return _refused(401, "a token is wanted", {"WWW-Authenticate": "Bearer"})
+            return _refused(
+                401,
+                "A token is needed: send it as `Authorization: Bearer TOKEN`.",
+                {"WWW-Authenticate": "Bearer"},
+            )
         if request.url.path != "/":
-            return _refused(404, "POST / is all there is")
+            return _refused(404, "There is no such path: POST the bytes of an image to /.")
         if request.method != "POST":
-            return _refused(405, "POST the bytes of an image", {"Allow": "POST"})
+            return _refused(
+                405, "There is no such method: POST the bytes of an image.", {"Allow": "POST"}
+            )
         return None
 
     async def _body(self, request: Request) -> bytes:
-        """Read the body; raises `TooLarge`, before the rest is read, or `TimeoutError`."""
+        """Read the body; raises `TimeoutError`, or `TooLarge` as soon as it is too large."""
         announced = int(request.headers.get("content-length", 0))
         self._check_size(announced)
         body = bytearray()
@@ -175,7 +182,7 @@ class Endpoint:
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
-            raise TooLarge(f"more than {self._max_bytes} bytes")
+            raise TooLarge(f"The request body is larger than {self._max_bytes} bytes.")
 
     def _row(self, body: bytes) -> Row:
         (row,) = self._maker.rows([Sample("", data=body)])
@@ -193,9 +200,9 @@ def _refused(status: int, message: str, headers: dict[str, str] | None = None) -
 
 
 def as_json(row: Row) -> Json:
-    """Return the columns as a table holds them (float32), without `NOT_ANSWERED`."""
+    """Return the columns as a table holds them (float32), without `OMITTED_COLUMNS`."""
     answer: Json
-    (answer,) = to_batch([row]).drop_columns(NOT_ANSWERED).to_pylist()
+    (answer,) = to_batch([row]).drop_columns(OMITTED_COLUMNS).to_pylist()
     mask = answer["mask_rle"]
     return answer | {
         "mask_rle": mask and mask.decode("ascii"),
@@ -204,7 +211,7 @@ def as_json(row: Row) -> Json:
 
 
 def status_code(row: Row) -> int:
-    """Return the HTTP status of a row: 200, 422 (the image's fault) or 500 (the engine's)."""
+    """Return the HTTP status of a row: 200, 422 (a bad image) or 500 (the engine failed)."""
     if row["status"] == "ok":
         return 200
     return 500 if row["error_stage"] == "infer" else 422
@@ -214,19 +221,19 @@ def serve_until_signal(settings: ServeSettings) -> Json:
     """Serve until SIGINT or SIGTERM.
 
     Returns:
-        The summary to print: the URL, and the seconds that it was served.
+        The summary to print: the URL, and for how many seconds it was served.
 
     Raises:
         UsageError: the settings cannot be served.
     """
-    if not settings.actor_gpus:  # with GPUs the engine is on the nodes, not on this machine
+    if not settings.actor_gpus:  # with GPUs the engine may exist only on the nodes
         check_engine(settings.engine)
     args = settings.model_dump(include=set(EndpointSettings.model_fields))
-    # A token of this shell that the replicas do not have would protect nothing.
+    # A token that is set here protects nothing unless the replicas have it too.
     args["require_token"] |= TOKEN in os.environ
     target = application(args)
     if settings.host not in LOOPBACK and not args["require_token"]:
-        log(f"note: every client that reaches {settings.host} is served: set {TOKEN}")
+        log(f"Warning: Every client that reaches {settings.host} is served. Set {TOKEN}.")
     with ray_session(settings.address, None), _deployed(target, settings) as url:
         started = time.monotonic()
         log(f"serving at {url}")
@@ -241,11 +248,11 @@ def _deployed(target: Application, settings: ServeSettings) -> Iterator[str]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     is_ours = ray_address(settings.address) == "local"
     if is_ours:
-        _check_room(settings)
+        _check_cpus(settings)
     elif serve.status().proxies:
         raise UsageError(
-            "Ray Serve runs on this cluster already, with a port of its own: deploy "
-            "prompt_iml.cluster.fleet.serve:application by a Serve config"
+            "Ray Serve already runs on this cluster: deploy "
+            "prompt_iml.cluster.fleet.serve:application with a Serve config"
         )
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
@@ -253,28 +260,28 @@ def _deployed(target: Application, settings: ServeSettings) -> Iterator[str]:
         yield f"http://{settings.host}:{settings.port}/"
         serve.delete(NAME)  # returns when pending requests are answered
     except (RuntimeError, TimeoutError) as error:
-        raise UsageError(f"cannot serve: {_reason(error)}") from error
+        raise UsageError(f"The endpoint does not start: {_reason(error)}") from error
     finally:
-        if not is_ours:  # our own cluster ends with all that runs on it
+        if not is_ours:  # a cluster of our own is stopped as a whole
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _check_room(settings: ServeSettings) -> None:
-    """Refuse replicas that Ray would wait for; other clusters may grow, and are not checked."""
+def _check_cpus(settings: ServeSettings) -> None:
+    """Raise `UsageError` if a private Ray has too few CPUs, for which Ray would wait for ever."""
     cpus = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]
     needed = settings.actor_cpus * settings.min_replicas
     if needed > cpus:
         raise UsageError(
-            f"{settings.min_replicas} replicas need {needed} CPUs, and there are {cpus:.0f}: lower "
+            f"{settings.min_replicas} replicas need {needed} CPUs and Ray has {cpus:.0f}: lower "
             "--actor-cpus or --min-replicas"
         )
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of the error that a replica died of, or else of the error itself."""
+    """Return the last line of the error of a replica that died, or else of the error itself."""
     deployed = serve.status().applications.get(NAME)
-    died = [each.message for each in deployed.deployments.values()] if deployed else []
-    return ("".join(died).strip() or str(error)).splitlines()[-1]
+    messages = [each.message for each in deployed.deployments.values()] if deployed else []
+    return ("".join(messages).strip() or str(error)).splitlines()[-1]
 
 
 def _wait_for_signal() -> None:

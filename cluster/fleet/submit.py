@@ -1,11 +1,11 @@
-"""`prompt-iml submit`: a scan as a Ray job, attached to, or resumed under its run id.
+"""Submission of a scan as a Ray job, `prompt-iml submit`.
 
     the scan's settings -> flags -> entrypoint `prompt-iml scan ... --run-id RUN`
-    no job of that run, or its last one ended -> a new attempt: RUN, RUN~2, RUN~3, ...
-    its last one runs -> attach
+    the run has no job, or its last job has ended -> submit a new attempt: RUN, RUN~2, RUN~3, ...
+    the run's last job is running -> attach to it
 
-An attempt's submission id is taken once on the cluster's head, so two who submit at a time get one
-job. Nothing of this shell's environment travels: credentials are the cluster's own.
+The cluster's head accepts a submission id only once, so two commands at the same time get one job.
+The environment of this shell is not passed on: credentials are those of the cluster.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
     from prompt_iml.cluster.settings import SubmitSettings
 
-ATTEMPT = "~"  # no run id has one
-SERVER_SECONDS = 60.0  # a head that has just started has no agent yet
+ATTEMPT = "~"  # not allowed in a run id
+SERVER_SECONDS = 60.0  # to wait for a head that has just started and has no agent yet
 POLL_SECONDS = 0.5
 
 
 def submit(settings: SubmitSettings) -> tuple[Json, int]:
-    """Start the scan, attach to it, or resume it.
+    """Start a scan on a cluster, attach to it, or resume it.
 
     Returns:
-        What to print (the scan's own summary, if it came to one, or the job's status) and the exit
-        code: the scan's; 0 with `--no-wait`; 1 when the job ended without one.
+        The summary to print (the scan's own, or else the job's status) and the exit code: that of
+        the scan, 0 with `--no-wait`, or 1 if the job ended without one.
 
     Raises:
-        UsageError: the cluster is not there or refuses the token, or cannot see the inputs.
+        UsageError: the cluster cannot be reached or refuses the token, or a path is relative.
     """
     check_paths(settings)
-    run_id = settings.run_id or own_run_id(settings)
+    run_id = settings.run_id or run_id_of(settings)
     command = [*scan_command(settings), f"--run-id={run_id}"]
     with _usage_errors(settings.address):
         client = _connect(settings.address)
@@ -62,29 +62,25 @@ def submit(settings: SubmitSettings) -> tuple[Json, int]:
 
 
 def check_paths(settings: SubmitSettings) -> None:
-    """Refuse what is relative to this machine's working directory.
-
-    Raises:
-        UsageError: an input, the output or the registry is.
-    """
+    """Raise `UsageError` if an input, the output or the registry is a relative path."""
     for name in (*settings.inputs, settings.output, settings.registry or "/"):
         if not ("://" in name or Path(name).is_absolute()):
             raise UsageError(
-                f"{name} is relative, and the cluster works in another folder: give s3://..., or "
-                "an absolute path that every node has"
+                f"{name} is relative, and the cluster runs in another folder: use s3://... or an "
+                "absolute path that every node has"
             )
 
 
-def own_run_id(settings: ScanSettings) -> str:
-    """The same for the same settings, however large the pool is, and whatever may be set later."""
-    shaping = ScanSettings.model_fields.keys() - Pool.model_fields.keys()
-    return default_run_id(settings.model_dump(include=set(shaping), exclude_defaults=True))
+def run_id_of(settings: ScanSettings) -> str:
+    """Return a run id for these settings, which does not depend on the pool or on defaults."""
+    names = ScanSettings.model_fields.keys() - Pool.model_fields.keys()
+    return default_run_id(settings.model_dump(include=set(names), exclude_defaults=True))
 
 
 def scan_command(settings: ScanSettings) -> list[str]:
-    """The command line of `prompt-iml scan` that gives these settings, without run id and address.
+    """Return the command line of `prompt-iml scan` for these settings, without run id and address.
 
-    What is at its default is left out, so that the cluster's version decides on it.
+    Defaults are left out, so that the cluster's version decides on them.
     """
     command = ["prompt-iml", "scan", *settings.inputs]
     for name, field in ScanSettings.model_fields.items():
@@ -101,10 +97,10 @@ def scan_command(settings: ScanSettings) -> list[str]:
 
 
 def start(client: JobSubmissionClient, run_id: str, entrypoint: str, folder: str | None) -> str:
-    """The submission id of the run's job that is under way, which this call may have begun.
+    """Submit a job of the run, unless one is running; return the submission id.
 
     Raises:
-        UsageError: a job of that run is under way with another command.
+        UsageError: a job of the run is running with another command.
     """
     attempts = _attempts(client, run_id)
     job = _attempt_id(run_id, len(attempts) or 1)
@@ -116,17 +112,17 @@ def start(client: JobSubmissionClient, run_id: str, entrypoint: str, folder: str
         job = _attempt_id(run_id, len(attempts) + 1)
     with packed(folder) as package:
         runtime_env = {"working_dir": str(package)} if package else {}
-        if _begin(client, job, entrypoint, runtime_env, run_id):
+        if _submit_once(client, job, entrypoint, runtime_env, run_id):
             log(f"{'resuming' if attempts else 'started'} run {run_id} as job {job}")
         else:
-            log(f"attaching to job {job}, which another began meanwhile")
+            log(f"attaching to job {job}, which was submitted at the same time")
     return job
 
 
-def _begin(
+def _submit_once(
     client: JobSubmissionClient, job: str, entrypoint: str, runtime_env: Json, run_id: str
 ) -> bool:
-    """Submit; False: another did so first. A head that has just started is waited for."""
+    """Submit a job; return False if it exists already. Waits for a head that has just started."""
     deadline = time.monotonic() + SERVER_SECONDS
     while True:
         try:
@@ -146,7 +142,7 @@ def _begin(
 
 
 def _attempts(client: JobSubmissionClient, run_id: str) -> list[JobDetails]:
-    """The run's jobs on this cluster, oldest first."""
+    """Return the run's jobs on this cluster, oldest first."""
     jobs = {job.submission_id: job for job in client.list_jobs()}
     found: list[JobDetails] = []
     while (job := jobs.get(_attempt_id(run_id, len(found) + 1))) is not None:
@@ -161,29 +157,29 @@ def _attempt_id(run_id: str, number: int) -> str:
 def _check_same(job: JobDetails, entrypoint: str) -> None:
     if job.entrypoint != entrypoint:
         raise UsageError(
-            f"job {job.submission_id} is under way as `{job.entrypoint}`: wait for its end, or "
+            f"job {job.submission_id} is running as `{job.entrypoint}`: wait until it ends or "
             "choose another --run-id"
         )
 
 
 def follow(client: JobSubmissionClient, job: str) -> str:
-    """Show the job's log on stderr until it has ended; returns the last line of it."""
+    """Show a job's log on stderr until the job ends; return the log's last line."""
     shown = _Log()
     while True:
         try:
             asyncio.run(shown.tail(client, job))
-        except (RuntimeError, OSError) as error:  # the line broke off, not the job
-            log(f"note: the log broke off ({error}); trying again")
+        except (RuntimeError, OSError) as error:  # the job may run on
+            log(f"The connection to the job's log failed ({error}); trying again.")
         if client.get_job_status(job).is_terminal():
             return shown.last
         time.sleep(POLL_SECONDS)
 
 
 class _Log:
-    """What was shown of a job's log.
+    """A job's log, as far as it was shown.
 
     Attributes:
-        last: line that is not empty.
+        last: last line that is not empty.
     """
 
     def __init__(self) -> None:
@@ -191,7 +187,7 @@ class _Log:
         self._shown = 0
 
     async def tail(self, client: JobSubmissionClient, job: str) -> None:
-        """Show what was not shown yet; Ray begins at the beginning each time."""
+        """Show the part of the log that was not shown yet; Ray always sends the whole log."""
         place = 0
         async for text in client.tail_job_logs(job):
             new = text[max(self._shown - place, 0) :]
@@ -209,7 +205,7 @@ def _status(client: JobSubmissionClient, run_id: str, job: str) -> Json:
 
 
 def _summary(line: str) -> Json | None:
-    """The scan's summary, if the line is one."""
+    """Return the scan's summary, if the line is one."""
     try:
         summary = json.loads(line)
     except ValueError:
@@ -221,7 +217,9 @@ def _connect(address: str) -> JobSubmissionClient:
     try:
         from ray.job_submission import JobSubmissionClient
 
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray takes it, or RAY_ADDRESS, over its own
+        os.environ["RAY_API_SERVER_ADDRESS"] = (
+            address  # Ray prefers it, and RAY_ADDRESS, to the argument
+        )
         return JobSubmissionClient(address)
     except ModuleNotFoundError as error:
         raise MissingDependency(f"pip install 'prompt-iml[cluster]' ({error})") from error
@@ -235,7 +233,7 @@ def _usage_errors(address: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise UsageError(
-            f"{address} does not take the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            f"{address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error
     except (ConnectionError, RuntimeError) as error:
         raise UsageError(f"{address}: {' '.join(str(error).split())}") from error

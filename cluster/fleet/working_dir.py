@@ -1,4 +1,4 @@
-"""What travels with a job: the files of one folder, listed and bounded."""
+"""Working directory of a job: the files of one folder, packed for upload."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from pathlib import Path
 from prompt_iml.engine.errors import MissingInput, UsageError
 from prompt_iml.pipeline.logs import log
 
-MOST_BYTES = 32 * 2**20  # it goes through the cluster's head
-SHOWN = 20  # files told by name
+MAX_BYTES = 32 * 2**20  # because the upload goes through the cluster's head
+LISTED_FILES = 20
 
 
 @contextmanager
 def packed(folder: str | None) -> Iterator[Path | None]:
-    """A zip of what travels of a working directory, which is told; None: nothing does.
+    """Pack a working directory into a temporary zip file, and log its files; None for no folder.
 
-    Hidden files stay, and so does bytecode. The same files give the same bytes, which Ray then
-    does not upload again.
+    Hidden files and bytecode are left out. The same files give the same bytes, which Ray does not
+    upload again.
 
     Raises:
-        UsageError: there is no such folder, or it is larger than `MOST_BYTES`.
+        MissingInput: there is no such folder.
+        UsageError: it is larger than `MAX_BYTES`.
     """
     if folder is None:
         yield None
         return
     root = Path(folder)
     if not root.is_dir():
-        raise MissingInput(f"--working-dir {folder} is no folder")
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and _travels(path, root)]
-    tell_travellers(root, files)
+        raise MissingInput(f"--working-dir {folder} is not a folder")
+    files = [
+        path for path in sorted(root.rglob("*")) if path.is_file() and _is_uploaded(path, root)
+    ]
+    _log_files(root, files)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "working_dir.zip"
         with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -44,27 +47,23 @@ def packed(folder: str | None) -> Iterator[Path | None]:
         yield package
 
 
-def _travels(path: Path, root: Path) -> bool:
+def _is_uploaded(path: Path, root: Path) -> bool:
     parts = path.relative_to(root).parts
     return not any(part.startswith(".") or part == "__pycache__" for part in parts)
 
 
-def tell_travellers(root: Path, files: list[Path]) -> None:
-    """Say what travels.
-
-    Raises:
-        UsageError: it is more than `MOST_BYTES`; the largest files are named.
-    """
+def _log_files(root: Path, files: list[Path]) -> None:
+    """Log the files to upload; raises `UsageError`, with the largest, above `MAX_BYTES`."""
     sizes = {path: path.stat().st_size for path in files}
     total = sum(sizes.values())
-    if total > MOST_BYTES:
+    if total > MAX_BYTES:
         largest = sorted(files, key=lambda path: -sizes[path])[:3]
         raise UsageError(
-            f"--working-dir {root} has {total / 2**20:.0f} MiB, more than {MOST_BYTES >> 20}: "
+            f"--working-dir {root} has {total / 2**20:.0f} MiB, more than {MAX_BYTES >> 20}: "
             f"leave out {', '.join(str(path.relative_to(root)) for path in largest)}"
         )
-    log(f"{len(files)} files travel, {total / 2**20:.1f} MiB:")
-    for path in files[:SHOWN]:
+    log(f"Uploading {len(files)} files, {total / 2**20:.1f} MiB:")
+    for path in files[:LISTED_FILES]:
         log(f"  {path.relative_to(root)}")
-    if len(files) > SHOWN:
-        log(f"  and {len(files) - SHOWN} more")
+    if len(files) > LISTED_FILES:
+        log(f"  and {len(files) - LISTED_FILES} more")

@@ -1,4 +1,4 @@
-"""The frozen semantic branch of the embedded default.
+"""Pretraining of the frozen semantic branch of the default model.
 
-Photographs, and a teacher or none, enter; weights for `train --semantic-weights` leave.
+Input: photographs, optionally a teacher network. Output: weights for `train --semantic-weights`.
 """

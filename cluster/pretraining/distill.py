@@ -1,11 +1,13 @@
-"""The frozen semantic branch of the embedded default, distilled from a MobileNetV2.
+"""Distil the frozen semantic branch of the default model from a MobileNetV2.
 
     python -m prompt_iml.cluster.pretraining.distill --photos DIR --teacher FILE \
         --output FILE --samples 40000
 
-The student is the preset's Swin without prompts; each of its layers predicts, through a linear
-head that is thrown away, the standardised features of the teacher at the same stride. Writes
-the Swin's weights under their official names.
+The student is the preset's Swin without prompts. Each of its layers predicts the standardised
+features of the teacher at the same stride through a linear head, which is not kept. The Swin's
+weights are written under their official names.
+
+Letters: B images, H W rows and columns, C channels, s stride.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from prompt_iml.engine.network.config import PRESETS, SwinConfig
 from prompt_iml.engine.network.swin import Swin
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos
 
-# MobileNetV2 1.0: stride of each block, and what is taken as its features at a stride
+# MobileNetV2 1.0: stride of each block, and the block whose output is the feature map of a stride.
 STRIDES = (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)
 TAPS = {4: 2, 8: 5, 16: 12, 32: 16}  # stride: last block
 CHANNELS = {4: 24, 8: 32, 16: 96, 32: 320, 64: 320}
 
 
 class Student(nn.Module):
-    """A semantic branch and the heads that speak the teacher's language."""
+    """A semantic branch, and a linear head for each of its maps that predicts the teacher's."""
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class Student(nn.Module):
         )
 
     def forward(self, image_BHW3: Tensor) -> list[Tensor]:
-        """(B, H, W, 3) RGB, 0..255 -> (B, H/s, W/s, C of the teacher) at the branch's strides."""
+        """Predict the teacher's maps, (B, H/s, W/s, C), from RGB (B, H, W, 3) in 0..255."""
         maps_BHWC = self.swin(normalised(image_BHW3))
         return [head(x) for head, x in zip(self.heads, maps_BHWC, strict=True)]
 
@@ -50,10 +52,14 @@ class Student(nn.Module):
 def teacher_features(
     weights: Mapping[str, Tensor], image_BHW3: Tensor, strides: Sequence[int] = (4, 8, 16, 32)
 ) -> list[Tensor]:
-    """MobileNetV2's maps (B, H/s, W/s, C) at `strides`, from RGB 0..255.
+    """Return MobileNetV2's maps, (B, H/s, W/s, C), at each of `strides`.
 
-    It has none at stride 64: that is the mean of four at 32.
-    `weights` have batch norm folded: `stem`, `blocks.0..16.{expand,dw,project}`.
+    MobileNetV2 has no map at stride 64; that one is the mean of 2 x 2 values at stride 32.
+
+    Args:
+        weights: with batch norm folded: `stem`, `blocks.0..16.{expand,dw,project}`.
+        image_BHW3: RGB, 0..255.
+        strides: some of 4, 8, 16, 32 and 64.
     """
     x = _relu6(weights, "stem", image_BHW3.permute(0, 3, 1, 2) / 127.5 - 1, 2)
     taps = {}
@@ -78,7 +84,7 @@ def _relu6(
 def _conv(
     weights: Mapping[str, Tensor], name: str, x: Tensor, stride: int = 1, groups: int = 1
 ) -> Tensor:
-    """TensorFlow's SAME padding: on an even side, stride 2 pads only right and bottom."""
+    """Convolve with TensorFlow's SAME padding: stride 2 pads even sides only right and bottom."""
     kernel = weights[f"{name}.weight"]
     around = kernel.shape[2] // 2
     if stride == 2:
@@ -86,16 +92,16 @@ def _conv(
     return functional.conv2d(x, kernel, weights[f"{name}.bias"], stride, around, groups=groups)
 
 
-def unexplained(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
-    """Share of the variance of each of the teacher's maps that the student does not explain."""
+def unexplained_variance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+    """Return the share of the variance of each teacher's map that the student does not explain."""
     return [
-        functional.mse_loss(mine, standardised(his))
-        for mine, his in zip(student, teacher, strict=True)
+        functional.mse_loss(predicted, standardised(map_BHWC))
+        for predicted, map_BHWC in zip(student, teacher, strict=True)
     ]
 
 
 def standardised(map_BHWC: Tensor) -> Tensor:
-    """Each channel to mean 0 and variance 1 over the batch."""
+    """Scale each channel to mean 0 and variance 1 over the batch."""
     return functional.layer_norm(map_BHWC.flatten(0, 2).T, [map_BHWC[..., 0].numel()]).T.reshape(
         map_BHWC.shape
     )
@@ -109,8 +115,16 @@ def distil(
     start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Swin:
-    """Train a semantic branch on `samples` crops, from `start` if given; prints the losses, and
-    the unexplained share of each map on photographs held back."""
+    """Train a semantic branch on `samples` crops; print its losses.
+
+    Args:
+        config: of the branch.
+        photos: to train and to evaluate on.
+        teacher: weights, as for `teacher_features`.
+        samples: number of crops.
+        start: weights of the branch to start from; without them, random weights.
+        seed: of the weights and the crops.
+    """
     torch.manual_seed(seed)
     student = Student(config)
     if start is not None:
@@ -119,19 +133,19 @@ def distil(
     def losses(image_BHW3: Tensor) -> list[Tensor]:
         with torch.no_grad():
             target = teacher_features(teacher, image_BHW3, config.strides)
-        return unexplained(student(image_BHW3), target)
+        return unexplained_variance(student(image_BHW3), target)
 
     pretrain(student, losses, photos, samples, seed)
     return student.swin
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="go on from the weights of an earlier run")
+    parser.add_argument("--start", type=Path, help="weights of an earlier run to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=40_000)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")

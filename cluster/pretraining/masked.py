@@ -4,8 +4,8 @@
 
 SimMIM (Xie et al., arXiv 2111.09886) for a Swin of four maps: half of the photograph is hidden in
 blocks as large as the coarsest token, and each layer predicts the pixels of its hidden tokens
-through a linear head that is not kept. Writes the Swin's weights under their official names, as
-`cluster.pretraining.distill` does.
+through a linear head, which is not kept. The Swin's weights are written under their official names,
+as `cluster.pretraining.distill` does.
 
 Letters: B images, H W rows and columns (of pixels or tokens), C channels.
 """
@@ -27,7 +27,7 @@ from prompt_iml.engine.network.swin import Swin
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos
 
 HIDDEN_SHARE = 0.5
-DETAIL = 4  # values on either side of a token that are predicted, of three colours
+DETAIL = 4  # each token predicts 4 x 4 values of three colours
 
 
 class MaskedPretraining(nn.Module):
@@ -42,16 +42,16 @@ class MaskedPretraining(nn.Module):
         )
 
     def losses(self, image_BHW3: Tensor) -> list[Tensor]:
-        """Mean absolute error of each map under its hidden tokens, in standard deviations of
-        colour; which tokens are hidden is sampled in each call."""
+        """Return the mean absolute error of each map over its hidden tokens, scalars in standard
+        deviations of colour; each call samples the hidden tokens anew."""
         image_B3HW = normalised(image_BHW3)
         batch, _, height, width = image_B3HW.shape
         coarsest = self.strides[-1]
         hidden_B1HW = (
             torch.rand(batch, 1, height // coarsest, width // coarsest) < HIDDEN_SHARE
         ).float()
-        shown = functional.interpolate(1 - hidden_B1HW, (height, width))
-        maps_BHWC = self.swin(image_B3HW * shown)
+        visible = functional.interpolate(1 - hidden_B1HW, (height, width))
+        maps_BHWC = self.swin(image_B3HW * visible)
         errors = []
         for stride, head, x in zip(self.strides, self.heads, maps_BHWC, strict=True):
             error_BHWC = (head(x) - targets(image_B3HW, stride)).abs()
@@ -61,13 +61,14 @@ class MaskedPretraining(nn.Module):
 
 
 def targets(image_B3HW: Tensor, stride: int) -> Tensor:
-    """(B, H/stride, W/stride, 48): each token's pixels, averaged to 4 x 4 values of each colour."""
+    """Return each token's pixels, averaged to 4 x 4 values of each colour:
+    (B, H/stride, W/stride, 48)."""
     small = functional.avg_pool2d(image_B3HW, stride // DETAIL)
     return functional.pixel_unshuffle(small, DETAIL).permute(0, 2, 3, 1)
 
 
 def train_masked(config: SwinConfig, photos: Sequence[Photo], samples: int, seed: int = 0) -> Swin:
-    """Train a semantic branch on `samples` crops; prints the losses."""
+    """Train a semantic branch on `samples` crops; print its losses."""
     torch.manual_seed(seed)
     pretraining = MaskedPretraining(config)
     pretrain(pretraining, pretraining.losses, photos, samples, seed)
@@ -75,7 +76,7 @@ def train_masked(config: SwinConfig, photos: Sequence[Photo], samples: int, seed
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)

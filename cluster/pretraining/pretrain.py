@@ -1,8 +1,9 @@
-"""What the ways to a semantic branch share: crops of photographs, and the steps.
+"""Crops of photographs and the training loop, for both ways to pretrain the semantic branch.
 
-The branch is frozen from then on. `cluster.pretraining.distill` learns from a teacher,
-`cluster.pretraining.masked` from the photographs alone; `cluster.training.ablation`
-measures what either is worth (`--variant semantic`).
+`cluster.pretraining.distill` learns from a teacher, `cluster.pretraining.masked` from photographs
+alone; `cluster.training.ablation --variant semantic` compares the two.
+
+Letters: B images, H W rows and columns.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from prompt_iml.engine.network.swin import Swin
 from prompt_iml.pipeline.forgery.photos import Photo, load_pixels, split
 
 SIDE, BATCH = 256, 8
-PEAK, DECAY, CLIP = 2e-3, 0.05, 2.0
-HELD_BACK = 48  # crops
+LEARNING_RATE, DECAY, CLIP = 2e-3, 0.05, 2.0
+HELD_BACK = 48  # crops to evaluate on
 REPORT_STEPS = 100
-MIXED = 0.5  # share of the crops that another one shines through
+MIXED = 0.5  # share of the crops that are blended with another one
 
 
 def semantic_branch(config: SwinConfig) -> Swin:
-    """As it is in the network, without prompts."""
+    """Return a semantic branch with random weights, as in the network, without prompts."""
     return Swin(config, PatchEmbedding(config.channels, config.patch, config.position_grid))
 
 
 def normalised(image_BHW3: Tensor) -> Tensor:
-    """RGB 0..255 (B, H, W, 3) -> (B, 3, H, W), as the network gives it to the branch."""
+    """Normalise RGB (B, H, W, 3) in 0..255 as the network does; returns (B, 3, H, W)."""
     return ((image_BHW3 / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
 
 
@@ -46,13 +47,14 @@ def pretrain(
     samples: int,
     seed: int,
 ) -> None:
-    """Train on so many crops; prints samples seen, the loss, and `losses` of crops held back.
+    """Train a network on crops; print samples seen, the loss, and the losses of held-back crops.
 
     Args:
-        network: what trains.
-        losses: of (N, 256, 256, 3) RGB, 0..255: one a map; their mean is the loss.
-        photos: those held back by `pipeline.forgery.photos` are judged on, the others trained on.
-        samples: crops in all.
+        network: trained in place.
+        losses: returns a loss for each map of RGB (B, 256, 256, 3) in 0..255; their mean is
+            minimised.
+        photos: to train on, and, where `pipeline.forgery.photos` holds them back, to evaluate on.
+        samples: number of crops.
         seed: of the crops.
     """
     training, validation = split(photos)
@@ -63,7 +65,7 @@ def pretrain(
     steps = samples // BATCH
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step / steps, PEAK)
+            group["lr"] = learning_rate(step / steps, LEARNING_RATE)
         image_BHW3 = torch.from_numpy(varied(next(stream), rng))
         with precision("cpu"):
             loss = torch.stack(losses(image_BHW3)).mean()
@@ -73,24 +75,24 @@ def pretrain(
         optimiser.step()
         if step % REPORT_STEPS == REPORT_STEPS - 1 or step == steps - 1:
             with torch.no_grad():
-                judged = [round(each.item(), 4) for each in losses(held_back)]
-            print(f"{(step + 1) * BATCH} {loss:.4f} {judged}", flush=True)
+                held_back_losses = [round(each.item(), 4) for each in losses(held_back)]
+            print(f"{(step + 1) * BATCH} {loss:.4f} {held_back_losses}", flush=True)
 
 
 def crops(
     photos: Sequence[Photo], batch: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.uint8]]:
-    """Endless batches (N, 256, 256, 3) at native size or shrunk, flipped at random."""
+    """Yield endless batches of crops, (B, 256, 256, 3), at native size or shrunk, some flipped."""
     cached = [load_pixels(photo) for photo in photos]
     while True:
         yield np.stack([_crop(cached[i], rng) for i in rng.integers(len(cached), size=batch)])
 
 
 def varied(crops_BHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """In other tones and colours, and mixed with one another.
+    """Change tones and colours of crops, and blend some with one another.
 
-    Photographs are few, and a teacher has an answer to any picture: so the student is asked about
-    many more of them (function matching: Beyer et al., arXiv 2106.05237).
+    There are few photographs, and a teacher answers for any picture: so the student sees many more
+    (function matching: Beyer et al., arXiv 2106.05237).
     """
     toned_BHW3 = np.stack([_toned(crop, rng) for crop in crops_BHW3])
     count = len(toned_BHW3)
@@ -101,7 +103,7 @@ def varied(crops_BHW3: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
 
 
 def _toned(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Each channel through a curve."""
+    """Apply a random tone curve to each channel."""
     gamma, gain = np.exp(rng.normal(0, 0.2)), np.exp(rng.normal(0, 0.1, 3))
     curve = 255 * (np.arange(256) / 255) ** gamma
     curves = np.rint(np.clip(curve[:, None] * gain, 0, 255)).astype(np.uint8)
@@ -110,7 +112,7 @@ def _toned(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
 
 
 def _crop(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Shrinking lets a crop show whole objects, as most pictures do that people post."""
+    """Return a random crop, (256, 256, 3); some are shrunk, to show whole objects."""
     shortest = min(pixels.shape[:2])
     box = int(rng.uniform(SIDE, max(SIDE + 1, shortest)))
     box = min(box, shortest) if rng.random() < 0.7 else min(SIDE, shortest)

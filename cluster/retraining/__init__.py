@@ -1,4 +1,4 @@
 """One cycle of re-training: labels, training, the gate, the promotion.
 
-Reviewed labels enter; a promoted prompt set leaves, or the reasons for a refusal.
+Input: reviewers' labels. Output: a promoted prompt set, or the reasons why it was refused.
 """

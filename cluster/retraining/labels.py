@@ -1,21 +1,20 @@
-"""Reviewers' labels: what a person found, to train on and to be judged by.
+"""Reviewers' labels of images, to train on and to evaluate on.
 
-A Parquet file (or S3 object) of one row an image:
+A Parquet file, local or on S3, with one row for each image:
 
-    uri     string   the image, or the shard it lies in, as the results name it
-    member  string   its name in a tar shard, its row in a Parquet shard, as the results name it;
-                     null, or no such column, for a plain image
+    uri     string   the image or its shard, as in the scan's results
+    member  string   its name in a tar shard or its row in a Parquet shard, as in the scan's
+                     results; null, or no such column, for a plain image
     label   string   authentic or manipulated
-    mask    binary   a PNG of the image's stored size (before any EXIF rotation) whose pixels
-                     above 127 are manipulated; null where nobody drew one
+    mask    binary   PNG of the image's stored size (before any EXIF rotation), whose pixels above
+                     127 are manipulated; null without a mask
 
-Every image is on one side of a split by its content: about a fifth is held back and judges, the
-others train. A manipulated image without a mask has no pixel truth: it never trains and always
-judges, by the score of the image alone. Re-saved copies of one picture are other content and may
-lie on both sides.
+The images are split by their content: about a fifth is held back for evaluation, the others train.
+A manipulated image without a mask never trains and is always held back; only its score is
+evaluated. Copies of an image that were saved again have other content, and may be on both sides.
 
-The compressed images are held in memory, and decoded ones as far as `PIXEL_BYTES` go: this is
-for thousands of labels, not for millions.
+All compressed images are held in memory, and decoded ones up to `PIXEL_BYTES`: this is meant for
+thousands of labels, not for millions.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ Mask = NDArray[np.bool_]
 HELD_BACK_SHARE = 0.2
 PIXEL_BYTES = 512 << 20
 FETCH_THREADS = 16
-ROWS = 1000  # of a Parquet shard, read at a time
+ROWS = 1000  # rows of a Parquet shard that are read at a time
 MAX_OBJECT_BYTES = 256 << 20
 NO_MASK = "without mask"
-LABELS = "labels"  # the set of what reviewers labelled and nobody trained on
+LABELS = "labels"  # name of the set of held-back labels
 
 _TYPES = {"uri": "string", "member": "string", "label": "string", "mask": "binary"}
 _REQUIRED = ("uri", "label")
@@ -78,13 +77,13 @@ _REQUIRED = ("uri", "label")
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One row of a labels file.
+    """Row of a labels file.
 
     Attributes:
-        row: its number in the file, from 0.
-        uri: canonical, of the image or its shard.
+        row: number in the file, from 0.
+        uri: canonical URI of the image or its shard.
         member: name inside the shard, or None.
-        label: what the reviewer says.
+        label: the reviewer's verdict.
         mask: PNG, or None.
     """
 
@@ -100,10 +99,10 @@ class LabelledImage:
     """A labelled image, fetched and checked.
 
     Attributes:
-        label: its row.
-        data: the exact bytes.
-        sha256: of them.
-        height, width: of the pixels.
+        label: row of the labels file.
+        data: content of the image file.
+        sha256: digest of `data`, hexadecimal.
+        height, width: size in pixels, as stored.
     """
 
     label: Label
@@ -118,25 +117,25 @@ class LabelledImage:
 
     @property
     def held_back(self) -> bool:
-        """Whether it judges and must not train: the same answer for the same content."""
+        """Return whether it is for evaluation only; images with the same content agree."""
         if self.manipulated and self.label.mask is None:
             return True
         return int(self.sha256[:8], 16) < HELD_BACK_SHARE * 2**32
 
     @property
     def trains(self) -> bool:
-        """Whether examples are cut from it."""
+        """Return whether training examples are cropped from it."""
         return not self.held_back and min(self.height, self.width) >= SIDE
 
 
 class LabelledExamples:
-    """Examples of the labelled images that train; `Generator.example` of what reviewers saw.
+    """Source of training examples, like `Generator`, from labelled images.
 
     Args:
         labels: URI of a labels file.
 
     Raises:
-        BadLabels: a row is wrong, or its image cannot be fetched or decoded, or none trains.
+        BadLabels: a row is wrong, its image cannot be fetched or decoded, or no image trains.
         MissingInput, UsageError: the file itself cannot be read.
     """
 
@@ -148,13 +147,14 @@ class LabelledExamples:
             if (group := [image for image in images if image.manipulated == manipulated])
         ]
         self._decoded: dict[str, tuple[Pixels, NDArray[np.float32]]] = {}
-        self._room = PIXEL_BYTES
+        self._free_bytes = PIXEL_BYTES
 
     def example(self, *seed: int) -> Example:
-        """A window of a labelled image on its 8x8 grid: the same labels and seed, the same pixels.
+        """Return a window of a labelled image, aligned to its 8x8 grid.
 
-        Authentic and manipulated ones take turns evenly; of a manipulated one the window holds a
-        manipulated pixel, but for the last few rows and columns beyond the grid.
+        The same labels and seed give the same example; half of the examples are of manipulated
+        images. Their windows contain a manipulated pixel, unless the only ones are in the last few
+        rows or columns, which no aligned window reaches.
         """
         rng = np.random.default_rng(seed)
         image = choose(choose(self._classes, rng), rng)
@@ -170,8 +170,8 @@ class LabelledExamples:
             return self._decoded[image.sha256]
         found = decode(image.data, DecodeLimits()).image
         table = np.ones(64, np.float32) if found.luma_table is None else found.luma_table
-        if found.pixels.nbytes <= self._room:
-            self._room -= found.pixels.nbytes
+        if found.pixels.nbytes <= self._free_bytes:
+            self._free_bytes -= found.pixels.nbytes
             self._decoded[image.sha256] = found.pixels, table
         return found.pixels, table
 
@@ -180,28 +180,28 @@ def read_labels(labels: str) -> list[Label]:
     """Read and check a labels file, but not the images that it names.
 
     Raises:
-        BadLabels: a column or a row is wrong; the line names the row.
+        BadLabels: a column or a row is wrong; the message names the row.
         EmptySource: there is no row.
-        MissingInput, UsageError: the file is not there, or cannot be read.
+        MissingInput, UsageError: the file does not exist, or cannot be read.
     """
     table = _read_table(labels)
     rows = [_label(labels, number, row) for number, row in enumerate(table.to_pylist())]
     if not rows:
-        raise EmptySource(f"{labels} has no row: label some images")
+        raise EmptySource(f"{labels} has no rows: label some images")
     seen: dict[tuple[str, str | None], int] = {}
     for label in rows:
         first = seen.setdefault((label.uri, label.member), label.row)
         if first != label.row:
-            raise _bad(labels, label.row, f"labels the image of row {first} again: keep one")
+            raise _bad(labels, label.row, f"labels the image of row {first} again: keep one row")
     return rows
 
 
 def fetch_images(labels: str) -> list[LabelledImage]:
-    """The images of a labels file, in its order.
+    """Read a labels file and fetch its images, in its order; each content comes once.
 
     Raises:
-        BadLabels: as `read_labels`; or an image cannot be fetched or decoded, its mask does not
-            fit, or the same bytes have two labels.
+        BadLabels: an image cannot be fetched or decoded, its mask does not fit, or the same bytes
+            have two labels; and all errors of `read_labels`.
     """
     rows = read_labels(labels)
     images = [_open(labels, label, sample) for label, sample in _samples(labels, rows)]
@@ -210,34 +210,40 @@ def fetch_images(labels: str) -> list[LabelledImage]:
     for image in images:
         first = seen.setdefault(image.sha256, image)
         if first.manipulated != image.manipulated:
-            raise _bad(labels, image.label.row, f"contradicts row {first.label.row}: same bytes")
-        seen[image.sha256] = _drawn(labels, first, image)
+            raise _bad(
+                labels,
+                image.label.row,
+                f"contradicts row {first.label.row}, which has the same bytes",
+            )
+        seen[image.sha256] = _masked(labels, first, image)
     return list(seen.values())
 
 
-def _drawn(labels: str, first: LabelledImage, second: LabelledImage) -> LabelledImage:
-    """The one of two labels of the same bytes that has a mask."""
+def _masked(labels: str, first: LabelledImage, second: LabelledImage) -> LabelledImage:
+    """Return the label with a mask, of two labels of the same bytes."""
     if first.label.mask is None or second.label.mask is None:
         return first if second.label.mask is None else second
     if not np.array_equal(mask_of(first), mask_of(second)):
         raise _bad(
-            labels, second.label.row, f"has another mask than row {first.label.row}: same bytes"
+            labels,
+            second.label.row,
+            f"has another mask than row {first.label.row}, which has the same bytes",
         )
     return first
 
 
 def training_images(labels: str, images: Sequence[LabelledImage]) -> list[LabelledImage]:
-    """Those of a labels file that train; raises `BadLabels` when none does."""
+    """Return the images of a labels file that train; raises `BadLabels` if there is none."""
     if found := [image for image in images if image.trains]:
         return found
     raise BadLabels(
-        f"{labels}: no image of {SIDE} pixels or more a side, with a mask if it is manipulated, is "
-        "left to train on: label more"
+        f"{labels} leaves no image to train on: label more (each side needs {SIDE} pixels or more, "
+        "and a manipulated image a mask)"
     )
 
 
 def mask_of(image: LabelledImage) -> Mask:
-    """(H, W) bool, True where manipulated; all False for an authentic image.
+    """Return the mask, (H, W) bool, True where manipulated; all False for an authentic image.
 
     Raises:
         ValueError: a manipulated image has no mask.
@@ -249,28 +255,30 @@ def mask_of(image: LabelledImage) -> Mask:
     return np.zeros((image.height, image.width), bool)
 
 
-def judge_labels(
+def evaluate_labels(
     engine: Engine, model: Model, policy: Policy, images: Sequence[LabelledImage], folder: Path
 ) -> SetResult | None:
-    """A model on the labelled images that are held back; None when none is.
+    """Evaluate a model on the held-back labelled images; return None if there is none.
 
-    Pixel measures are over the manipulated images with a mask, all others over all images.
+    Pixel measures cover the manipulated images with a mask, all other measures all images.
 
     Args:
-        engine: with the prompts that are to be judged.
-        images: from `fetch_images`; those that train are passed over.
-        folder: empty or written by this; images and masks are put there.
+        engine: has the prompts to evaluate loaded.
+        model: gives the view of an image.
+        policy: decides on labels.
+        images: from `fetch_images`; images that train are ignored.
+        folder: empty or from an earlier call; images and masks are written there.
     """
     samples = [_as_sample(image, folder) for image in images if image.held_back]
     if not samples:
         return None
     outcomes = list(evaluate_images(Detector(engine, model.view, policy), samples))
-    judged = [
+    results = [
         replace(each, forged=each.forged or each.kind == NO_MASK)
         for each in outcomes
         if isinstance(each, ImageResult)
     ]
-    return summarize_set(judged, len(outcomes) - len(judged), LABELS, "none")
+    return summarize_set(results, len(outcomes) - len(results), LABELS, "none")
 
 
 def _as_sample(image: LabelledImage, folder: Path) -> Labelled:
@@ -290,31 +298,31 @@ def _read_table(labels: str) -> pa.Table:
     try:
         data = storage.read_bytes(uri)
     except NotFound as error:
-        raise MissingInput(f"no such labels: {error}") from error
+        raise MissingInput(f"There is no such labels file: {error}") from error
     except ImageError as error:
-        raise UsageError(f"cannot read labels: {error}") from error
+        raise UsageError(f"The labels file cannot be read: {error}") from error
     try:
         table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         line = " ".join(str(error).split())[:200]
-        raise BadLabels(f"{labels} is no Parquet file ({line})") from error
+        raise BadLabels(f"{labels} is not a Parquet file ({line})") from error
     if absent := [name for name in _REQUIRED if name not in table.column_names]:
-        raise BadLabels(f"{labels} has no column {', '.join(absent)}: add it")
+        raise BadLabels(f"{labels} lacks these columns: {', '.join(absent)}")
     return table.select([name for name in _TYPES if name in table.column_names])
 
 
 def _label(labels: str, number: int, row: dict[str, Any]) -> Label:
     uri, member, label, mask = (row.get(name) for name in _TYPES)
     if not isinstance(uri, str) or not uri:
-        raise _bad(labels, number, "names no uri")
+        raise _bad(labels, number, "has no uri")
     if label != "authentic" and label != "manipulated":
-        raise _bad(labels, number, f"label {label!r} is neither authentic nor manipulated")
+        raise _bad(labels, number, f"has the label {label!r}: use authentic or manipulated")
     if member is not None and not isinstance(member, str):
-        raise _bad(labels, number, f"member {member!r} is no name")
+        raise _bad(labels, number, f"has the member {member!r}, which is not a string")
     if mask is not None and not isinstance(mask, bytes):
-        raise _bad(labels, number, "mask is not the bytes of a PNG")
+        raise _bad(labels, number, "has a mask that is not the bytes of a PNG")
     if mask is not None and label == "authentic":
-        raise _bad(labels, number, "an authentic image has a mask: drop one of the two")
+        raise _bad(labels, number, "labels an image with a mask authentic: correct one of the two")
     try:
         uri = storage.canonical(uri)
     except UsageError as error:
@@ -323,7 +331,7 @@ def _label(labels: str, number: int, row: dict[str, Any]) -> Label:
 
 
 def _samples(labels: str, rows: Sequence[Label]) -> Iterator[tuple[Label, Sample]]:
-    """Each label with its bytes, each shard read once."""
+    """Yield each label with its image's bytes; each shard is read once."""
     plain = [label for label in rows if label.member is None]
     refs = tuple(ObjectRef(label.uri) for label in plain)
     if refs:
@@ -337,13 +345,17 @@ def _samples(labels: str, rows: Sequence[Label]) -> Iterator[tuple[Label, Sample
         for sample in _read_shard(labels, next(iter(wanted.values())).row, uri):
             if (name := sample.member and storage.display_name(sample.member)) in wanted:
                 yield wanted.pop(name), sample
-            elif sample.error and sample.member is None:  # the shard breaks off here
+            elif sample.error and sample.member is None:  # the shard is truncated here
                 yield wanted.pop(next(iter(wanted))), sample
             if not wanted:
                 break
         if wanted:
             label = next(iter(wanted.values()))
-            raise _bad(labels, label.row, f"{label.uri} has no image {label.member}")
+            raise _bad(
+                labels,
+                label.row,
+                f"names the image {label.member}, which {label.uri} does not contain",
+            )
 
 
 def _read_shard(labels: str, row: int, uri: str) -> Iterator[Sample]:
@@ -376,13 +388,17 @@ def _check_mask(labels: str, row: int, png: bytes, size: tuple[int, int]) -> Non
     try:
         mask = _parse_mask(png)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _bad(labels, row, f"mask is no PNG ({error})") from error
+        raise _bad(labels, row, f"has a mask that is not a PNG ({error})") from error
     if mask.shape != size:
         raise _bad(
-            labels, row, f"mask has {mask.shape[::-1]} pixels and its stored image {size[::-1]}"
+            labels,
+            row,
+            f"has a mask of {mask.shape[::-1]} pixels for a stored image of {size[::-1]}",
         )
     if not mask.any():
-        raise _bad(labels, row, f"mask has no pixel above {BRIGHT}: draw what is manipulated")
+        raise _bad(
+            labels, row, f"has a mask without a pixel above {BRIGHT}: mark the manipulated pixels"
+        )
 
 
 def _parse_mask(png: bytes) -> Mask:
@@ -391,7 +407,7 @@ def _parse_mask(png: bytes) -> Mask:
 
 
 def _corner(mask: Mask, rng: np.random.Generator) -> tuple[int, int]:
-    """Of a window on the grid, around a manipulated pixel if there is one."""
+    """Return row and column of a window on the grid, around a manipulated pixel if there is one."""
     size = np.array(mask.shape)
     marked = np.flatnonzero(mask)
     if len(marked):
@@ -403,5 +419,5 @@ def _corner(mask: Mask, rng: np.random.Generator) -> tuple[int, int]:
     return row, column
 
 
-def _bad(labels: str, row: int, what: str) -> BadLabels:
-    return BadLabels(f"{labels} row {row} (from 0): {' '.join(what.split())}")
+def _bad(labels: str, row: int, fault: str) -> BadLabels:
+    return BadLabels(f"{labels} row {row} (from 0): {' '.join(fault.split())}")

@@ -1,12 +1,12 @@
 """One re-training cycle: `prompt-iml retrain`.
 
     lease -> current prompt set -> train the prompts -> check that nothing else changed ->
-    evaluate old and new on the fixed sets and on the labels held back -> gate ->
+    evaluate old and new prompts on the fixed sets and the held-back labels -> gate ->
     publish prompt set and verdict -> promote
 
-One cycle per base model runs at a time; its prompt set is in the registry afterwards, refused or
-not. A cycle that was killed resumes when the same command is given again: its training has a
-folder of its own, named by the labels, the current prompt set and the settings.
+One cycle per base model runs at a time. It stores its prompt set in the registry even if the gate
+refuses it. A killed cycle resumes when the same command runs again: the folder of its training is
+named after the labels, the current prompt set and the settings.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from prompt_iml.cluster.retraining.gate import KEPT, Limits, Verdict, decide
+from prompt_iml.cluster.retraining.gate import QUALITY, Limits, Verdict, decide
 from prompt_iml.cluster.retraining.labels import (
     LABELS,
     LabelledImage,
+    evaluate_labels,
     fetch_images,
-    judge_labels,
     training_images,
 )
 from prompt_iml.cluster.settings import RetrainSettings, TrainSettings
@@ -54,9 +54,9 @@ from prompt_iml.pipeline.storage import storage
 
 Tensors = Mapping[str, NDArray[Any]]
 
-# Settings that shape the prompts; with the labels and the current set they name a cycle.
+# Settings that determine the prompts; with the labels and the current prompt set they name a cycle.
 TRAINING = ("photos", "samples", "batch", "learning_rate", "seed")
-COMPARED = ("openvino", "onnxruntime")
+COMPARED_RUNTIMES = ("openvino", "onnxruntime")
 
 
 class Trained(Protocol):
@@ -86,12 +86,12 @@ def check_exported(model: Model) -> None:
     still equals PyTorch with the model's prompts."""
     from prompt_iml.engine.build.export import check_parity
 
-    check_parity(model, [kind for kind in COMPARED if find_spec(kind)])
+    check_parity(model, [kind for kind in COMPARED_RUNTIMES if find_spec(kind)])
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Steps of a cycle that need Ray or PyTorch; tests put quicker ones in their place."""
+    """Steps of a cycle that need Ray or PyTorch; tests replace them with quicker ones."""
 
     train: Callable[[TrainSettings], Trained] = train_prompts
     check_exported: Callable[[Model], None] = check_exported
@@ -102,18 +102,17 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
 
     Returns:
         `version`, `prompt_set`, `parent`, `verdict` (passed or refused), `reasons`, `notes`,
-        `results` by set, old and new.
+        `results` of old, new and base prompts by set.
 
     Raises:
-        UsageError: the settings, the labels or a set are wrong; another cycle is under way; or
-            the prompts passed, and a person moved `current` or another cycle took the lease over
-            meanwhile.
+        UsageError: the settings, the labels or a set are wrong; another cycle is running; or the
+            prompts passed, but meanwhile `current` was changed or the lease was taken over.
         PromptImlError: training failed.
     """
     try:
         return _retrain(settings, steps or Steps())
     except FetchError as error:
-        raise UsageError(f"cannot read {error}") from error
+        raise UsageError(f"This file cannot be read: {error}") from error
 
 
 def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
@@ -136,8 +135,8 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
         candidate = replace(old, prompts=prompts_of(tensors, old))
         engine = open_engine(old, settings.engine)
         before, after = (evaluate(settings, engine, each, images) for each in (old, candidate))
-        own = replace(model, policy=old.policy)
-        base = evaluate(settings, engine, own, images) if current else []
+        original = replace(model, policy=old.policy)
+        base = evaluate(settings, engine, original, images) if current else []
         faults = [*_frozen_faults(tensors, old), *_export_faults(candidate, steps)]
         verdict = decide(before, after, old.policy, _limits(settings), faults, base)
         prompt_set = publish(
@@ -149,21 +148,21 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
             model=model.id,
         )
         record = _record(settings, verdict, before, after, base, owner)
-        stands = _together(record, record_verdict(registry, prompt_set, record))
-        if stands["passed"] and prompt_set != current:
+        final = _combined(record, record_verdict(registry, prompt_set, record))
+        if final["passed"] and prompt_set != current:
             promote(registry, prompt_set, expected=current, by=owner, lease=lease)
-    return _summary(prompt_set, candidate.prompts.id, current, stands)
+    return _summary(prompt_set, candidate.prompts.id, current, final)
 
 
 def _check_sets(manifests: Sequence[str]) -> None:
-    """Raise `UsageError` unless each can be read and has a name of its own."""
-    named = {LABELS: "the labels held back"}
+    """Raise `UsageError` unless each set can be read and has a name of its own."""
+    named = {LABELS: "the held-back labels"}
     for manifest in manifests:
         name = set_name(Path(manifest))
         if (other := named.setdefault(name, manifest)) is not manifest:
             raise UsageError(
-                f"--eval-sets: {manifest} and {other} are both called {name}: rename one (a set is "
-                "named by the folder of its manifest.csv, or by another file's own name)"
+                f"--eval-sets: {manifest} and {other} are both called {name}: rename one (a "
+                "manifest.csv gives a set the name of its folder, another file its own name)"
             )
     for manifest in manifests:
         read_manifest(Path(manifest))
@@ -173,7 +172,7 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
     """Return the settings of this cycle's training, which starts from the current prompt set."""
     labels = storage.canonical(settings.labels)
     shaping = settings.model_dump(include={*TRAINING, "model"})
-    shaping["peak"] = shaping.pop("learning_rate")  # as earlier versions named cycles
+    shaping["peak"] = shaping.pop("learning_rate")  # so that cycles keep the names they had
     cycle = {
         **shaping,
         "labels": [labels, hashlib.sha256(storage.read_bytes(labels)).hexdigest()],
@@ -226,22 +225,22 @@ def frozen_digest(tensors: Tensors) -> str:
 def evaluate(
     settings: RetrainSettings, engine: Engine, model: Model, images: Sequence[LabelledImage]
 ) -> list[SetResult]:
-    """Evaluate the model's prompt set on the fixed sets and on the labels held back, in the engine
-    that a scan would use."""
+    """Evaluate a model's prompt set on the fixed sets and the held-back labels, with the engine of
+    a scan."""
     engine.load_prompts(model.prompts)
     results = [
         evaluate_set(engine, model, model.policy, Path(manifest), limit=settings.limit)
         for manifest in settings.eval_sets
     ]
     with tempfile.TemporaryDirectory() as folder:
-        labelled = judge_labels(engine, model, model.policy, images, Path(folder))
+        labelled = evaluate_labels(engine, model, model.policy, images, Path(folder))
     return [*results, labelled] if labelled else results
 
 
 def _write_prompts(old: Model, stem: str) -> str:
     """Write the current prompt set beside the output; returns its URI.
 
-    The same cycle writes the same URI, as a training resumes only with the settings it began with.
+    The same cycle writes the same URI, because training resumes only with unchanged settings.
     """
     uri = f"{stem}.safetensors"
     storage.write(uri, old.prompts.to_bytes())
@@ -251,7 +250,7 @@ def _write_prompts(old: Model, stem: str) -> str:
 def _frozen_faults(tensors: Tensors, old: Model) -> list[str]:
     if frozen_digest(tensors) == frozen_digest(old.weights()):
         return []
-    return ["training changed what is frozen: only the prompts may differ from the base model"]
+    return ["training changed frozen weights: only the prompts may differ from the base model"]
 
 
 def _export_faults(candidate: Model, steps: Steps) -> list[str]:
@@ -273,7 +272,7 @@ def _limits(settings: RetrainSettings) -> Limits:
 def _metrics(results: Sequence[SetResult]) -> dict[str, float]:
     """Return the metrics that are stored with the prompt set."""
     measured = [(result.set, result.to_dict()) for result in results]
-    names = (*KEPT, "pixel_auc", "false_positive_rate", "flagged_rate")
+    names = (*QUALITY, "pixel_auc", "false_positive_rate", "flagged_rate")
     return {
         f"{name}.{measure}": numbers[measure]
         for name, numbers in measured
@@ -303,8 +302,8 @@ def _record(
     }
 
 
-def _together(now: Json, first: Json) -> Json:
-    """Return the verdict on a set that may have been evaluated before: it must pass each time."""
+def _combined(now: Json, first: Json) -> Json:
+    """Return the verdict on a prompt set that must also have passed its first evaluation."""
     if now["passed"] and not first["passed"]:
         reasons = [f"refused at {first['at']}: {reason}" for reason in first["reasons"]]
         return {**now, "passed": False, "reasons": reasons}

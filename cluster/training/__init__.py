@@ -1,4 +1,5 @@
 """Training on Ray Train.
 
-Photographs or labels enter; weights or a prompt set leave, with a curve and an evaluation.
+Input: photographs and reviewers' labels. Output: weights or a prompt set, with training curves and
+metrics.
 """

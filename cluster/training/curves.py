@@ -1,7 +1,7 @@
-"""The course of a training run: a CSV, TensorBoard's events, and a picture.
+"""Curves of a training run: a CSV file, a picture and a TensorBoard event file.
 
-All three are written anew at every report, from the CSV: so they stay whole on any store, and a
-run that was killed goes on in the same ones.
+Every report rewrites all three from the CSV file. So they are complete on any storage, and a run
+that was killed continues them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Report = dict[str, str]
 
 
 class Curves(UserCallback):
-    """Keeps `curves.csv`, `curves.png` and `tensorboard/` in the run's folder."""
+    """Writer of `curves.csv`, `curves.png` and `tensorboard/` in the run's folder."""
 
     def __init__(self, output: str) -> None:
         self._output = output
@@ -33,24 +33,25 @@ class Curves(UserCallback):
         metrics: list[dict[str, Any]],
         checkpoint: Checkpoint | None,
     ) -> None:
-        """Process 0 reports; what a killed run had reported beyond its checkpoint is dropped."""
+        """Add the report of process 0; drop later reports, which a run killed after its last
+        checkpoint may have left."""
         row, uri = metrics[0], f"{self._output}/{CURVES}"
         past = [old for old in read_curves(uri) if int(old["samples"]) < row["samples"]]
-        reports = [*past, {name: _told(value) for name, value in row.items()}]
+        reports = [*past, {name: _text(value) for name, value in row.items()}]
         storage.write(uri, _csv(reports))
         storage.write(f"{self._output}/{PICTURE}", picture(reports))
         storage.write(f"{self._output}/{EVENTS}", events(reports))
 
 
 def read_curves(uri: str) -> list[Report]:
-    """The reports so far, in order; [] before the first."""
+    """Return the reports so far, in order; [] before the first."""
     if not storage.exists(uri):
         return []
     return list(csv.DictReader(io.StringIO(storage.read_bytes(uri).decode())))
 
 
 def picture(reports: list[Report]) -> bytes:
-    """PNG: the loss, and how the held-back examples are judged, over samples."""
+    """Return a PNG of the loss and of the metrics on held-back examples, over samples."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -68,7 +69,7 @@ def picture(reports: list[Report]) -> bytes:
 
 
 def events(reports: list[Report]) -> bytes:
-    """A TensorBoard event file with one scalar a column."""
+    """Return a TensorBoard event file with one scalar for each column."""
     from torch.utils.tensorboard import SummaryWriter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -80,8 +81,8 @@ def events(reports: list[Report]) -> bytes:
         return file.read_bytes()
 
 
-def _told(value: float) -> str:
-    """Counts whole, as they are read back; the rest to six digits."""
+def _text(value: float) -> str:
+    """Format a whole number exactly, as `int` reads it back, and any other to six digits."""
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 

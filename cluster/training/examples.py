@@ -1,4 +1,7 @@
-"""Training examples through Ray Data: numbers in, forged and authentic images out."""
+"""Training examples, made by Ray Data.
+
+Input: numbers of examples. Output: forged and authentic images.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +22,33 @@ from prompt_iml.pipeline.forgery.photos import list_photos, split
 
 Columns = dict[str, NDArray[np.generic]]
 
-LABELLED_SHARE = 0.25  # of the examples, where reviewers' labels are mixed in
-# Elastic training takes every CPU there is, and would wait for ever for examples that need one of
-# their own: so its processes ask for a thousandth less than they use, and generators for that.
+LABELLED_SHARE = 0.25  # share of labelled images among the examples of a run with labels
+# Elastic training takes all CPUs, and generators that need a CPU would wait for ever. So a training
+# process asks for a thousandth of a CPU less than it uses, and a generator for that thousandth.
 GENERATOR_CPUS = 0.001
 TRAINING_CPUS = 1 - GENERATOR_CPUS
-GENERATORS_PER_GPU = 8  # each makes some 40 examples a second
-BLOCK = 64  # examples: 17 MB
+GENERATORS_PER_GPU = 8  # a generator makes some 40 examples a second
+BLOCK = 64  # examples, 17 MB in all
 PAUSE = 0.05  # seconds
 NUMBER = "number"
 BATCH = 16
 
 
 class Examples(Protocol):
-    """Where an example comes from: the same seed gives the same one."""
+    """Source of examples; the same seed gives the same example."""
 
     def example(self, *seed: int) -> Example: ...
 
 
 class GeneratedExamples:
-    """A `Generator` as Ray Data calls it: a batch of numbers in, their examples out.
+    """A `Generator` for `Dataset.map_batches`, with labelled images mixed in.
 
-    Example `i` of a seed is always the same, whoever makes it and in whatever order.
+    Example `i` of a seed is always the same, in any process and any order.
+
+    Args:
+        photos: folder of the photographs.
+        labels: URI of a labels file, or None.
+        seed: of all examples.
     """
 
     def __init__(self, photos: str, labels: str | None, seed: int) -> None:
@@ -49,8 +57,11 @@ class GeneratedExamples:
         self._seed = seed
 
     def __call__(self, batch: Columns) -> Columns:
-        """number (N,) -> image (N, 256, 256, 3) uint8, qtable (N, 64) float32 and mask
-        (N, 256, 256) bool."""
+        """Make the examples of a batch of numbers, (N,).
+
+        Returns:
+            `image` (N, 256, 256, 3) uint8, `qtable` (N, 64) float32, `mask` (N, 256, 256) bool.
+        """
         made = [self.example(int(number)) for number in batch[NUMBER]]
         return {
             "image": np.stack([example.pixels for example in made]),
@@ -59,16 +70,16 @@ class GeneratedExamples:
         }
 
     def example(self, number: int) -> Example:
-        """Made, or a reviewer's; turned at random."""
+        """Return a generated or a labelled example, flipped and transposed at random."""
         rng = np.random.default_rng((self._seed, number, 1))
         source: Examples = self._generator
         if self._labelled and rng.random() < LABELLED_SHARE:
             source = self._labelled
-        return turned(source.example(self._seed, number, 0), rng)
+        return augmented(source.example(self._seed, number, 0), rng)
 
 
 def examples(settings: TrainSettings, first: int) -> Dataset:
-    """What a run sees from example number `first` on, made while it is being read."""
+    """Return the examples of a run from number `first` on, made while they are read."""
     numbers = np.arange(first, settings.samples)
     # Neither `range` nor `from_numpy`: each runs tasks that take a whole CPU.
     blocks = np.split(numbers, np.arange(BLOCK, len(numbers), BLOCK))
@@ -85,22 +96,25 @@ def examples(settings: TrainSettings, first: int) -> Dataset:
 
 
 class Paced(ExecutionCallback):
-    """Ray Data's scheduler, while all that was made waits to be read, asks again at once and takes
-    40 % of a core from training (Ray 2.60, measured): so it rests between two rounds."""
+    """Pause between two rounds of Ray Data's scheduler.
+
+    While all finished examples wait to be read, the scheduler polls without a pause and takes 40 %
+    of a core from training (measured with Ray 2.60).
+    """
 
     def on_execution_step(self, executor: object) -> None:
-        """After every round."""
+        """Sleep after a round."""
         time.sleep(PAUSE)
 
 
 def _generators(settings: TrainSettings) -> int:
-    """Return how many generators keep up with the training processes."""
+    """Return the number of generators that keep up with the training processes."""
     processes = settings.max_workers or settings.workers
     return processes * GENERATORS_PER_GPU if settings.gpus else max(1, processes // 4)
 
 
-def turned(example: Example, rng: np.random.Generator) -> Example:
-    """Flipped and transposed at random; a transposed image has a transposed table."""
+def augmented(example: Example, rng: np.random.Generator) -> Example:
+    """Flip and transpose an example at random; its quantisation table is transposed with it."""
     pixels, mask, qtable = example.pixels, example.mask, example.qtable
     across, down, transposed = rng.random(3) < 0.5
     if across:

@@ -1,4 +1,4 @@
-"""What every training process does: the same steps on its share of the examples."""
+"""Training loop of one process: the steps on its share of the examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from prompt_iml.cluster.settings import TrainSettings
-from prompt_iml.cluster.training.judge import judge
+from prompt_iml.cluster.training.evaluate import evaluate
 from prompt_iml.cluster.training.losses import training_loss
 from prompt_iml.cluster.training.schedule import learning_rate, precision, weight_decay_groups
 from prompt_iml.cluster.training.variants import make_variant
@@ -41,30 +41,34 @@ FILE = "checkpoint.safetensors"
 
 
 class Objective(nn.Module):
-    """The network and its loss as one module, which is what DDP wraps."""
+    """The network and its loss as one module, as DDP needs it."""
 
     def __init__(self, network: PromptIML) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image_BHW3: Tensor, qtable_B64: Tensor, mask_BHW: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """Return the loss of a batch, a scalar."""
         fused_BHWC = self.network.extract(image_BHW3, qtable_B64)
         return training_loss(*self.network.localize(fused_BHWC), mask_BHW)
 
 
 class Run:
-    """Network, optimiser, and how far they are: what a checkpoint holds.
+    """State of a training run, as a checkpoint stores it: network, optimiser and progress.
+
+    Args:
+        network: trained in place.
+        train: `prompts` to train only the prompts, or `all`.
 
     Attributes:
-        samples: examples seen, by all processes together.
-        best: the highest F1 of a judgement so far.
-        since_best: judgements since then.
+        samples: number of examples seen by all processes together.
+        best: highest F1 of an evaluation so far.
+        since_best: number of evaluations since then.
     """
 
-    def __init__(self, network: PromptIML, what: str = "all") -> None:
+    def __init__(self, network: PromptIML, train: str = "all") -> None:
         self.network = network
-        if what == "prompts":
+        if train == "prompts":
             freeze_all_but_prompts(network)
         groups = weight_decay_groups(network, DECAY)
         self.parameters = [p for group in groups for p in group["params"]]
@@ -72,7 +76,7 @@ class Run:
         self.samples, self.best, self.since_best = 0, 0.0, 0
 
     def step(self, loss: Tensor, rate: float) -> None:
-        """One step of the optimiser."""
+        """Take one step of the optimiser, at learning rate `rate`."""
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
@@ -80,14 +84,14 @@ class Run:
             group["lr"] = rate
         self.optimiser.step()
 
-    def judged(self, f1: float) -> None:
-        """Count judgements without a better one."""
-        better = f1 > self.best  # nan is not: nothing forged was drawn
+    def count_evaluation(self, f1: float) -> None:
+        """Update `best` and `since_best`; an F1 of nan (no forged example) is not better."""
+        better = f1 > self.best
         self.best = f1 if better else self.best
         self.since_best = 0 if better else self.since_best + 1
 
     def save(self, folder: Path) -> None:
-        """Write `checkpoint.safetensors`."""
+        """Write `checkpoint.safetensors` into a folder."""
         tensors = {f"network.{n}": t for n, t in self.network.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{n}": t for n, t in state.items()}
@@ -95,7 +99,7 @@ class Run:
         save_file(tensors, folder / FILE, progress)
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a folder that `save` wrote."""
         with safe_open(folder / FILE, "pt") as file:
             progress = file.metadata()
         self.samples, self.since_best = int(progress["samples"]), int(progress["since_best"])
@@ -110,23 +114,22 @@ class Run:
 
 
 def network_tensors(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The network's part of a checkpoint."""
+    """Return the network's tensors of a checkpoint, by their names in the network."""
     prefix = "network."
     return {n.removeprefix(prefix): t for n, t in checkpoint.items() if n.startswith(prefix)}
 
 
 def freeze_all_but_prompts(network: PromptIML) -> None:
-    """Re-training: some thousands of numbers move, and nothing else."""
+    """Freeze every parameter of a network except its prompts."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(PREFIX))
 
 
 def start_network(settings: TrainSettings) -> PromptIML:
-    """From the seed, a weights file, or a model.
+    """Return the network at the start of training: random, from a weights file or from a model.
 
     Raises:
-        UsageError: `start` is neither readable weights that fit nor a model, or what else is
-            given does not fit it.
+        UsageError: `start`, `semantic_weights` or `prompt_set` cannot be read or does not fit.
     """
     torch.manual_seed(settings.seed)
     config, tensors = PRESETS[settings.preset], None
@@ -145,7 +148,7 @@ def start_network(settings: TrainSettings) -> PromptIML:
             network.load_state_dict(_new_parts(network) | tensors)
     except RuntimeError as error:
         line = " ".join(str(error).split())[:200]
-        raise UsageError(f"--start does not fit {config.name}: {line}") from error
+        raise UsageError(f"--start {settings.start} does not fit {config.name}: {line}") from error
     if settings.semantic_weights:
         _load_semantic(network, settings.semantic_weights)
     if settings.prompt_set:
@@ -154,7 +157,7 @@ def start_network(settings: TrainSettings) -> PromptIML:
 
 
 def is_weights_file(start: str) -> bool:
-    """Whether `--start` names a weights file rather than a model."""
+    """Return whether `--start` names a weights file and not a model."""
     return start.endswith(".safetensors")
 
 
@@ -166,21 +169,22 @@ def _load_semantic(network: PromptIML, uri: str) -> None:
         else:
             load_official(branch, tensors)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"{uri}: {' '.join(str(error).split())[:200]}") from error
+        line = " ".join(str(error).split())[:200]
+        raise UsageError(f"--semantic-weights {uri} does not fit the network: {line}") from error
 
 
 def _load_prompts(network: PromptIML, uri: str) -> None:
     try:
         prompts = PromptSet.from_bytes(storage.read_bytes(storage.canonical(uri)), uri)
     except FetchError as error:
-        raise UsageError(f"no prompt set to start from: {error}") from error
+        raise UsageError(f"--prompt-set cannot be read: {error}") from error
     check_fits(prompts, network.config)
     tensors = {name: torch.from_numpy(tensor) for name, tensor in parameters(prompts).items()}
     network.load_state_dict(network.state_dict() | tensors)
 
 
 def _new_parts(network: PromptIML) -> dict[str, Tensor]:
-    """What earlier weights may lack, as it changes nothing until it is trained."""
+    """Return tensors that earlier weights may lack; untrained, they do not change the output."""
     parts = "high_frequency.patch_embed.blocks.", "jpeg_view.ratios.", "matches."
     return {n: t for n, t in network.state_dict().items() if n.startswith(parts)}
 
@@ -189,23 +193,23 @@ def _read_weights(uri: str) -> dict[str, Tensor]:
     try:
         return load(storage.read_bytes(storage.canonical(uri)))
     except (FetchError, SafetensorError) as error:
-        raise UsageError(f"{uri}: no weights to start from ({error})") from error
+        raise UsageError(f"The weights {uri} cannot be read: {error}") from error
 
 
 def train_worker(fields: dict[str, Any]) -> None:
-    """One process's part of a run, on Ray Train; `fields` are those of `TrainSettings`."""
+    """Run one training process on Ray Train; `fields` are those of `TrainSettings`."""
     settings, context = TrainSettings(**fields), ray.train.get_context()
     torch.set_num_threads(1)
     run = Run(start_network(settings), settings.train)
     objective = ray.train.torch.prepare_model(Objective(run.network))
-    if checkpoint := ray.train.get_checkpoint():  # once the network is where it trains
+    if checkpoint := ray.train.get_checkpoint():  # after the network is on its device
         with checkpoint.as_directory() as folder:
             run.load(Path(folder))
-    if 0 < settings.patience <= run.since_best:  # it had stopped, and its driver died
+    if 0 < settings.patience <= run.since_best:  # it stopped early before its driver died
         return
     held_back = _held_back(settings) if context.get_world_rank() == 0 else []
     processes, losses = context.get_world_size(), list[float]()
-    each = max(1, settings.batch // processes)  # as many processes as there are: it is elastic
+    each = max(1, settings.batch // processes)  # the number of processes is elastic
     together = each * processes
     for batch in _batches(each):
         with precision("cuda" if settings.gpus else "cpu"):
@@ -216,14 +220,14 @@ def train_worker(fields: dict[str, Any]) -> None:
         ended = run.samples + together > settings.samples
         if run.samples // settings.eval_every > before // settings.eval_every or ended:
             stops = _report(run, held_back, losses, settings)
-            # A driver killed between checkpoint and curves is given a few examples once more.
+            # If the driver dies between checkpoint and curves, some examples are seen twice.
             if stops or ended:
                 return
             losses.clear()
 
 
 def _batches(size: int) -> Iterator[dict[str, Tensor]]:
-    """This process's share of the examples."""
+    """Yield this process's share of the examples, in batches."""
     shard = ray.train.get_dataset_shard("examples")
     yield from shard.iter_torch_batches(batch_size=size, drop_last=True, prefetch_batches=2)
 
@@ -231,16 +235,16 @@ def _batches(size: int) -> Iterator[dict[str, Tensor]]:
 def _report(
     run: Run, held_back: list[Example], losses: list[float], settings: TrainSettings
 ) -> bool:
-    """Judge and keep a checkpoint, in process 0; whether to stop, in all of them."""
+    """Evaluate and save a checkpoint in process 0; return in each process whether to stop."""
     metrics, stop = dict[str, Any](), False
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if ray.train.get_context().get_world_rank() == 0:
-            judgement = judge(run.network, held_back)["all"]
-            run.judged(judgement.f1)
+            evaluation = evaluate(run.network, held_back)["all"]
+            run.count_evaluation(evaluation.f1)
             run.save(Path(folder))
             checkpoint = Checkpoint.from_directory(folder)
-            metrics = {"samples": run.samples, "loss": float(np.mean(losses)), **asdict(judgement)}
+            metrics = {"samples": run.samples, "loss": float(np.mean(losses)), **asdict(evaluation)}
             stop = 0 < settings.patience <= run.since_best
         ray.train.report(metrics, checkpoint)
     return bool(broadcast_from_rank_zero(stop))
@@ -248,6 +252,6 @@ def _report(
 
 def _held_back(settings: TrainSettings) -> list[Example]:
     generator = Generator.read(split(list_photos(Path(settings.photos)))[1])
-    # A third number that training never uses: (0, 5) and (0, 5, 0) are one seed to NumPy.
+    # Training never uses 2 as third number; (0, 5) and (0, 5, 0) are the same seed to NumPy.
     numbers = range(settings.eval_examples)
     return [generator.example(settings.seed, number, 2) for number in numbers]

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Loss functions of training. Letters: B images, H rows, W columns."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-POSITIVE_WEIGHT = 4.0  # forged pixels are few
+POSITIVE_WEIGHT = 4.0  # because few pixels are forged
 DICE_WEIGHT = 0.5
 SCORE_WEIGHT = 0.5
 LIKENESS_WEIGHT = 0.1
 
 
 def training_loss(masks_BHW: Sequence[Tensor], score_B: Tensor, target_BHW: Tensor) -> Tensor:
-    """Every mask the decoder predicts, each alike, and the image score.
+    """Return the loss of a batch, a scalar: the mean over the decoder's masks, and of the score.
 
     Args:
-        masks_BHW: mask logits, at 1/4 of the target's size.
+        masks_BHW: mask logits of each decoder layer, at 1/4 of the target's size.
         score_B: score logits; an image is forged if any pixel of it is.
         target_BHW: bool, True where forged.
     """
@@ -29,12 +29,13 @@ def training_loss(masks_BHW: Sequence[Tensor], score_B: Tensor, target_BHW: Tens
 
 
 def score_loss(score_B: Tensor, forged_B: Tensor) -> Tensor:
-    """Cross-entropy, and the variance of the authentic scores.
+    """Return the cross-entropy of the scores plus the variance of the authentic scores.
 
-    A picture saved twice shows that all of it was, one saved once shows nothing: cross-entropy
-    gives the first a lower score. That is right of our examples, whose histories say nothing about
-    the label, and wrong of an archive where the authentic were saved once and the forged again. So
-    authentic scores shall be alike, and only a trace of a forgery raise one.
+    An image saved twice shows the same traces everywhere, an image saved once shows none; with
+    cross-entropy alone the network gives the first a lower score. That is right for our examples,
+    whose histories do not depend on the label, and wrong for an archive whose authentic images were
+    saved once and whose forged images were saved again. So authentic scores are pulled together,
+    and only a trace of a forgery raises a score.
 
     Args:
         score_B: logits.
@@ -48,11 +49,11 @@ def score_loss(score_B: Tensor, forged_B: Tensor) -> Tensor:
 
 
 def mask_loss(mask_BHW: Tensor, share_BHW: Tensor, forged_B: Tensor) -> Tensor:
-    """Weighted pixel cross-entropy, and dice on the forged images.
+    """Return the weighted pixel cross-entropy plus the dice loss of the forged images.
 
     Args:
         mask_BHW: logits.
-        share_BHW: how much of each pixel is forged, 0..1.
+        share_BHW: forged share of each pixel, 0..1.
         forged_B: bool.
     """
     weight = torch.tensor(POSITIVE_WEIGHT, device=mask_BHW.device)
@@ -63,7 +64,7 @@ def mask_loss(mask_BHW: Tensor, share_BHW: Tensor, forged_B: Tensor) -> Tensor:
 
 
 def soft_dice(probability_BHW: Tensor, share_BHW: Tensor) -> Tensor:
-    """(B,) overlap 0..1; 1 where both are empty."""
+    """Return the soft dice overlap of each image, (B,) in 0..1; 1 where both masks are empty."""
     both_B = (probability_BHW * share_BHW).flatten(1).sum(1)
     sum_B = (probability_BHW + share_BHW).flatten(1).sum(1)
     return (2 * both_B + 1) / (sum_B + 1)

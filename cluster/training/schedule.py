@@ -1,4 +1,4 @@
-"""What every optimisation shares: learning rate, precision, and what weight decay spares."""
+"""Learning rate, precision and weight decay of every training."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from torch import nn
 
 
 def learning_rate(
-    progress: float, peak: float, warm_up: float = 0.05, floor: float = 0.01
+    progress: float, highest: float, warm_up: float = 0.05, floor: float = 0.01
 ) -> float:
-    """Linear warm-up, then cosine to `floor * peak`; `progress` is 0..1 of the whole run."""
+    """Return the learning rate at `progress`, 0..1 of the whole run.
+
+    It rises linearly to `highest`, then falls as a cosine to `floor * highest`.
+    """
     if progress < warm_up:
-        return peak * max(progress / warm_up, floor)
+        return highest * max(progress / warm_up, floor)
     cosine = (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
-    return peak * (floor + (1 - floor) * cosine)
+    return highest * (floor + (1 - floor) * cosine)
 
 
 def precision(device: Literal["cpu", "cuda"]) -> contextlib.AbstractContextManager[Any]:
-    """bf16 where the hardware multiplies in it: without, a CPU is no faster (measured); with it a
-    training step took 47 ms an example, in float32 78 (AMD EPYC with AVX-512 BF16)."""
+    """Return an autocast to bf16 where the hardware multiplies in bf16, else a context of nothing.
+
+    On a CPU with AVX-512 BF16 (AMD EPYC) a training step took 47 ms an example, and 78 ms in
+    float32; a CPU without it is no faster with bf16.
+    """
     if device == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported()
     else:
@@ -32,10 +38,10 @@ def precision(device: Literal["cpu", "cuda"]) -> contextlib.AbstractContextManag
 
 
 def weight_decay_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Optimiser groups of what trains: the weights of linear layers and convolutions decay.
+    """Return the optimiser's groups of trainable parameters, with and without weight decay.
 
-    Spared are biases, norms, gates, prompts, queries, embeddings, position-bias tables and the
-    constrained kernels.
+    The weights of linear layers and convolutions decay. Biases, norms, gates, prompts, queries,
+    embeddings, position-bias tables and the constrained kernels do not.
     """
     matrices = {
         id(module.weight)

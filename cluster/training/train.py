@@ -1,9 +1,9 @@
-"""Train on Ray Train: `prompt-iml train`.
+"""Training on Ray Train: `prompt-iml train`.
 
     photographs -> Ray Data: generators -> training processes (DDP) -> checkpoints -> weights
 
-A run is its output folder: the same command goes on from the newest checkpoint there, whether a
-process died or the whole driver.
+The output folder is the run: after a training process or the driver dies, the same command resumes
+from the newest checkpoint in it.
 """
 
 from __future__ import annotations
@@ -58,37 +58,37 @@ RUN = "ray"  # Ray Train's own folder in the output
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 MAX_FAILURES = 3
-BEST_BY = "f1"  # of a report
-# What may change between two starts of one run: where it runs, not what it learns.
+BEST_BY = "f1"  # the field of a report that chooses the best checkpoint
+# Settings that may change when a run resumes: they say where it runs and not what it learns.
 PLACE = {"workers", "max_workers", "gpus", "address", "output"}
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run left.
+    """Result of a run.
 
     Attributes:
-        weights: URI of the network's state dict, safetensors, prompts and all.
-        samples: examples seen.
-        judgement: the last one, on photographs held back; names as in `cluster.training.judge`.
+        weights: URI of the network's state dict with the prompts, safetensors.
+        samples: number of examples seen.
+        metrics: the last loss and evaluation; names as in `cluster.training.evaluate.Evaluation`.
     """
 
     weights: str
     samples: int
-    judgement: dict[str, float]
+    metrics: dict[str, float]
 
     def summary(self) -> dict[str, Any]:
-        """As JSON's types."""
+        """Return the fields as JSON types."""
         return asdict(self)
 
 
 def train(settings: TrainSettings) -> Trained:
-    """Train, or go on with a run, or say what a finished one left.
+    """Train, resume a run, or return the result of a finished run.
 
     Raises:
-        UsageError: settings that contradict each other, or those of another run.
-        MissingInput: no photographs.
-        PromptImlError: training failed more often than `MAX_FAILURES`.
+        UsageError: the settings contradict each other, or the folder holds another run.
+        MissingInput: there are no photographs to train on.
+        PromptImlError: training failed more than `MAX_FAILURES` times.
     """
     output = storage.canonical(settings.output)
     settings = settings.model_copy(update={"output": output})
@@ -99,20 +99,22 @@ def train(settings: TrainSettings) -> Trained:
         with ray_session(settings.address, None if settings.gpus else workers):
             _fit(_for_workers(settings))
     *_, last = read_curves(f"{output}/{CURVES}")
-    judgement = {name: float(value) for name, value in last.items() if name != "samples"}
-    return Trained(f"{output}/{WEIGHTS}", int(last["samples"]), judgement)
+    metrics = {name: float(value) for name, value in last.items() if name != "samples"}
+    return Trained(f"{output}/{WEIGHTS}", int(last["samples"]), metrics)
 
 
 def _check(settings: TrainSettings) -> None:
     try:
         photos = list_photos(Path(settings.photos))
     except FileNotFoundError as error:
-        raise MissingInput(f"{settings.photos}: no photographs ({error.filename})") from error
-    for which, side in zip(("to train on", "to hold back"), split(photos), strict=True):
+        raise MissingInput(
+            f"--photos {settings.photos} has no photographs: {error.filename} is missing"
+        ) from error
+    for purpose, side in zip(("to train on", "to hold back"), split(photos), strict=True):
         if not any(can_donate(photo) for photo in side):
             raise MissingInput(
-                f"{settings.photos}: no photograph of {FRAME} pixels or more with outlines of "
-                f"objects {which} (by the camera, or the name): add some"
+                f"--photos {settings.photos} has no photograph of {FRAME} pixels or more with "
+                f"outlines of objects {purpose} (split by camera or name): add some"
             )
     if settings.labels:
         read_labels(settings.labels)
@@ -120,18 +122,21 @@ def _check(settings: TrainSettings) -> None:
 
 
 def _bind(settings: TrainSettings) -> None:
-    """One folder, one run: another configuration is refused."""
+    """Bind the output folder to these settings; raises `UsageError` if it has others."""
     uri = f"{settings.output}/{CONFIG}"
     fields = settings.model_dump(exclude=PLACE)
     storage.create_once(uri, json.dumps(fields, indent=2).encode())
-    stored = json.loads(storage.read_bytes(uri))  # perhaps by a version with other names
+    stored = json.loads(storage.read_bytes(uri))  # an earlier version may have used other names
     bound = {TrainSettings.renamed.get(name, name): value for name, value in stored.items()}
     if other := [name for name in fields if fields[name] != bound.get(name)]:
-        raise UsageError(f"{settings.output} holds a run with other {', '.join(other)}")
+        raise UsageError(
+            f"--output {settings.output} holds a run with other {', '.join(other)}: choose another "
+            "folder"
+        )
 
 
 def _for_workers(settings: TrainSettings) -> TrainSettings:
-    """The settings without relative paths: training processes work in another folder."""
+    """Return the settings without relative paths, as training processes run in another folder."""
     names = ("labels", "semantic_weights", "prompt_set")
     given = {name: getattr(settings, name) for name in names}
     paths = {name: storage.canonical(path) for name, path in given.items() if path}
@@ -161,8 +166,8 @@ def _fit(settings: TrainSettings) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=BEST_BY),
             callbacks=[Curves(settings.output)],  # type: ignore[list-item]  # V2's
         ),
-        # A callable: asked again whenever processes start anew, so that what was seen before
-        # the checkpoint is not seen again.
+        # Ray Train calls it whenever processes restart; so examples before the checkpoint are
+        # not seen again.
         datasets={"examples": lambda: examples(settings, _seen(settings))},
     )
     try:
@@ -172,23 +177,26 @@ def _fit(settings: TrainSettings) -> None:
         raise PromptImlError(f"training failed: {error}") from error
     with _chosen(result, settings).as_directory() as folder:
         tensors = network_tensors(load_file(Path(folder) / FILE))
-    _prove_frozen(settings, tensors)
+    _check_frozen(settings, tensors)
     storage.create_once(f"{settings.output}/{WEIGHTS}", save(tensors))
 
 
-def _prove_frozen(settings: TrainSettings, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `PromptImlError` unless all that may not move is, bit for bit, what it was."""
+def _check_frozen(settings: TrainSettings, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `PromptImlError` unless every frozen tensor is unchanged, bit for bit."""
     start = Run(start_network(settings), settings.train).network
     trains = {name for name, parameter in start.named_parameters() if parameter.requires_grad}
-    still = {name: tensor for name, tensor in start.state_dict().items() if name not in trains}
-    if moved := [name for name, tensor in still.items() if not torch.equal(tensor, tensors[name])]:
-        raise PromptImlError(f"training moved what is frozen: {', '.join(moved[:5])}")
+    frozen = {name: tensor for name, tensor in start.state_dict().items() if name not in trains}
+    if moved := [name for name, value in frozen.items() if not torch.equal(value, tensors[name])]:
+        raise PromptImlError(f"Training changed frozen weights: {', '.join(moved[:5])}")
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ray Train answers an interrupt by exiting without a word, and leaves its handler behind,
-    which asks an actor that is gone, and so starts a cluster."""
+    """Raise `KeyboardInterrupt` on SIGINT, and restore the handler afterwards.
+
+    Ray Train exits silently on SIGINT and leaves its own handler installed; that handler calls an
+    actor that is gone, and so starts a new cluster.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -202,31 +210,31 @@ def _interruptible() -> Iterator[None]:
 
 
 def _chosen(result: Result, settings: TrainSettings) -> Checkpoint:
-    """The last, which the falling rate has settled; where a run may stop early, the best."""
+    """Return the last checkpoint, or, for a run that may stop early, the best one."""
     chosen: Checkpoint | None = result.checkpoint
     if settings.patience and result.best_checkpoints:
         chosen, _ = max(result.best_checkpoints, key=lambda kept: float(kept[1][BEST_BY]))
     if chosen is None:
-        raise PromptImlError("training ended without a checkpoint")
+        raise PromptImlError("Training ended without a checkpoint.")
     return chosen
 
 
 def _seen(settings: TrainSettings) -> int:
-    """Examples before the newest report."""
+    """Return the number of examples seen before the newest report."""
     reports = read_curves(f"{settings.output}/{CURVES}")
     return int(reports[-1]["samples"]) if reports else 0
 
 
 def _scaling(settings: TrainSettings) -> ScalingConfig:
-    """Fixed, or elastic between `workers` and `max_workers`."""
+    """Return a fixed number of processes, or an elastic range up to `max_workers`."""
     resources = {"GPU": 1.0, "CPU": 1.0} if settings.gpus else {"CPU": TRAINING_CPUS}
     least, most = settings.workers, settings.max_workers or settings.workers
-    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    available = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for name in ("CPU", "GPU") if settings.gpus else ("CPU",):
-        if least > there.get(name, 0):
+        if least > available.get(name, 0):
             raise UsageError(
-                f"{least} training processes need as many {name}s and the cluster has "
-                f"{there.get(name, 0):g}: lower --workers, or add nodes"
+                f"{least} training processes need {least} {name}s and the cluster has "
+                f"{available.get(name, 0):g}: lower --workers, or add nodes"
             )
     return ScalingConfig(
         num_workers=least if least == most else (least, most),  # type: ignore[arg-type]  # V2's

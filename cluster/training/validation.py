@@ -2,21 +2,21 @@
 
     python -m prompt_iml.cluster.training.validation --photos DIR --output DIR [--seed 0]
 
-    posted    JPEG files as people post them: every kind of forgery, half authentic
-    png       copy-moves and splices saved as PNG, half authentic; half never saw a JPEG of ours
-    small     as posted, but whole photographs as small as thumbnails and old web pages have them
-    resaved   authentic only, after what harmless people do: save again, resize, sharpen, filter,
-              take a screenshot
-    once      as small, but saved for the first time when the forgery is done
-    album     as small, but a splice's donor has its host's history, and half were saved last with
-              the tables that they were saved with before
+    posted    JPEG files as on social media: every kind of forgery, half authentic
+    png       copy-moves and splices saved as PNG, half authentic; half were JPEG files before
+    small     as posted, with whole photographs scaled to the size of thumbnails
+    resaved   authentic images only, after ordinary editing: saved again, resized, sharpened,
+              filtered or shown in a screenshot
+    once      as small, but saved only once, after the forgery
+    album     as small, but a splice's donor has the history of its host, and half of the images
+              have the same tables in the first and the last save
 
-Photographs are whole, up to 1024x768. In all but `resaved` every forged image has a twin: the
-same photograph with the same history, cut, size and tables, only not forged. Nothing but the
-forgery tells them apart. Each set is a folder with images, masks and a manifest.csv that
-`prompt-iml evaluate` and `calibrate` read; the same photographs and seed give the same files.
+Images are at most 1024x768 pixels. In all sets but `resaved` every forged image has a twin: the
+same photograph with the same history, crop, size and tables, and no forgery. Each set is a folder
+with images, masks and a manifest.csv for `prompt-iml evaluate` and `calibrate`; the same
+photographs and seed give the same files.
 
-    photograph -> cut, scale -> first save -> forgery or none -> last save = the file
+    photograph -> crop, scale -> first save -> forgery or none -> last save = the file
 """
 
 from __future__ import annotations
@@ -57,34 +57,34 @@ from prompt_iml.pipeline.forgery.photos import (
 )
 
 LONG, SHORT = 1024, 768  # largest sides of an image
-# forged images, each with its twin
+# number of forged images, each with its twin
 PAIRS = {"posted": 120, "png": 60, "small": 60, "once": 60, "album": 60}
 RESAVED = 200
-# of random numbers; append, never reorder
+# A name's place here is part of its seed: append names, and never reorder them.
 STREAMS = ["posted", "png", "small", "resaved", "once", "album"]
 COLUMNS = ["image", "mask", "kind", "treatment", "photo", "sha256"]
 
-KINDS: dict[str, tuple[Kind, ...]] = {  # of the forged, in turn
+KINDS: dict[str, tuple[Kind, ...]] = {  # kinds of forgery, in turn
     "posted": ("splice", "copy-move") * 4 + ("removal", "retouch"),
     "png": ("copy-move", "splice"),
     "small": ("splice", "copy-move"),
     "once": ("splice", "copy-move"),
     "album": ("splice", "copy-move"),
 }
-WHOLE = ("small", "once", "album")  # photographs as small as may be
+WHOLE = ("small", "once", "album")  # sets of whole photographs, as small as a label allows
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """One image of a set.
+class SetImage:
+    """Image of a set.
 
     Attributes:
-        data: the file, as its last save wrote it.
-        extension: of the file's name, `jpg` or `png`.
+        data: content of the file.
+        extension: `jpg` or `png`.
         mask: (H, W) bool, True where forged; None when authentic.
-        kind: how it was forged, or `authentic`.
-        treatment: what else happened to it: the set's name, or one of `TREATMENTS`.
-        photo: name of the photograph it began as.
+        kind: kind of forgery, or `authentic`.
+        treatment: name of the set, or one of `TREATMENTS`.
+        photo: name of the photograph that it was made from.
     """
 
     data: bytes
@@ -96,14 +96,14 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """What happens to both twins.
+class TwinHistory:
+    """History that both twins share.
 
     Attributes:
-        scale: of the photograph; 1 or less, and as little as `PriorHistory` allows.
-        on_grid: the cut keeps the 8x8 grid of the photograph.
+        scale: factor of the photograph's size, at most 1; `PriorHistory` raises it if too small.
+        on_grid: whether the crop keeps the photograph's 8x8 grid.
         first: save before the forgery, or None.
-        last: save after it; None: as PNG.
+        last: save after the forgery; None to save as PNG.
     """
 
     scale: float
@@ -113,81 +113,83 @@ class Course:
 
     @property
     def prior(self) -> PriorHistory:
-        """All but the cut, until the manipulation."""
+        """Part of the history before the manipulation, without the crop."""
         return PriorHistory(self.scale, self.first)
 
 
 def pairs(
     generator: Generator, photos: Sequence[Photo], name: str, count: int, seed: int
-) -> Iterator[Published]:
-    """`count` forged images of the set `name`, each followed by its twin.
+) -> Iterator[SetImage]:
+    """Yield `count` forged images of the set `name`, each followed by its twin.
 
     Args:
-        generator: over `photos`: donors, outlines and tables are theirs.
-        photos: of hosts; held back, and all large enough for the generator.
+        generator: made from `photos`; source of donors, outlines and tables.
+        photos: held-back photographs to forge, all large enough for the generator.
     """
     hosts = list(zip(photos, generator.scenes, strict=True))
     for index in range(count):
         rng = np.random.default_rng((seed, STREAMS.index(name), index))
         photo, scene = hosts[index % len(hosts)]
-        course = sample_course(name, rng, generator.tables)
-        shown = show(scene, course, rng)
+        history = sample_twin_history(name, rng, generator.tables)
+        host = prepare_host(scene, history, rng)
         kind = KINDS[name][index % len(KINDS[name])]
-        prior = course.prior if name == "album" else None
-        pixels, mask = generator.generate_within(kind, shown, rng, prior)
-        yield _published(pixels, mask, kind, course, name, photo)
-        yield _published(shown.pixels, None, "authentic", course, name, photo)
+        prior = history.prior if name == "album" else None
+        pixels, mask = generator.generate_within(kind, host, rng, prior)
+        yield _set_image(pixels, mask, kind, history, name, photo)
+        yield _set_image(host.pixels, None, "authentic", history, name, photo)
 
 
-def sample_course(name: str, rng: np.random.Generator, tables: Sequence[Tables]) -> Course:
+def sample_twin_history(
+    name: str, rng: np.random.Generator, tables: Sequence[Tables]
+) -> TwinHistory:
     """Sample the history of twins of the set `name`; PNG files skip the first save more often."""
     first_saved = {"png": 0.5, "once": 0.0, "album": 1.0}.get(name, 0.9)
     scaled = float(rng.uniform(0.4, 1.0)) if rng.random() < 0.4 else 1.0
-    course = Course(
+    history = TwinHistory(
         scale=0.0 if name in WHOLE else scaled,
         on_grid=bool(rng.random() < 0.8),
         first=sample_save(rng, (72, 95), tables) if rng.random() < first_saved else None,
         last=None if name == "png" else sample_save(rng, (70, 98), tables),
     )
     alike = name == "album" and rng.random() < 0.5
-    return replace(course, last=course.first) if alike else course
+    return replace(history, last=history.first) if alike else history
 
 
-def show(scene: Scene, course: Course, rng: np.random.Generator) -> Scene:
-    """The photograph before the forgery: cut to `LONG` x `SHORT`, scaled, saved."""
+def prepare_host(scene: Scene, history: TwinHistory, rng: np.random.Generator) -> Scene:
+    """Return a photograph before its forgery: cropped to `LONG` x `SHORT`, scaled and saved."""
     height, width = scene.pixels.shape[:2]
     most = np.array([LONG, SHORT] if width >= height else [SHORT, LONG])
     size = np.minimum(most, [width, height])
     corner = np.array([rng.integers(room + 1) for room in (width, height) - size])
-    if course.on_grid:
+    if history.on_grid:
         corner -= corner % 8
     (x, y), (w, h) = corner, size
-    cut = scene.pixels[y : y + h, x : x + w]
-    scale = course.prior.scale_of(cut)
+    crop = scene.pixels[y : y + h, x : x + w]
+    scale = history.prior.scale_of(crop)
     target = max(1, round(int(w) * scale)), max(1, round(int(h) * scale))
-    pixels = resave(resize(cut, target), course.first)
+    pixels = resave(resize(crop, target), history.first)
     return Scene(pixels, tuple((polygon - corner) * scale for polygon in scene.polygons))
 
 
-def harmless(
+def edited_images(
     photos: Sequence[Photo], tables: Sequence[Tables], count: int, seed: int
-) -> Iterator[Published]:
-    """`count` authentic images, photograph by photograph, each treatment in turn."""
+) -> Iterator[SetImage]:
+    """Yield `count` authentic images of the set `resaved`, over all photographs and treatments."""
     names = list(TREATMENTS)
     for index in range(count):
         rng = np.random.default_rng((seed, STREAMS.index("resaved"), index))
         turn, place = divmod(index, len(photos))
         photo, treatment = photos[place], names[(place + turn) % len(names)]
-        course = Course(1.0, bool(rng.random() < 0.8), None, None)
-        shown = show(Scene(load_pixels(photo), ()), course, rng).pixels
-        pixels = TREATMENTS[treatment](shown, tables, rng)
+        history = TwinHistory(1.0, bool(rng.random() < 0.8), None, None)
+        host = prepare_host(Scene(load_pixels(photo), ()), history, rng).pixels
+        pixels = TREATMENTS[treatment](host, tables, rng)
         last = None if treatment == "screenshot" else sample_save(rng, (60, 98), tables)
-        course = Course(1.0, course.on_grid, None, last)
-        yield _published(pixels, None, "authentic", course, treatment, photo)
+        history = replace(history, last=last)
+        yield _set_image(pixels, None, "authentic", history, treatment, photo)
 
 
 def _resave(pixels: Pixels, tables: Sequence[Tables], rng: np.random.Generator) -> Pixels:
-    """Once, twice or three times before the last save."""
+    """Save an image one to three times, before its last save."""
     for _ in range(int(rng.integers(1, 4))):
         pixels = resave(pixels, sample_save(rng, (50, 98), tables))
     return pixels
@@ -204,7 +206,7 @@ def _sharpen(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> P
 
 
 def _filter(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> Pixels:
-    """Contrast, brightness, saturation and tint, as one tap in an app does."""
+    """Change contrast, brightness, saturation and tint, as a filter of a phone app does."""
     values = pixels.astype(np.float64)
     grey = values.mean(2, keepdims=True)
     values = grey + rng.uniform(0.0, 1.6) * (values - grey)
@@ -213,7 +215,7 @@ def _filter(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> Pi
 
 
 def _screenshot(pixels: Pixels, _: Sequence[Tables], rng: np.random.Generator) -> Pixels:
-    """The photograph on a flat page, between a bar and lines of text."""
+    """Show the photograph on a flat page, with a bar above and lines of text behind it."""
     height, width = pixels.shape[:2]
     dark = bool(rng.random() < 0.4)
     paper, ink = ((24, 26, 30), (225, 225, 225)) if dark else ((250, 250, 250), (30, 30, 30))
@@ -239,8 +241,8 @@ TREATMENTS: dict[str, Callable[[Pixels, Sequence[Tables], np.random.Generator], 
 }
 
 
-def write_set(folder: Path, images: Iterable[Published], seed: int) -> Path:
-    """Write images (shuffled, so that names say nothing), masks and the manifest.
+def write_set(folder: Path, images: Iterable[SetImage], seed: int) -> Path:
+    """Write images, masks and the manifest, shuffled so that names do not reveal the label.
 
     Returns:
         The path of manifest.csv: columns image, mask, kind, treatment, photo, sha256.
@@ -258,13 +260,13 @@ def write_set(folder: Path, images: Iterable[Published], seed: int) -> Path:
 
 
 def write_sets(photos: Sequence[Photo], output: Path, seed: int = 0) -> list[Path]:
-    """Write the sets below `output`; returns their manifests.
+    """Write all sets to folders in `output`; return the paths of their manifests.
 
     Args:
-        photos: all there are; only those held back are looked at.
+        photos: all photographs; only held-back ones are used.
 
     Raises:
-        ValueError: none of those held back is large enough, or none has outlines.
+        ValueError: no held-back photograph is large enough, or none has outlines.
     """
     held_back = [photo for photo in split(photos)[1] if is_large(photo)]
     generator = Generator.read(held_back)
@@ -272,19 +274,24 @@ def write_sets(photos: Sequence[Photo], output: Path, seed: int = 0) -> list[Pat
         write_set(output / name, pairs(generator, held_back, name, count, seed), seed)
         for name, count in PAIRS.items()
     ]
-    resaved = harmless(held_back, generator.tables, RESAVED, seed)
+    resaved = edited_images(held_back, generator.tables, RESAVED, seed)
     return [*manifests, write_set(output / "resaved", resaved, seed)]
 
 
-def _published(
-    pixels: Pixels, mask: Mask | None, kind: Kind, course: Course, treatment: str, photo: Photo
-) -> Published:
-    data = _png(pixels) if course.last is None else encode(pixels, course.last)
-    extension = "png" if course.last is None else "jpg"
-    return Published(data, extension, mask, kind, treatment, photo.path.name)
+def _set_image(
+    pixels: Pixels,
+    mask: Mask | None,
+    kind: Kind,
+    history: TwinHistory,
+    treatment: str,
+    photo: Photo,
+) -> SetImage:
+    data = _png(pixels) if history.last is None else encode(pixels, history.last)
+    extension = "png" if history.last is None else "jpg"
+    return SetImage(data, extension, mask, kind, treatment, photo.path.name)
 
 
-def _write(folder: Path, stem: str, image: Published) -> list[str]:
+def _write(folder: Path, stem: str, image: SetImage) -> list[str]:
     name, mask = f"images/{stem}.{image.extension}", ""
     (folder / name).write_bytes(image.data)
     if image.mask is not None:
@@ -301,7 +308,7 @@ def _png(pixels: Pixels) -> bytes:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)

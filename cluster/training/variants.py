@@ -1,8 +1,8 @@
-"""Variants of the network for the paper's ablation (section 4.4, table 2), made from outside.
+"""Variants of the network for the paper's ablation (section 4.4, table 2).
 
-The network has no switches. What a variant leaves out gets another `forward`, one that returns its
-input or zeros, and no longer trains. Its parameters stay, under their names: weights of any
-variant can start any other.
+The network itself has no switches. A part that a variant leaves out gets another `forward`, which
+returns its input or zeros, and is no longer trained. Its parameters keep their names, so weights of
+one variant can start another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prompt_iml.engine.network.swin import Swin
 
 
 def make_variant(network: PromptIML, variant: Variant) -> None:
-    """Leave out of a network, in place, what the variant does not have."""
+    """Turn a network into a variant, in place."""
     if variant == "semantic":
         _leave_out_branch(network.high_frequency)
         for view in (network.jpeg_view, network.matches):
@@ -32,16 +32,16 @@ def make_variant(network: PromptIML, variant: Variant) -> None:
         network.prompts.requires_grad_(False)
         _pass_on(network, lambda sem, hfq: (sem, hfq, hfq))
     for fusion in cast("list[Fusion]", list(network.fusion)):
-        if variant in ("add", "fuse"):  # no alignment: weights of zero
+        if variant in ("add", "fuse"):  # without alignment: weights of zero
             _replace(fusion.channel_weights, torch.zeros_like)
             _replace(fusion.spatial_weights, lambda both: torch.zeros_like(both[..., :2]))
-        if variant in ("add", "align"):  # no deformable attention: the maps are added
+        if variant in ("add", "align"):  # without deformable attention, the maps are only added
             for attention in (fusion.attend_sem, fusion.attend_hfq):
                 _replace(attention, lambda query, *_: torch.zeros_like(query))
 
 
 def _leave_out_branch(branch: Swin) -> None:
-    """Make a branch return its input, at no cost."""
+    """Make a branch return its input, without computing anything."""
     parts = [part for layer in branch.stages() for part in (layer, layer.downsample)]
     for part in (branch.patch_embed, *parts):
         _replace(part, lambda x, *_: x)

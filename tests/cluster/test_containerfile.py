@@ -1,4 +1,4 @@
-"""The image cannot be built here: its lint, its pins, and what it runs in Python."""
+"""Containerfile: lint, pinned versions and the Python of its RUN lines; it is not built."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_hadolint_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_bases_are_named_by_digest_and_targets_run_as_nobody_special() -> None:
+def test_bases_have_a_digest_and_targets_run_unprivileged() -> None:
     stages = [line.split(" AS ") for line in arguments("FROM")]
     ours = {name for _, name in stages}
     assert {"cpu", "gpu"} <= ours
     assert all(base in ours or base.endswith("_DIGEST}") for base, _ in stages)
-    assert arguments("USER") == ["1000"]  # of the stage cpu, on which gpu is built
+    assert arguments("USER") == ["1000"]  # in the stage cpu, the base of gpu
 
 
 def test_python_in_run_lines_runs() -> None:
@@ -40,7 +40,7 @@ def test_python_in_run_lines_runs() -> None:
         subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
-def test_what_it_copies_and_installs_is_there() -> None:
+def test_copied_files_and_installed_extras_exist() -> None:
     sources = [word for line in arguments("COPY") if "--from" not in line
                for word in line.split()[:-1]]  # fmt: skip
     assert all((ROOT / source).exists() for source in sources)

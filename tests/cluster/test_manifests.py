@@ -1,4 +1,4 @@
-"""What is applied to a cluster, without one: schemas, pod security, and our own command line."""
+"""Kubernetes manifests, without a cluster: schemas, pod security, and our command line."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ CORE = [each for each in DOCUMENTS if each not in RAY]
 
 
 def check_ray(document: Document) -> None:
-    """As the API server would, and `MODES` besides.
+    """Validate a document as the API server does, and its submission mode.
 
     Raises:
-        jsonschema.ValidationError: it would be refused.
+        jsonschema.ValidationError: the document is not valid.
     """
     validator(document["kind"]).validate(document)
     for mode in found(document, "submissionMode"):
@@ -65,15 +65,15 @@ def check_ray(document: Document) -> None:
 
 @functools.cache
 def validator(kind: str) -> jsonschema.Draft202012Validator:
-    """Of documents of a kind of Ray's."""
+    """Return the validator of one of KubeRay's kinds."""
     schema = json.loads((SCHEMAS / f"{kind.lower()}s.json").read_text())
     return jsonschema.Draft202012Validator(closed(schema["openAPIV3Schema"]))
 
 
 def closed(schema: Document) -> Document:
-    """Unknown fields are refused where the API server prunes them.
+    """Return a schema that refuses unknown fields, which the API server drops.
 
-    Defaults need not be applied: no field that has one is required where its schema is used.
+    Fields with a default are not required.
     """
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
@@ -91,7 +91,7 @@ def closed(schema: Document) -> Document:
 
 
 def found(value: Any, name: str) -> Iterator[Any]:
-    """Every field of that name, however deep."""
+    """Yield every field with a name, at any depth."""
     if isinstance(value, dict):
         if name in value:
             yield value[name]
@@ -102,7 +102,7 @@ def found(value: Any, name: str) -> Iterator[Any]:
 
 
 def pods(value: Any) -> Iterator[Document]:
-    """Every pod's spec, however deep."""
+    """Yield every pod's spec, at any depth."""
     if isinstance(value, dict):
         if "containers" in value:
             yield value
@@ -114,12 +114,12 @@ def pods(value: Any) -> Iterator[Document]:
 
 @with_schemas
 @pytest.mark.parametrize("document", RAY)
-def test_ray_documents_are_as_the_operator_wants_them(document: Document) -> None:
+def test_ray_documents_match_the_schemas(document: Document) -> None:
     check_ray(document)
 
 
 @pytest.mark.parametrize("document", CORE)
-def test_core_documents_are_as_kubernetes_wants_them(document: Document) -> None:
+def test_core_documents_match_the_schemas(document: Document) -> None:
     kubernetes_validate.validate(document, VERSION, strict=True)
 
 
@@ -154,7 +154,7 @@ def test_a_typo_in_a_core_document_is_refused() -> None:
 
 @pytest.mark.parametrize("document", RAY)
 def test_pods_are_restricted(document: Document) -> None:
-    """As Pod Security's level of that name wants them, and with a root that nobody writes to."""
+    """Pods meet the level `restricted` of Pod Security, and have a read-only root."""
     specs = list(pods(document))
     assert specs
     for pod in specs:
@@ -178,7 +178,7 @@ def test_mounts_have_volumes_and_images_a_tag(document: Document) -> None:
 
 
 @pytest.mark.parametrize("document", RAY)
-def test_memory_and_gpus_are_requested_as_they_are_limited(document: Document) -> None:
+def test_requests_equal_limits(document: Document) -> None:
     workers = [group["template"]["spec"] for groups in found(document, "workerGroupSpecs")
                for group in groups]  # fmt: skip
     assert workers
@@ -188,7 +188,7 @@ def test_memory_and_gpus_are_requested_as_they_are_limited(document: Document) -
 
 
 @pytest.mark.parametrize("document", RAY)
-def test_heads_take_no_work_and_workers_begin_at_none(document: Document) -> None:
+def test_heads_take_no_work_and_workers_start_at_zero(document: Document) -> None:
     (head,) = found(document, "headGroupSpec")
     assert head["rayStartParams"]["num-cpus"] == "0"
     (groups,) = found(document, "workerGroupSpecs")
@@ -207,7 +207,7 @@ def test_spot_is_preferred() -> None:
 
 @pytest.mark.parametrize("document", [e for e in RAY if list(found(e.values[0], "entrypoint"))])
 def test_entrypoints_are_commands_of_ours(document: Document) -> None:
-    """The command line's own parser takes them, with what the ConfigMap says put in."""
+    """The command line's parser accepts them, with the variables of the ConfigMap."""
     bucket = yaml.safe_load((KUBERNETES / "base" / "bucket.yaml").read_text())["data"]
     (entrypoint,) = found(document, "entrypoint")
     program, name, *arguments = shlex.split(string.Template(entrypoint).substitute(bucket))
@@ -218,7 +218,7 @@ def test_entrypoints_are_commands_of_ours(document: Document) -> None:
 
 @pytest.mark.parametrize("document", SERVICES)
 def test_a_service_runs_an_application_of_ours(document: Document) -> None:
-    """Through Ray Serve's own reader, and with a worker for each replica that may come."""
+    """Ray Serve accepts the config, and there is a worker for each replica."""
     config = ServeDeploySchema.model_validate(yaml.safe_load(document["spec"]["serveConfigV2"]))
     (deployed,) = config.applications
     module, _, name = deployed.import_path.partition(":")
@@ -232,7 +232,7 @@ def test_a_service_runs_an_application_of_ours(document: Document) -> None:
 
 
 @pytest.mark.parametrize("document", SERVICES)
-def test_a_service_is_reached_and_asked_for_its_token(document: Document) -> None:
+def test_a_service_has_a_port_and_a_token(document: Document) -> None:
     config = document["spec"]["rayClusterConfig"]
     (head,) = config["headGroupSpec"]["template"]["spec"]["containers"]
     assert "serve" in {port["name"] for port in head["ports"]}  # or there is no Service
@@ -241,7 +241,7 @@ def test_a_service_is_reached_and_asked_for_its_token(document: Document) -> Non
     assert [each["name"] for each in worker["env"]] == [TOKEN]
 
 
-def test_a_gpus_pod_first_builds_its_engine() -> None:
+def test_a_gpu_pod_first_builds_its_engine() -> None:
     production = next(e.values[0] for e in RAY if "production-RayJob" in str(e.id))
     builders = [c for each in found(production, "initContainers") for c in each]
     assert len(builders) == 2

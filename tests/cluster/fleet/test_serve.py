@@ -1,4 +1,4 @@
-"""`prompt-iml serve`, asked over HTTP by people who mean well and who do not."""
+"""`prompt-iml serve` over HTTP, with good and bad requests."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ ROOT = Path(__file__).parents[3]
 TOKEN = "of-a-test"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 MAX_BYTES = 1 << 20
-OF_A_CLOCK = {"scanned_at", "decode_ms", "infer_ms"}
+TIMES = {"scanned_at", "decode_ms", "infer_ms"}
 
 
 @dataclass(frozen=True)
 class Server:
-    """One that listens."""
+    """A running server."""
 
     port: int
 
@@ -53,19 +53,19 @@ class Server:
         method: str = "POST",
         path: str = "/",
     ) -> tuple[int, Json]:
-        """The status, and what it says."""
+        """Return the status and the JSON of a response."""
         line = HTTPConnection("127.0.0.1", self.port, timeout=120)
         line.request(method, path, body, headers)
         answer = line.getresponse()
-        told = answer.read()
+        body = answer.read()
         line.close()
         is_json = answer.headers.get_content_type() == "application/json"
-        return answer.status, json.loads(told) if is_json else {}
+        return answer.status, json.loads(body) if is_json else {}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """With the packaged model, and poison planted in its decoder."""
+    """Serve the packaged model, with a decoder that crashes on some images."""
     port = free_port()
     command = [
         sys.executable,
@@ -84,8 +84,8 @@ def server() -> Iterator[Server]:
         text=True,
     ) as process:
         assert process.stderr
-        told = list(takewhile(lambda line: "serving at" not in line, process.stderr))
-        assert process.poll() is None, told
+        lines = list(takewhile(lambda line: "serving at" not in line, process.stderr))
+        assert process.poll() is None, lines
         yield Server(port)
         process.terminate()
         out, err = process.communicate(timeout=120)
@@ -98,32 +98,32 @@ def forged() -> bytes:
     return next(image.data for image in generate_set() if image.mask is not None)
 
 
-def test_a_forgery_is_told_as_a_scan_tells_it(server: Server, forged: bytes) -> None:
-    status, told = server.ask(forged)
+def test_a_response_equals_the_row_of_a_scan(server: Server, forged: bytes) -> None:
+    status, result = server.ask(forged)
     maker = RowMaker(endpoint_spec(EndpointSettings()))
     (row,) = maker.rows([Sample("/there/forged.jpg", data=forged)])
     writer = RowWriter("unit", "run")
     writer.add(row | maker.provenance)
     (expected,) = pq.read_table(pa.BufferReader(writer.close())).to_pylist()
-    assert (status, told["status"], bool(told["regions"])) == (200, "ok", True)
-    assert told.pop("mask_rle").encode() == expected.pop("mask_rle")
-    numbers = told.keys() - OF_A_CLOCK
-    assert {name: told[name] for name in numbers} == {name: expected[name] for name in numbers}
+    assert (status, result["status"], bool(result["regions"])) == (200, "ok", True)
+    assert result.pop("mask_rle").encode() == expected.pop("mask_rle")
+    numbers = result.keys() - TIMES
+    assert {name: result[name] for name in numbers} == {name: expected[name] for name in numbers}
     left_out = {"image_id", "uri", "member", "content_id", "run_id", "heatmap_png"}
-    assert expected.keys() - told.keys() == left_out
+    assert expected.keys() - result.keys() == left_out
 
 
 @pytest.mark.parametrize(
     ("body", "code"),
     [(b"", "empty"), (b"no image", "unsupported"), (b"\xff\xd8\xff\xe0", "truncated")],
 )
-def test_what_is_no_image_has_a_code(body: bytes, code: str, server: Server) -> None:
-    status, told = server.ask(body)
-    assert (status, told["status"], told["error_code"]) == (422, "failed", code)
-    assert told["size_bytes"] == len(body)
+def test_bad_images_have_an_error_code(body: bytes, code: str, server: Server) -> None:
+    status, result = server.ask(body)
+    assert (status, result["status"], result["error_code"]) == (422, "failed", code)
+    assert result["size_bytes"] == len(body)
 
 
-def test_an_announced_size_is_enough_to_refuse(server: Server) -> None:
+def test_a_large_content_length_is_refused(server: Server) -> None:
     line = HTTPConnection("127.0.0.1", server.port, timeout=60)
     line.putrequest("POST", "/")
     for name, value in {**BEARER, "Content-Length": str(10**12)}.items():
@@ -134,7 +134,7 @@ def test_an_announced_size_is_enough_to_refuse(server: Server) -> None:
     line.close()
 
 
-def test_a_size_that_nobody_announced_is_counted(server: Server) -> None:
+def test_a_large_chunked_body_is_refused(server: Server) -> None:
     line = HTTPConnection("127.0.0.1", server.port, timeout=60)
     line.request("POST", "/", iter([bytes(MAX_BYTES), b"x"]), BEARER)
     assert line.getresponse().status == 413
@@ -142,18 +142,18 @@ def test_a_size_that_nobody_announced_is_counted(server: Server) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer of-another"}])
-def test_nobody_gets_in_without_the_token(headers: dict[str, str], server: Server) -> None:
-    status, told = server.ask(b"", headers)
-    assert (status, set(told)) == (401, {"error_message"})
+def test_requests_without_the_token_are_refused(headers: dict[str, str], server: Server) -> None:
+    status, result = server.ask(b"", headers)
+    assert (status, set(result)) == (401, {"error_message"})
 
 
-def test_there_is_one_place_and_one_method(server: Server) -> None:
+def test_other_paths_and_methods_are_refused(server: Server) -> None:
     assert server.ask(b"", method="GET")[0] == 405
     assert server.ask(b"", path="/other")[0] == 404
     assert server.ask(b"", {}, method="GET", path="/-/healthz")[0] == 200
 
 
-def test_many_at_once_are_answered_each_its_own(server: Server, forged: bytes) -> None:
+def test_concurrent_requests_get_their_own_rows(server: Server, forged: bytes) -> None:
     bodies = [forged, b"no image", forged, b""]
     with ThreadPoolExecutor(len(bodies)) as clients:
         answers = list(clients.map(server.ask, bodies))
@@ -161,9 +161,7 @@ def test_many_at_once_are_answered_each_its_own(server: Server, forged: bytes) -
     assert answers[0][1]["score"] == answers[2][1]["score"]
 
 
-def test_an_image_that_kills_costs_a_replica_and_another_comes(
-    server: Server, forged: bytes
-) -> None:
+def test_a_replica_that_an_image_kills_is_replaced(server: Server, forged: bytes) -> None:
     assert server.ask(forged + b"POISON:segfault")[0] == 500
     deadline = time.monotonic() + 120
     while (status := server.ask(forged)[0]) != 200 and time.monotonic() < deadline:
@@ -171,12 +169,12 @@ def test_an_image_that_kills_costs_a_replica_and_another_comes(
     assert status == 200
 
 
-def test_no_token_no_start() -> None:
+def test_without_the_required_token_no_replica_starts() -> None:
     with pytest.raises(UsageError, match="PROMPT_IML_SERVE_TOKEN"):
         Endpoint(endpoint_spec(EndpointSettings()), MAX_BYTES, require_token=True)
 
 
-def test_prompts_are_looked_up_when_it_is_deployed(tmp_path: Path) -> None:
+def test_prompts_are_looked_up_at_deployment(tmp_path: Path) -> None:
     spec = endpoint_spec(EndpointSettings(registry=str(tmp_path)))
     assert spec.prompt_set == PromptSetRef(f"file://{tmp_path}", None)  # nothing is promoted
     with pytest.raises(UsageError, match="no prompt set 12345678"):
@@ -188,7 +186,7 @@ def test_a_typo_in_a_serve_config_is_refused() -> None:
         application({"modle": "x"})
 
 
-def test_without_the_extra_one_line_says_what_to_install(
+def test_a_missing_extra_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "prompt_iml.cluster.fleet.serve", None)

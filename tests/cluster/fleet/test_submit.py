@@ -1,4 +1,4 @@
-"""`prompt-iml submit` against a real head that wants a token."""
+"""`prompt-iml submit` to a real head with token authentication."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from prompt_iml.cluster.fleet import working_dir
-from prompt_iml.cluster.fleet.submit import own_run_id, scan_command, submit
+from prompt_iml.cluster.fleet.submit import run_id_of, scan_command, submit
 from prompt_iml.cluster.fleet.working_dir import packed
 from prompt_iml.cluster.settings import SubmitSettings
 from prompt_iml.engine.errors import UsageError
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True)
 class Head:
-    """A cluster of one node; what lies in `source` is two images and a broken one."""
+    """A cluster of one node; `source` has two images and a broken one."""
 
     address: str
     source: Path
@@ -38,7 +38,7 @@ class Head:
     env: dict[str, str]
 
     def submit(self, output: Path, *flags: str, token: str = TOKEN) -> tuple[Json, int]:
-        """In a process of its own: Ray reads its token once a process."""
+        """Submit in a child process, because Ray reads its token once in a process."""
         words = [str(self.source), f"--output={output}", f"--model={self.model}", "--max-actors=1"]
         command = [*words, f"--address={self.address}", *flags]
         done = subprocess.run(
@@ -47,8 +47,8 @@ class Head:
             capture_output=True,
             text=True,
         )
-        told = json.loads(done.stdout) if done.stdout else {}
-        return told | {"stderr": done.stderr}, done.returncode
+        summary = json.loads(done.stdout) if done.stdout else {}
+        return summary | {"stderr": done.stderr}, done.returncode
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def head(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 
 @dataclass(frozen=True)
 class Submitted:
-    """What the launches of one command gave: submitted, another meanwhile, attached, resumed."""
+    """Results of four calls: submitted, refused with other flags, attached, resumed."""
 
     output: Path
     results: tuple[tuple[Json, int], ...]
@@ -84,15 +84,15 @@ def submitted(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Submitted
 
 
 def test_submitting_returns_at_once(submitted: Submitted) -> None:
-    told, code = submitted.results[0]
-    assert (told["run_id"], told["submission_id"], code) == ("one", "one", 0)
-    assert told["status"] in ("pending", "running")
+    summary, code = submitted.results[0]
+    assert (summary["run_id"], summary["submission_id"], code) == ("one", "one", 0)
+    assert summary["status"] in ("pending", "running")
 
 
 def test_another_command_under_the_same_run_is_refused(submitted: Submitted) -> None:
-    told, code = submitted.results[1]
+    summary, code = submitted.results[1]
     assert code == 2
-    assert "one is under way as `prompt-iml scan" in told["stderr"]
+    assert "one is running as `prompt-iml scan" in summary["stderr"]
 
 
 def test_attaching_exits_as_the_scan_does(submitted: Submitted) -> None:
@@ -103,20 +103,20 @@ def test_attaching_exits_as_the_scan_does(submitted: Submitted) -> None:
     assert "attaching to job one" in summary["stderr"]
 
 
-def test_again_is_a_new_attempt_of_the_same_run(submitted: Submitted) -> None:
+def test_submitting_again_is_a_new_attempt_of_the_run(submitted: Submitted) -> None:
     summary, _ = submitted.results[3]
     assert "resuming run one as job one~2" in summary["stderr"]
     assert (summary["run_id"], summary["scanned_now"]) == ("one", 0)
     assert ds.dataset(submitted.output / "results").count_rows() == 3
 
 
-def test_a_working_directory_travels(submitted: Submitted) -> None:
-    """The settings in it let half of the images fail."""
+def test_the_working_directory_is_uploaded(submitted: Submitted) -> None:
+    """Its settings file allows half of the images to fail."""
     assert submitted.results[3][1] == 0
 
 
-def test_the_plain_form_works(head: Head, tmp_path: Path) -> None:
-    """As the README shows it; the code of this folder travels."""
+def test_ray_job_submit_works(head: Head, tmp_path: Path) -> None:
+    """The command is that of the documentation; it uploads the code of this folder."""
     plain = [f"--address={head.address}", "--submission-id=plain", "--working-dir=."]
     scan = ["prompt-iml", "scan", str(head.source), f"--output={tmp_path}", f"--model={head.model}"]
     command = [
@@ -135,15 +135,15 @@ def test_the_plain_form_works(head: Head, tmp_path: Path) -> None:
 
 
 def test_a_wrong_token_is_one_line(head: Head, tmp_path: Path) -> None:
-    told, code = head.submit(tmp_path, token=TOKEN[::-1])
-    assert (code, told["stderr"].count("\n")) == (2, 1)
-    assert "RAY_AUTH_TOKEN" in told["stderr"]
+    summary, code = head.submit(tmp_path, token=TOKEN[::-1])
+    assert (code, summary["stderr"].count("\n")) == (2, 1)
+    assert "RAY_AUTH_TOKEN" in summary["stderr"]
 
 
-def test_nobody_there_is_one_line(
+def test_an_address_without_a_cluster_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # to be set, and put back
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # so that the test restores it
     address = f"http://127.0.0.1:{free_port()}"
     assert main(["submit", "/in", "--output=/out", f"--address={address}"]) == 2
     assert address in capsys.readouterr().err
@@ -153,24 +153,24 @@ def test_nobody_there_is_one_line(
     "fields",
     [
         {"inputs": ["s3://a/b c", "/d"], "heatmap": True, "limit": 3, "max_actors": 4},
-        {"retry_failed": "run", "retry_codes": ["timeout", "denied"]},
+        {"retry_failed": "one", "retry_codes": ["timeout", "denied"]},
     ],
 )
-def test_the_command_gives_the_same_settings(fields: dict[str, object]) -> None:
-    """Through the scan's own parser."""
+def test_the_command_gives_the_same_settings(fields: Json) -> None:
+    """The command is parsed by the scan's own parser."""
     from pydantic_settings import CliApp
 
-    given = SubmitSettings(output="s3://o", address="x", **fields)  # type: ignore[arg-type]
+    given = SubmitSettings(output="s3://o", address="x", **fields)
     words = shlex.split(shlex.join(scan_command(given)))
     parsed = CliApp.run(commands()[words[1]].settings, words[2:])
     different = {"address", "working_dir", "wait"}
     assert parsed.model_dump(exclude=different) == given.model_dump(exclude=different)
 
 
-def test_the_run_id_is_of_what_shapes_the_rows() -> None:
+def test_the_run_id_depends_on_settings_of_the_rows() -> None:
     def own(**changes: object) -> str:
         fields = {"inputs": ["/a"], "output": "/o", "address": "x"} | changes
-        return own_run_id(SubmitSettings(**fields))  # type: ignore[arg-type]
+        return run_id_of(SubmitSettings(**fields))  # type: ignore[arg-type]
 
     assert own() == own(address="y", max_actors=9)
     assert own() != own(limit=1)
@@ -182,7 +182,7 @@ def test_relative_paths_are_refused() -> None:
         submit(settings)
 
 
-def test_what_travels_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_uploaded_files_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("list.txt", ".env", "deep/more.csv", "deep/__pycache__/x.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -190,14 +190,16 @@ def test_what_travels_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert first
         assert second
         assert first.read_bytes() == second.read_bytes()
-    told = capsys.readouterr().err
-    assert "2 files travel" in told
-    assert json.dumps("list.txt")[1:-1] in told
-    assert ".env" not in told
+    log = capsys.readouterr().err
+    assert "Uploading 2 files" in log
+    assert json.dumps("list.txt")[1:-1] in log
+    assert ".env" not in log
 
 
-def test_too_much_does_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(working_dir, "MOST_BYTES", 10)
+def test_a_large_working_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working_dir, "MAX_BYTES", 10)
     (tmp_path / "large.bin").write_bytes(b"x" * 11)
     with pytest.raises(UsageError, match=r"leave out large\.bin"), packed(str(tmp_path)):
         pass

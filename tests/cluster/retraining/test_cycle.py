@@ -1,5 +1,5 @@
-"""One re-training cycle as a fleet runs it: `make train-smoke`. Nothing in it is put in place of
-anything: two training processes on Ray Train, one of them killed, the packaged model, the gate."""
+"""One complete re-training cycle, `make train-smoke`: the packaged model, two training processes on
+Ray Train, one of them killed, and the gate. Nothing is replaced for the test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.processes import processes_below, wait_for_reports
 
 
 def _forged(photo: Path, folder: Path) -> tuple[Path, bytes]:
-    """A photograph with a part of itself once more, and the mask as PNG."""
+    """Write a photograph with a copied part; return its path, and the mask as PNG."""
     pixels = np.asarray(Image.open(photo).convert("RGB")).copy()
     pixels[40:140, 40:140] = pixels[200:300, 200:300]
     mask = np.zeros(pixels.shape[:2], np.uint8)
@@ -58,7 +58,7 @@ def _write_set(photo: Path, folder: Path) -> Path:
 
 
 def _kill_a_training_process(cycle: subprocess.Popen[bytes], output: Path) -> None:
-    """After the first report; those after it come from a later process."""
+    """Kill a process after the first report, so that a new process makes the next ones."""
     while not list(output.glob("cycle-*")) and cycle.poll() is None:
         time.sleep(0.2)
     (folder,) = (path for path in output.glob("cycle-*") if path.is_dir())
@@ -87,7 +87,7 @@ def test_train_kill_resume_evaluate_gate_promote_roll_back(
         "eval-sets": str(_write_set(pictures[0], tmp_path)),
         "samples": "16",
         "workers": "2",
-        "margin": "1",  # what so few samples do to the numbers is not what is tested here
+        "margin": "1",  # the effect of so few samples on the metrics is not tested here
         "fpr-margin": "1",
         "min-gain": "-1",
         "address": "local",
@@ -104,13 +104,13 @@ def test_train_kill_resume_evaluate_gate_promote_roll_back(
     summary = json.loads(out.splitlines()[-1])
     assert summary["verdict"] == "passed"
     (curves,) = output.glob(f"cycle-*/{CURVES}")
-    # Begun anew it would have no report of the 8 examples before the kill.
+    # A run that started again would not have the report of the 8 examples before the kill.
     assert [int(report["samples"]) for report in read_curves(f"file://{curves}")] == [8, 16]
     assert summary["version"] in _models(capsys, "list", "--registry", registry)
     _models(capsys, "rollback", "--registry", registry)
     listed = json.loads(_models(capsys, "list", "--registry", registry).splitlines()[-1])
     assert listed["bases"][0]["current"] is None
-    # The same again, as a schedule does: nothing is trained twice, what was rolled back stays so.
+    # The same cycle again is not trained twice, and does not undo the rollback.
     assert main(["retrain", *command]) == 2
     assert "was rolled back" in capsys.readouterr().err
     assert main(["retrain", *command, "--min-gain=1"]) == 3

@@ -32,7 +32,7 @@ OLD = SetResult(
 
 
 def reasons(policy: Policy = LABELS, old: SetResult = OLD, **new: float) -> list[str]:
-    return list(decide([old], [replace(old, **new)], policy, Limits(gain=-1)).reasons)
+    return list(decide([old], [replace(old, **new)], policy, Limits(min_gain=-1)).reasons)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def reasons(policy: Policy = LABELS, old: SetResult = OLD, **new: float) -> list
         {"flagged_rate": 0.9, "best_f1": 0.0, "ece": 1.0},
     ],
 )
-def test_what_is_within_the_margins_passes(new: dict[str, float]) -> None:
+def test_changes_within_the_margins_pass(new: dict[str, float]) -> None:
     assert reasons(**new) == []
 
 
@@ -62,7 +62,7 @@ def test_what_is_within_the_margins_passes(new: dict[str, float]) -> None:
         ({"f1": math.nan}, "dev: f1 was 0.5 and cannot be measured any more"),
     ],
 )
-def test_what_is_worse_is_refused(new: dict[str, float], reason: str) -> None:
+def test_worse_results_are_refused(new: dict[str, float], reason: str) -> None:
     assert reasons(**new) == [reason]
 
 
@@ -74,7 +74,7 @@ def test_above_its_limit_the_false_positive_rate_may_not_rise() -> None:
     assert "above 0.2" in reasons(old=above, false_positive_rate=0.201)[0]
 
 
-def test_without_labels_the_flagged_images_count() -> None:
+def test_without_labels_masked_images_count() -> None:
     assert reasons(UNTRAINED, false_positive_rate=0.9) == []
     assert "flagged_rate rose" in reasons(UNTRAINED, flagged_rate=0.32)[0]
 
@@ -85,53 +85,55 @@ def test_without_a_gain_there_is_nothing_to_promote() -> None:
     assert decide([OLD, labels], [OLD, better], LABELS, Limits()).passed
     elsewhere = decide([OLD, labels], [replace(OLD, f1=0.9), labels], LABELS, Limits())
     assert elsewhere.reasons == (
-        "nothing gained: labels f1 +0.0000 of 0.005; labels image_auc +0.0000 of 0.005",
+        "nothing gained: labels f1 +0.0000, +0.005 needed; labels image_auc +0.0000, +0.005 needed",
     )
     assert decide([OLD], [replace(OLD, f1=0.9)], LABELS, Limits()).passed
 
 
-def test_what_one_image_can_move_is_no_gain() -> None:
+def test_the_effect_of_one_image_is_no_gain() -> None:
     few = replace(OLD, set="labels", forged=10, masked=10, authentic=20)
     for measure in ("f1", "image_auc"):
         was = getattr(few, measure)
         lucky, better = (replace(few, **{measure: was + gain}) for gain in (0.099, 0.1))
         assert (
-            "of 0.1, which one image can move"
+            "+0.1 needed, the effect of one image"
             in decide([few], [lucky], LABELS, Limits()).reasons[0]
         )
         assert decide([few], [better], LABELS, Limits()).passed
 
 
-def test_f1_is_moved_by_those_that_have_a_mask() -> None:
+def test_only_images_with_a_mask_affect_f1() -> None:
     few = replace(OLD, set="labels", masked=10)
     assert not decide([few], [replace(few, f1=0.51)], LABELS, Limits()).passed
     assert decide([few], [replace(few, f1=0.6)], LABELS, Limits()).passed
 
 
-def test_where_labels_measure_nothing_any_set_may_gain() -> None:
+def test_any_set_may_gain_if_labels_give_no_measure() -> None:
     nan = math.nan
     labels = replace(OLD, set="labels", forged=0, masked=0, f1=nan, iou=nan, image_auc=nan)
     assert decide([OLD, labels], [replace(OLD, f1=0.6), labels], LABELS, Limits()).passed
     assert not decide([OLD, labels], [OLD, labels], LABELS, Limits()).passed
 
 
-def test_many_small_losses_are_one_large_one() -> None:
-    """Each within the margin of the one before."""
+def test_small_losses_do_not_add_up() -> None:
+    """Each loss is within the margin of the prompts before."""
     once, twice = replace(OLD, f1=0.485), replace(OLD, f1=0.47)
-    assert decide([OLD], [once], LABELS, Limits(gain=-1)).passed
-    verdict = decide([once], [twice], LABELS, Limits(gain=-1), base=[OLD])
-    assert verdict.reasons == ("dev: f1 beside the base model fell from 0.5 to 0.47, below 0.48",)
+    assert decide([OLD], [once], LABELS, Limits(min_gain=-1)).passed
+    verdict = decide([once], [twice], LABELS, Limits(min_gain=-1), base=[OLD])
+    assert verdict.reasons == (
+        "dev: f1, compared with the base model, fell from 0.5 to 0.47, below 0.48",
+    )
 
 
-def test_what_could_not_be_measured_before_is_not_held_against_anyone() -> None:
+def test_measures_without_an_old_value_are_not_compared() -> None:
     forged_only = replace(OLD, authentic=0, false_positive_rate=math.nan, image_auc=math.nan)
     assert reasons(old=forged_only, image_auc=0.1) == []
 
 
-def test_one_bad_set_among_many_is_enough_and_every_reason_is_told() -> None:
+def test_one_bad_set_is_enough_and_every_reason_is_reported() -> None:
     other = replace(OLD, set="other")
     new = [OLD, replace(other, f1=0.1, image_auc=0.1)]
-    verdict = decide([OLD, other], new, LABELS, Limits(gain=-1), ["the graph differs"])
+    verdict = decide([OLD, other], new, LABELS, Limits(min_gain=-1), ["the graph differs"])
     assert not verdict.passed
     assert [reason[:12] for reason in verdict.reasons] == [
         "the graph di",
@@ -150,5 +152,5 @@ def test_a_set_too_small_for_its_margin_is_noted() -> None:
 def test_different_sets_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="same sets"):
         decide([OLD], [replace(OLD, set="other")], LABELS, Limits())
-    with pytest.raises(ValueError, match="one at least"):
+    with pytest.raises(ValueError, match="at least one"):
         decide([], [], LABELS, Limits())

@@ -1,4 +1,4 @@
-"""Reviewers' labels: read, checked with the row named, cut into examples, split by content."""
+"""Reviewers' labels: reading, errors that name the row, training examples, split by content."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from prompt_iml.cluster.retraining.labels import (
     Label,
     LabelledExamples,
     LabelledImage,
+    evaluate_labels,
     fetch_images,
-    judge_labels,
     mask_of,
     read_labels,
 )
@@ -34,7 +34,7 @@ SIZE = (300, 420)  # height and width; neither is a multiple of 8
 
 
 def picture(seed: int, size: tuple[int, int] = SIZE, encoding: str = "JPEG") -> bytes:
-    """A tame picture of its own, saved at quality 80."""
+    """Return a smooth random picture, saved at quality 80."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (12, 16, 3), np.uint8)
     sink = io.BytesIO()
@@ -59,12 +59,12 @@ def write(store: Store, rows: Sequence[Row]) -> str:
 
 
 def one_of(*, held_back: bool, after: int) -> bytes:
-    """A picture whose content lies on that side of the split."""
+    """Return a picture that is (or is not) held back."""
     for seed in range(after, after + 100):
         data = picture(seed)
         if probe(data, "authentic").held_back == held_back:
             return data
-    raise AssertionError("the split is far from its share")
+    raise AssertionError("no such picture")
 
 
 def probe(data: bytes, label: Any, mask: bytes | None = None) -> LabelledImage:
@@ -99,30 +99,39 @@ def test_images_of_folders_and_shards(store: Store, tar_of: TarOf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
-        ({"uri": "GOOD", "label": "forged"}, "label 'forged' is neither"),
-        ({"uri": "GOOD"}, "label None is neither"),
-        ({"uri": "", "label": "authentic"}, "names no uri"),
+        ({"uri": "GOOD", "label": "forged"}, "has the label 'forged'"),
+        ({"uri": "GOOD"}, "has the label None"),
+        ({"uri": "", "label": "authentic"}, "has no uri"),
         ({"uri": "ftp://x/y", "label": "authentic"}, "cannot read"),
         ({"uri": "NONE", "label": "authentic"}, "not_found"),
         ({"uri": "TEXT", "label": "authentic"}, "unsupported"),
-        ({"uri": "SHARD", "member": "9.jpg", "label": "authentic"}, "has no image 9.jpg"),
+        ({"uri": "SHARD", "member": "9.jpg", "label": "authentic"}, "names the image 9.jpg, which"),
         ({"uri": "NONE", "member": "9.jpg", "label": "authentic"}, "no such input"),
-        ({"uri": "GOOD", "member": "9.jpg", "label": "authentic"}, "has no image 9.jpg"),
-        ({"uri": "GOOD", "label": "authentic", "mask": mask_png()}, "authentic image has a mask"),
-        ({"uri": "GOOD", "label": "manipulated", "mask": b"GIF"}, "mask is no PNG"),
-        ({"uri": "GOOD", "label": "manipulated", "mask": mask_png()[:90]}, "mask is no PNG"),
+        ({"uri": "GOOD", "member": "9.jpg", "label": "authentic"}, "names the image 9.jpg, which"),
+        (
+            {"uri": "GOOD", "label": "authentic", "mask": mask_png()},
+            "an image with a mask authentic",
+        ),
+        ({"uri": "GOOD", "label": "manipulated", "mask": b"GIF"}, "mask that is not a PNG"),
+        (
+            {"uri": "GOOD", "label": "manipulated", "mask": mask_png()[:90]},
+            "mask that is not a PNG",
+        ),
         (
             {"uri": "GOOD", "label": "manipulated", "mask": mask_png((420, 300))},
-            r"mask has \(300, 420\) pixels and its stored image \(420, 300\)",
+            r"mask of \(300, 420\) pixels for a stored image of \(420, 300\)",
         ),
-        ({"uri": "GOOD", "label": "manipulated", "mask": mask_png(empty=True)}, "no pixel above"),
-        ({"uri": "FIRST", "label": "manipulated"}, "image of row 0 again"),
+        (
+            {"uri": "GOOD", "label": "manipulated", "mask": mask_png(empty=True)},
+            "mask without a pixel above",
+        ),
+        ({"uri": "FIRST", "label": "manipulated"}, "image of row 0 again: keep one row"),
         ({"uri": "TWIN", "label": "manipulated"}, "contradicts row 0"),
     ],
 )
-def test_a_bad_row_is_named(row: Row, said: str, folder: Folder, tar_of: TarOf) -> None:
+def test_a_bad_row_is_named(row: Row, message: str, folder: Folder, tar_of: TarOf) -> None:
     uris = {
         "FIRST": folder.put("first.jpg", picture(1)),
         "TWIN": folder.put("twin.jpg", picture(1)),
@@ -134,16 +143,18 @@ def test_a_bad_row_is_named(row: Row, said: str, folder: Folder, tar_of: TarOf) 
     rows = [{"uri": uris["FIRST"], "label": "authentic"}, {**row, "uri": uris.get(row["uri"], "")}]
     if row["uri"].startswith("ftp"):
         rows[1]["uri"] = row["uri"]
-    with pytest.raises(BadLabels, match=rf"labels\.parquet row 1 \(from 0\): .*{said}") as raised:
+    with pytest.raises(
+        BadLabels, match=rf"labels\.parquet row 1 \(from 0\): .*{message}"
+    ) as raised:
         fetch_images(write(folder, rows))
     assert len(str(raised.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_of_two_labels_of_the_same_bytes_the_mask_is_kept(folder: Folder, turned: bool) -> None:
-    bare, drawn = ({"uri": folder.put(n, picture(1)), "label": "manipulated"} for n in "ab")
-    rows: list[Row] = [bare, {**drawn, "mask": mask_png()}]
-    (image,) = fetch_images(write(folder, rows[::-1] if turned else rows))
+@pytest.mark.parametrize("reverse", [False, True])
+def test_duplicate_images_keep_the_mask(folder: Folder, reverse: bool) -> None:
+    bare, masked = ({"uri": folder.put(n, picture(1)), "label": "manipulated"} for n in "ab")
+    rows: list[Row] = [bare, {**masked, "mask": mask_png()}]
+    (image,) = fetch_images(write(folder, rows[::-1] if reverse else rows))
     assert image.label.mask == mask_png()
     other = Image.open(io.BytesIO(mask_png())).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     sink = io.BytesIO()
@@ -152,7 +163,7 @@ def test_of_two_labels_of_the_same_bytes_the_mask_is_kept(folder: Folder, turned
         fetch_images(write(folder, [{**bare, "mask": sink.getvalue()}, rows[1]]))
 
 
-def test_a_name_that_is_no_text_is_labelled_as_the_results_show_it(
+def test_members_that_are_not_utf8_are_named_as_in_the_results(
     folder: Folder, tar_of: TarOf
 ) -> None:
     shard = folder.put("a.tar", tar_of({os.fsdecode(b"caf\xe9.jpg"): picture(1)}))
@@ -160,7 +171,7 @@ def test_a_name_that_is_no_text_is_labelled_as_the_results_show_it(
     assert len(fetch_images(write(folder, [row]))) == 1
 
 
-def test_what_has_no_mask_counts_in_all_but_the_pixel_measures(folder: Folder) -> None:
+def test_images_without_mask_count_except_in_pixel_measures(folder: Folder) -> None:
     model = load_model("prompt-iml-micro")
     policy = replace(model.policy, manipulated_at=1e-6, authentic_below=0.0, min_side=None)
     masked = one_of(held_back=True, after=0)
@@ -171,28 +182,28 @@ def test_what_has_no_mask_counts_in_all_but_the_pixel_measures(folder: Folder) -
         {"uri": folder.put(f"{n}.jpg", picture(500 + n)), "label": "manipulated"} for n in (1, 2)
     ]
     images = fetch_images(write(folder, rows))
-    result = judge_labels(open_engine(model), model, policy, images, folder.path)
+    result = evaluate_labels(open_engine(model), model, policy, images, folder.path)
     assert result
     assert (result.forged, result.masked, result.true_positive_rate) == (3, 1, 1.0)
     assert 0 <= result.f1 <= 1
 
 
-def test_a_file_that_holds_no_labels(store: Store) -> None:
-    with pytest.raises(MissingInput, match="no such labels"):
+def test_a_bad_labels_file_is_refused(store: Store) -> None:
+    with pytest.raises(MissingInput, match="no such labels file"):
         read_labels(f"{store.uri}/none.parquet")
-    with pytest.raises(BadLabels, match="no Parquet file"):
+    with pytest.raises(BadLabels, match="not a Parquet file"):
         read_labels(store.put("a.csv", b"uri,label\n"))
-    with pytest.raises(EmptySource, match="no row"):
+    with pytest.raises(EmptySource, match="no rows"):
         read_labels(write(store, []))
     sink = io.BytesIO()
     pq.write_table(pa.table({"uri": ["a"]}), sink)
-    with pytest.raises(BadLabels, match="no column label"):
+    with pytest.raises(BadLabels, match="lacks these columns: label"):
         read_labels(store.put("b.parquet", sink.getvalue()))
 
 
 @pytest.fixture
 def labels(folder: Folder) -> str:
-    """Two images that train, one of each kind, and two that are held back."""
+    """Write labels of two images that train, one of each kind, and of two held-back images."""
     rows: list[Row] = []
     for held_back in (False, True):
         for n, label in enumerate(("authentic", "manipulated")):
@@ -233,15 +244,15 @@ def on_grid(window: np.ndarray, whole: np.ndarray) -> bool:
     )
 
 
-def test_what_is_held_back_is_never_an_example(labels: str) -> None:
+def test_held_back_images_never_train(labels: str) -> None:
     held_back = [image.data for image in fetch_images(labels) if image.held_back]
     assert len(held_back) == 2
     examples = LabelledExamples(labels)
-    shown = {examples.example(seed).pixels.tobytes() for seed in range(30)}
+    windows = {examples.example(seed).pixels.tobytes() for seed in range(30)}
     for data in held_back:
         whole = np.asarray(Image.open(io.BytesIO(data)))
         assert not any(
-            on_grid(np.frombuffer(one, np.uint8).reshape(256, 256, 3), whole) for one in shown
+            on_grid(np.frombuffer(one, np.uint8).reshape(256, 256, 3), whole) for one in windows
         )
 
 
@@ -251,7 +262,7 @@ def test_about_a_fifth_is_held_back() -> None:
     assert 150 < sum(sides) < 250
 
 
-def test_small_images_and_masks_missing_leave_nothing_to_train_on(folder: Folder) -> None:
+def test_small_images_and_images_without_mask_do_not_train(folder: Folder) -> None:
     rows = [
         {"uri": folder.put("s.jpg", picture(1, (200, 400))), "label": "authentic"},
         {"uri": folder.put("m.jpg", picture(2)), "label": "manipulated"},

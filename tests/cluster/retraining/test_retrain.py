@@ -1,6 +1,5 @@
-"""The re-training cycle, whole, on a model so small that it trains here: two of its prompts are the
-weight and the offset of a red pixel's logit. Real engine, real labels, real registry; only Ray and
-PyTorch are left out.
+"""Complete re-training cycles with a tiny model: two of its prompts are the weight and the offset
+of a red pixel's logit. Engine, labels and registry are real; only Ray and PyTorch are left out.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ SHAPES = [
     for depth, channels in zip(CONFIG.swin.depths, CONFIG.swin.stage_channels, strict=True)
 ]
 POLICY = Policy("red", manipulated_at=0.5, authentic_below=0.2, false_positive_rate=0.0)
-OFFSET = -6.0  # misses what is only a little red
+OFFSET = -6.0  # misses pixels that are only a little red
 
 
 def red_prompts(weight: float, offset: float = OFFSET) -> PromptSet:
@@ -77,8 +76,8 @@ def red_prompts(weight: float, offset: float = OFFSET) -> PromptSet:
 
 
 def write_red_model(folder: Path) -> Model:
-    """logit = mean(prompts_0) * redness + mean(prompts_1); redness -4..4 at stride 4; the image's
-    score is its reddest cell's."""
+    """Write a model with logit = mean(prompts_0) * redness + mean(prompts_1), redness -4..4 at
+    stride 4; an image's score is its highest logit."""
     save_folder(
         folder,
         name="red",
@@ -132,7 +131,7 @@ def write_red_model(folder: Path) -> Model:
 
 
 def photograph(seed: int, *, forged: bool) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A dim picture, with a red place if it is forged."""
+    """Return a dim picture, with a red square if it is forged, and its mask."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 110, (256, 256, 3), np.uint8)
     mask = np.zeros((256, 256), bool)
@@ -150,7 +149,7 @@ def png(pixels: NDArray[Any]) -> bytes:
 
 
 def write_set(folder: Path, first: int) -> str:
-    """Four forged and four authentic pictures, as `evaluate` takes them."""
+    """Write four forged and four authentic pictures with a manifest; return its path."""
     folder.mkdir()
     with (folder / "manifest.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -164,7 +163,7 @@ def write_set(folder: Path, first: int) -> str:
 
 
 def write_labels(store: Store, *, shuffled: bool = False) -> str:
-    """60 labelled pictures; shuffled: the marks of one lie on another."""
+    """Write labels of 60 pictures; if shuffled, each with the mask of another."""
     made = [photograph(4000 + n, forged=n % 2 == 0) for n in range(60)]
     masks = [mask for _, mask in made]
     if shuffled:
@@ -189,7 +188,7 @@ class Trained:
 
 
 def keep(settings: TrainSettings, model: Model, prompts: PromptSet, **frozen: Any) -> Trained:
-    """Leave what a training leaves."""
+    """Write the weights of a training with these prompts."""
     tensors = {name: np.asarray(t, np.float32) for name, t in model.weights().items()} | frozen
     tensors["gate"] = tensors["gate"].reshape(())  # a scalar in PyTorch, a row in a weights file
     tensors |= {f"prompts.{i}": tensor for i, tensor in enumerate(prompts.tensors)}
@@ -199,7 +198,7 @@ def keep(settings: TrainSettings, model: Model, prompts: PromptSet, **frozen: An
 
 
 def fit(settings: TrainSettings, model: Model) -> Trained:
-    """Tune weight and offset on the labels: logistic regression of marks on redness."""
+    """Fit weight and offset to the labels: logistic regression of masks on redness."""
     source = LabelledExamples(str(settings.labels))
     examples = [source.example(settings.seed, number) for number in range(16)]
     red = np.array([e.pixels[::4, ::4, 0].ravel() for e in examples]).ravel() / (255 / 8) - 4
@@ -214,7 +213,7 @@ def fit(settings: TrainSettings, model: Model) -> Trained:
 
 @dataclass(frozen=True)
 class Fleet:
-    """A base model, a registry, and what a cycle needs."""
+    """A base model, a registry, and the settings and labels of a cycle."""
 
     model: Model
     registry: Registry
@@ -239,13 +238,13 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def fleet(folder: Folder, red: Model, sets: list[str]) -> Fleet:
-    """In a local folder."""
+    """Make a fleet in a local folder."""
     return make_fleet(folder, red, sets)
 
 
 @pytest.fixture
 def anywhere(store: Store, red: Model, sets: list[str]) -> Fleet:
-    """In a local folder, and on S3."""
+    """Make a fleet in a local folder, and on S3."""
     return make_fleet(store, red, sets)
 
 
@@ -288,7 +287,7 @@ def test_a_good_cycle_is_promoted_and_rolled_back(anywhere: Fleet) -> None:
     assert roll_back(anywhere.registry, expected=again["version"], by="test").current == stored.id
 
 
-def test_prompts_trained_on_shuffled_labels_do_not_get_through(
+def test_prompts_trained_on_shuffled_labels_are_refused(
     anywhere: Fleet, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = anywhere.cycle(fit, labels=write_labels(store, shuffled=True))
@@ -310,13 +309,13 @@ def test_prompts_that_change_nothing_are_refused(fleet: Fleet) -> None:
     assert summary["prompt_set"] == fleet.model.prompts.id
 
 
-def test_what_is_frozen_stays_frozen(fleet: Fleet) -> None:
+def test_changed_frozen_weights_are_refused(fleet: Fleet) -> None:
     moved = np.array([0, 1, 2.001], np.float32)
     summary = fleet.cycle(
         lambda settings, model: keep(settings, model, model.prompts, frozen=moved)
     )
     assert summary["verdict"] == "refused"
-    assert "training changed what is frozen" in summary["reasons"][0]
+    assert "training changed frozen weights" in summary["reasons"][0]
     assert fleet.registry.state().current is None
 
 
@@ -328,7 +327,7 @@ def test_prompts_that_are_not_finite_are_refused(fleet: Fleet) -> None:
 
 
 def test_more_false_alarms_are_refused(fleet: Fleet) -> None:
-    """Every authentic image is called manipulated."""
+    """Every authentic image is labelled manipulated."""
     loud = fleet.cycle(lambda settings, model: keep(settings, model, red_prompts(2.0, 4.0)))
     assert loud["verdict"] == "refused"
     assert any("false_positive_rate rose" in reason for reason in loud["reasons"])
@@ -346,7 +345,7 @@ def test_an_exported_graph_that_differs_is_refused(fleet: Fleet) -> None:
     assert "differs from PyTorch" in summary["reasons"][0]
 
 
-def test_no_cycle_brings_back_what_was_rolled_back(fleet: Fleet) -> None:
+def test_no_cycle_undoes_a_rollback(fleet: Fleet) -> None:
     """The schedule runs the same cycle again next week."""
     made = fleet.cycle(fit)["version"]
     roll_back(fleet.registry, expected=made, by="ann")
@@ -356,7 +355,7 @@ def test_no_cycle_brings_back_what_was_rolled_back(fleet: Fleet) -> None:
     assert promote(fleet.registry, made, expected=None, by="ann").current == made
 
 
-def test_a_verdict_of_laxer_limits_lets_nothing_through(fleet: Fleet) -> None:
+def test_a_verdict_with_laxer_limits_does_not_count(fleet: Fleet) -> None:
     def useless(settings: TrainSettings, model: Model) -> Trained:
         return keep(settings, model, red_prompts(1.9))
 
@@ -375,12 +374,12 @@ def test_a_refusal_stands(fleet: Fleet) -> None:
     assert fleet.registry.state().current is None
 
 
-@pytest.mark.parametrize("otherwise", [{"limit": 4}, {"engine": "openvino"}])
-def test_prompts_evaluated_otherwise_are_the_same_set(fleet: Fleet, otherwise: Json) -> None:
+@pytest.mark.parametrize("changes", [{"limit": 4}, {"engine": "openvino"}])
+def test_other_evaluation_settings_give_the_same_prompt_set(fleet: Fleet, changes: Json) -> None:
     first = fleet.cycle(fit)
     roll_back(fleet.registry, expected=first["version"], by="test")
     with pytest.raises(NotPromoted, match="was rolled back"):
-        fleet.cycle(fit, **otherwise)
+        fleet.cycle(fit, **changes)
     assert fleet.registry.ids() == [first["version"]]
 
 
@@ -397,7 +396,7 @@ def test_two_cycles_never_overlap(anywhere: Fleet) -> None:
 def test_a_cycle_whose_lease_was_taken_over_promotes_nothing(
     when: str, anywhere: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stood still for longer than its lease; another cycle ran meanwhile, and promoted."""
+    """The cycle stalls for longer than its lease, and another cycle promotes meanwhile."""
 
     def overtake() -> None:
         with monkeypatch.context() as later:
@@ -421,7 +420,7 @@ def test_a_cycle_whose_lease_was_taken_over_promotes_nothing(
     assert state.lease is None
 
 
-def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
+def test_a_cycle_starts_from_the_current_prompts(fleet: Fleet) -> None:
     first = fleet.cycle(fit)
     started: list[TrainSettings] = []
 
@@ -441,7 +440,7 @@ def test_a_cycle_starts_from_what_is_current(fleet: Fleet) -> None:
 def test_a_store_that_replaces_objects_is_refused(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two cycles would both get the lease."""
+    """On such a store, two cycles would both get the lease."""
     fleet.cycle(fit)
 
     def replace_it(uri: str, data: bytes) -> bool:
@@ -455,7 +454,7 @@ def test_a_store_that_replaces_objects_is_refused(
     assert "conditional PUTs" in capsys.readouterr().err
 
 
-def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
+def test_a_rollback_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
     other = fleet.cycle(fit)["version"]
 
     def train(settings: TrainSettings, model: Model) -> Trained:
@@ -468,11 +467,11 @@ def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"eval_sets": ["nowhere.csv"]}, MissingInput, "nowhere.csv: no such file"),
-        ({"labels": "nowhere.parquet"}, MissingInput, "no such labels"),
-        ({"labels": __file__}, BadLabels, "no Parquet file"),
+        ({"labels": "nowhere.parquet"}, MissingInput, "no such labels file"),
+        ({"labels": __file__}, BadLabels, "not a Parquet file"),
         ({"labels": "masks.parquet"}, BadLabels, "label more"),
         ({"eval_sets": ["labels/manifest.csv"]}, UsageError, "both called labels"),
         ({"eval_sets": ["one/manifest.csv", "other/one.csv"]}, UsageError, "both called one"),
@@ -481,7 +480,7 @@ def test_a_move_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
 def test_bad_input_is_refused_before_the_lease_is_taken(
     changes: Json,
     error: type[Exception],
-    said: str,
+    message: str,
     folder: Folder,
     red: Model,
     sets: list[str],
@@ -494,15 +493,15 @@ def test_bad_input_is_refused_before_the_lease_is_taken(
     pq.write_table(pa.Table.from_pylist([unmasked | {"label": "manipulated"}]), "masks.parquet")
     fields = {"photos": "p", "labels": "l", "eval_sets": sets, "model": str(red.folder)} | changes
     settings = RetrainSettings(registry=folder.uri, output=folder.uri, **fields)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         retrain(settings)
     assert Registry(folder.uri, red.sha256).state().number == 0
 
 
-def test_exported_and_pytorch_agree_on_new_prompts_or_the_gate_hears_of_it(
+def test_the_exported_graph_follows_new_prompts_or_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The packaged model: its graph takes other prompts as PyTorch does, unless they are lost."""
+    """The packaged model's graph gives PyTorch's results with new prompts, unless it ignores them."""
     model = load_model("prompt-iml-micro")
     model = replace(model, config=replace(model.config, sides=(256,)))
     monkeypatch.setattr(prompt_iml.engine.build.export, "BATCH_SIZES", (1,))
@@ -511,14 +510,14 @@ def test_exported_and_pytorch_agree_on_new_prompts_or_the_gate_hears_of_it(
     tuned = replace(model, prompts=PromptSet(tuple(tensors)))
     check_exported(tuned)
     monkeypatch.setattr(
-        prompt_iml.engine.build.export, "open_engine", lambda given, kind: Deaf(given, kind)
+        prompt_iml.engine.build.export, "open_engine", lambda given, kind: Insensitive(given, kind)
     )
     with pytest.raises(PromptImlError, match="misses 100% of the prompts' effect"):
         check_exported(tuned)
 
 
-class Deaf:
-    """An engine that keeps the prompts it was built with."""
+class Insensitive:
+    """Engine that ignores new prompts."""
 
     def __init__(self, model: Model, kind: str) -> None:
         self._engine = open_engine(model, kind)

@@ -1,4 +1,4 @@
-"""The pieces of training: losses, schedule, teacher, checkpoints."""
+"""Parts of training: losses, schedule, teacher, checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from skimage.transform import resize
 
-from prompt_iml.cluster.pretraining.distill import standardised, teacher_features, unexplained
+from prompt_iml.cluster.pretraining.distill import (
+    standardised,
+    teacher_features,
+    unexplained_variance,
+)
 from prompt_iml.cluster.pretraining.masked import MaskedPretraining, targets
 from prompt_iml.cluster.pretraining.pretrain import varied
 from prompt_iml.cluster.settings import TrainSettings
@@ -41,26 +45,26 @@ def _logits(target: torch.Tensor, size: float) -> torch.Tensor:
     return torch.where(target[:, ::4, ::4], size, -size).requires_grad_()
 
 
-def test_a_right_answer_costs_nothing_and_a_wrong_one_much() -> None:
+def test_loss_is_small_for_right_and_large_for_wrong_predictions() -> None:
     target, score = _target(), torch.tensor([20.0, -20.0])
     assert training_loss([_logits(target, 20.0)], score, target) < 1e-3
     assert training_loss([_logits(target, -20.0)], -score, target) > 10
 
 
-def test_every_decoder_layer_learns() -> None:
+def test_every_decoder_layer_gets_a_gradient() -> None:
     target = _target()
     masks = [_logits(target, 1.0) for _ in range(3)]
     training_loss(masks, torch.zeros(2), target).backward()
     assert all(mask.grad is not None and mask.grad.abs().sum() > 0 for mask in masks)
 
 
-def test_an_authentic_image_that_is_left_alone_costs_nothing() -> None:
+def test_loss_is_zero_for_an_authentic_image_without_detections() -> None:
     target = torch.zeros(1, 32, 32, dtype=torch.bool)
     loss = training_loss([torch.full((1, 8, 8), -20.0)], torch.tensor([-20.0]), target)
     assert loss < 1e-6
 
 
-def test_authentic_scores_shall_be_alike_and_the_forged_need_not() -> None:
+def test_only_the_variance_of_authentic_scores_is_penalised() -> None:
     authentic = torch.zeros(3, dtype=torch.bool)
 
     def beyond_entropy(score: torch.Tensor, forged: torch.Tensor) -> float:
@@ -73,20 +77,20 @@ def test_authentic_scores_shall_be_alike_and_the_forged_need_not() -> None:
     assert beyond_entropy(torch.tensor([2.0]), authentic[:1]) == 0  # a variance of one is nan
 
 
-def test_the_rate_warms_up_and_decays() -> None:
-    rates = [learning_rate(step / 100, peak=2.0) for step in range(101)]
+def test_learning_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(step / 100, highest=2.0) for step in range(101)]
     assert max(rates) == pytest.approx(2.0, rel=0.01)
     assert rates.index(max(rates)) == 5
     assert rates[-1] == pytest.approx(0.02)
 
 
-def test_all_that_trains_is_optimised_once_and_only_matrices_decay() -> None:
+def test_parameters_are_optimised_once_and_only_matrices_decay() -> None:
     network = PromptIML(MICRO)
-    decay, spared = (group["params"] for group in weight_decay_groups(network, 0.1))
-    assert len({*map(id, decay), *map(id, spared)}) == len(decay) + len(spared)
-    assert len(decay) + len(spared) == sum(p.requires_grad for p in network.parameters())
+    decay, others = (group["params"] for group in weight_decay_groups(network, 0.1))
+    assert len({*map(id, decay), *map(id, others)}) == len(decay) + len(others)
+    assert len(decay) + len(others) == sum(p.requires_grad for p in network.parameters())
     assert all(p.ndim >= 2 for p in decay)
-    assert {id(p) for p in network.prompts} <= set(map(id, spared))
+    assert {id(p) for p in network.prompts} <= set(map(id, others))
 
 
 def _step(run: Run) -> float:
@@ -97,27 +101,26 @@ def _step(run: Run) -> float:
     return loss.item()
 
 
-def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     run, again = (Run(PromptIML(TINY)) for _ in range(2))
     _step(run)
     run.samples = 8
-    run.judged(0.5)
-    run.judged(0.4)
-    run.judged(float("nan"))
+    for f1 in (0.5, 0.4, float("nan")):
+        run.count_evaluation(f1)
     run.save(tmp_path)
     again.load(tmp_path)
     assert (again.samples, again.best, again.since_best) == (8, 0.5, 2)
     assert [_step(run) for _ in range(2)] == [_step(again) for _ in range(2)]
 
 
-def test_without_prompts_none_is_waited_for() -> None:
-    """Processes that train together wait for a gradient of all that is to train."""
+def test_a_network_without_prompts_has_all_gradients() -> None:
+    """DDP waits for the gradient of every trainable parameter."""
     network = PromptIML(replace(TINY, prompts=0))
     _step(Run(network))
     assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
 
 
-def test_tuning_prompts_moves_nothing_else() -> None:
+def test_prompt_tuning_changes_only_prompts() -> None:
     network = PromptIML(TINY)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     _step(Run(network, "prompts"))
@@ -126,29 +129,29 @@ def test_tuning_prompts_moves_nothing_else() -> None:
     assert all(name.startswith("prompts.") for name in moved)
 
 
-def test_what_a_start_lacks_begins_as_what_changes_nothing(tmp_path: Path) -> None:
+def test_parts_that_the_start_lacks_do_not_change_its_output(tmp_path: Path) -> None:
     small = PromptIML(replace(MICRO, stem_blocks=0, jpeg_view=JpegViewConfig(), matches=False))
     save_file(small.state_dict(), tmp_path / "small.safetensors")
-    grown = start_network(
+    larger = start_network(
         TrainSettings(photos="-", output="-", start=str(tmp_path / "small.safetensors"))
     )
     image, qtable = torch.rand(1, 256, 256, 3) * 255, torch.ones(1, 64)
-    assert grown.config == MICRO
+    assert larger.config == MICRO
     with torch.no_grad():
-        assert torch.equal(grown(image, qtable)[0], small(image, qtable)[0])
+        assert torch.equal(larger(image, qtable)[0], small(image, qtable)[0])
 
 
-@pytest.mark.parametrize("grow", [False, True])
-def test_a_model_keeps_its_shape_unless_it_is_to_grow(
-    grow: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("add", [False, True])
+def test_a_model_keeps_its_shape_without_add_new_parts(
+    add: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PRESETS, MICRO.name, replace(MICRO, stem_blocks=3))
-    settings = TrainSettings(photos="-", output="-", start=MICRO.name, add_new_parts=grow)
-    assert (start_network(settings).config.stem_blocks == 3) == grow
+    settings = TrainSettings(photos="-", output="-", start=MICRO.name, add_new_parts=add)
+    assert (start_network(settings).config.stem_blocks == 3) == add
 
 
-def test_crops_are_toned_and_mixed() -> None:
-    """Two flat ones: what is not mixed is flat, and a mixture shows the edge of the other."""
+def test_crops_change_tones_and_are_blended() -> None:
+    """Some flat crops are blended with crops that have an edge, and show it."""
     crops = np.full((40, 16, 16, 3), 128, np.uint8)
     crops[20:, :, :8] = 0
     seen = varied(crops, np.random.default_rng(0))
@@ -159,14 +162,14 @@ def test_crops_are_toned_and_mixed() -> None:
     np.testing.assert_array_equal(seen, varied(crops, np.random.default_rng(0)))
 
 
-def test_explaining_all_of_the_teacher_costs_nothing() -> None:
+def test_unexplained_variance_is_zero_for_the_teacher_and_one_for_a_constant() -> None:
     teacher = [torch.randn(2, 4, 4, 3) * 5 + 2]
-    assert unexplained([standardised(teacher[0])], teacher) == [0]
-    assert unexplained([torch.zeros(2, 4, 4, 3)], teacher) == [pytest.approx(1, abs=1e-3)]
+    assert unexplained_variance([standardised(teacher[0])], teacher) == [0]
+    assert unexplained_variance([torch.zeros(2, 4, 4, 3)], teacher) == [pytest.approx(1, abs=1e-3)]
 
 
-def test_only_hidden_tokens_count() -> None:
-    """Predicting grey is no error on a grey photograph, and as large as white on a white one."""
+def test_masked_error_is_the_distance_from_the_pixels() -> None:
+    """A prediction of grey has no error on a grey photograph, and that of white on a white one."""
     pretraining = MaskedPretraining(MICRO.swin)
     for head in pretraining.heads:
         torch.nn.init.zeros_(head.weight)
@@ -178,13 +181,13 @@ def test_only_hidden_tokens_count() -> None:
     assert [e.item() for e in errors] == [pytest.approx(float(white.mean()), rel=1e-4)] * 4
 
 
-def test_a_token_s_pixels_are_predicted_in_place() -> None:
+def test_targets_keep_the_order_of_pixels() -> None:
     image = torch.arange(64.0).repeat(3, 64, 1)[None]
     assert torch.equal(targets(image, 8)[0, 0, :, :4], torch.arange(64.0).reshape(8, 4, 2).mean(-1))
 
 
 @pytest.mark.skipif(not TEACHER.exists(), reason="needs ../shared/data/backbones")
-def test_the_teacher_knows_a_cat() -> None:
+def test_the_teacher_classifies_a_cat() -> None:
     weights = {name: tensor.float() for name, tensor in load_file(TEACHER).items()}
     cat = resize(skimage.data.chelsea()[:, 75:375], (224, 224), preserve_range=True)
     *_, last = features = teacher_features(weights, torch.from_numpy(cat).float()[None])
@@ -196,8 +199,8 @@ def test_the_teacher_knows_a_cat() -> None:
     assert 282 <= int((logits + weights["classifier.bias"]).argmax()) <= 286  # domestic cats
 
 
-def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
-    """Its config.json has the earlier names of some settings."""
+def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:
+    """The config.json of earlier versions has other names of some settings."""
     settings = TrainSettings(photos="-", output=f"file://{tmp_path}", learning_rate=0.01)
     earlier = {new: old for old, new in TrainSettings.renamed.items()}
     fields = settings.model_dump(exclude=PLACE)
@@ -209,7 +212,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         _bind(settings.model_copy(update={"learning_rate": 0.02}))
 
 
-def test_workers_get_no_relative_path() -> None:
+def test_workers_get_absolute_paths() -> None:
     files = ("start", "semantic_weights", "prompt_set", "labels")
     given = {name: f"{name}.safetensors" for name in files}
     settings = _for_workers(TrainSettings(photos="photos", output="-", **given))

@@ -1,4 +1,4 @@
-"""`prompt-iml train` on a real Ray Train: its driver killed, and what it leaves."""
+"""`prompt-iml train` on a real Ray Train: resuming, early stop, outputs and refused settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load
 from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.curves import CURVES, EVENTS, PICTURE, Curves, read_curves
 from prompt_iml.cluster.training.loop import start_network
-from prompt_iml.cluster.training.train import _prove_frozen, train
+from prompt_iml.cluster.training.train import _check_frozen, train
 from prompt_iml.engine.errors import MissingInput, PromptImlError, UsageError
 from prompt_iml.pipeline.cli import INTERRUPTED
 from prompt_iml.pipeline.storage import storage
@@ -32,9 +32,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket, lost: bool) -> None:
-    """With all that it keeps in an object store; lost: killed before it wrote its curves, else
-    interrupted."""
+def test_a_killed_driver_resumes(cluster: None, photos: Path, s3: Bucket, lost: bool) -> None:
+    """The output is in an object store; the driver is interrupted, or (lost) killed before it wrote
+    its curves."""
     output = f"{s3.uri}/run"
     flags: dict[str, Any] = {"photos": str(photos), "output": output, "workers": 1}
     flags |= {"samples": 24, "batch": 4, "eval_every": 8, "eval_examples": 4}
@@ -64,8 +64,8 @@ def test_a_killed_driver_goes_on(cluster: None, photos: Path, s3: Bucket, lost: 
     assert len(storage.read_bytes(f"{output}/{EVENTS}")) > 100
 
 
-def test_a_run_that_gets_no_better_stops_early(cluster: None, photos: Path, tmp_path: Path) -> None:
-    """Judged after every step, in so few a worse one comes soon."""
+def test_a_run_without_improvement_stops_early(cluster: None, photos: Path, tmp_path: Path) -> None:
+    """It is evaluated after every step, so that a worse evaluation comes soon."""
     flags: dict[str, Any] = {"photos": str(photos), "output": str(tmp_path), "samples": 64}
     flags |= {"batch": 4, "eval_every": 4, "eval_examples": 4, "patience": 2}
     flags["address"] = ray.get_runtime_context().gcs_address
@@ -76,11 +76,11 @@ def test_a_run_that_gets_no_better_stops_early(cluster: None, photos: Path, tmp_
     assert load(storage.read_bytes(done.weights))
 
 
-def test_a_finished_run_is_not_run_again(photos: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_again(photos: Path, tmp_path: Path) -> None:
     (tmp_path / CURVES).write_text("samples,loss\n32,0.5\n")
     (tmp_path / "weights.safetensors").write_bytes(b"")
     trained = train(TrainSettings(photos=str(photos), output=str(tmp_path)))
-    assert (trained.samples, trained.judgement) == (32, {"loss": 0.5})
+    assert (trained.samples, trained.metrics) == (32, {"loss": 0.5})
 
 
 def test_another_configuration_is_refused(photos: Path, tmp_path: Path) -> None:
@@ -95,24 +95,24 @@ def test_another_configuration_is_refused(photos: Path, tmp_path: Path) -> None:
 def test_curves_of_many_samples_are_read_back(tmp_path: Path) -> None:
     curves, row = Curves(f"file://{tmp_path}"), dict.fromkeys(("loss", "f1", "pixel_auc"), 0.5)
     row |= {"score_auc": 0.5, "flagged": 0.1}
-    for samples in (1_000_000, 12_345_678):
-        curves.after_report(None, [{"samples": samples, **row}], None)
-    told = [report["samples"] for report in read_curves(f"file://{tmp_path}/{CURVES}")]
-    assert told == ["1000000", "12345678"]
+    for count in (1_000_000, 12_345_678):
+        curves.after_report(None, [{"samples": count, **row}], None)
+    samples = [report["samples"] for report in read_curves(f"file://{tmp_path}/{CURVES}")]
+    assert samples == ["1000000", "12345678"]
 
 
-def test_what_may_not_move_is_compared(photos: Path) -> None:
+def test_changed_frozen_weights_are_an_error(photos: Path) -> None:
     settings = TrainSettings(photos=str(photos), output="-", train="prompts")
     tensors = start_network(settings).state_dict()
     tensors["prompts.0"] = tensors["prompts.0"] + 1
-    _prove_frozen(settings, tensors)
+    _check_frozen(settings, tensors)
     name = "pixel_decoder.level_embed"
     tensors[name] = tensors[name] + 1
-    with pytest.raises(PromptImlError, match="moved what is frozen"):
-        _prove_frozen(settings, tensors)
+    with pytest.raises(PromptImlError, match="changed frozen weights"):
+        _check_frozen(settings, tensors)
 
 
-def test_photographs_without_outlines_are_told(photos: Path, tmp_path: Path) -> None:
+def test_photographs_without_outlines_are_refused(photos: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(photos, tmp_path / "bare")
     for outline in bare.rglob("*.txt"):
         outline.unlink()
@@ -121,21 +121,21 @@ def test_photographs_without_outlines_are_told(photos: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
-        ({"photos": "nowhere"}, "no photographs"),
-        ({"labels": "nowhere.parquet"}, "no such labels"),
-        ({"prompt_set": "gone.safetensors"}, "no prompt set to start from"),
+        ({"photos": "nowhere"}, "nowhere has no photographs"),
+        ({"labels": "nowhere.parquet"}, "no such labels file"),
+        ({"prompt_set": "gone.safetensors"}, "--prompt-set cannot be read"),
         ({"workers": 3, "max_workers": 2}, "--max-workers 2 is less"),
         ({"samples": 4}, "--samples"),
         ({"start": "no-such-model"}, "no-such-model"),
-        ({"start": "gone.safetensors"}, "no weights to start from"),
-        ({"semantic_weights": "gone.safetensors"}, "no weights to start from"),
+        ({"start": "gone.safetensors"}, "weights gone.safetensors cannot be read"),
+        ({"semantic_weights": "gone.safetensors"}, "weights gone.safetensors cannot be read"),
     ],
 )
 def test_bad_settings_are_one_line(
-    photos: Path, tmp_path: Path, fields: dict[str, object], said: str
+    photos: Path, tmp_path: Path, fields: dict[str, object], message: str
 ) -> None:
     known: dict[str, object] = {"photos": str(photos), "output": str(tmp_path)}
-    with pytest.raises((UsageError, MissingInput), match=said):
+    with pytest.raises((UsageError, MissingInput), match=message):
         train(TrainSettings.model_validate(known | fields))

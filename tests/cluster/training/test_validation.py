@@ -1,4 +1,4 @@
-"""The fixed validation sets: held back, twinned, and without a leak."""
+"""Fixed validation sets: held-back photographs, twins, and no leak of the label."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from prompt_iml.cluster.training.validation import (
     LONG,
     SHORT,
     TREATMENTS,
-    Published,
-    harmless,
+    SetImage,
+    edited_images,
     pairs,
-    sample_course,
+    sample_twin_history,
     write_set,
     write_sets,
 )
@@ -37,7 +37,7 @@ SQUARE = np.array([(0.3, 0.3), (0.7, 0.3), (0.6, 0.7), (0.3, 0.6)])
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Photo]:
-    """scikit-image's, saved as cameras might have; one has an outline, one is too wide."""
+    """Photographs of scikit-image, saved as by cameras; two have an outline, one is too wide."""
     folder = tmp_path_factory.mktemp("photos")
     photos = []
     for index, name in enumerate(("astronaut", "coffee", "rocket", "retina")):
@@ -55,43 +55,43 @@ def generator(photos: list[Photo]) -> Generator:
 @pytest.fixture(scope="module", params=["posted", "png"])
 def twins(
     request: pytest.FixtureRequest, generator: Generator, photos: list[Photo]
-) -> list[Published]:
-    """20 forged images with their twins."""
+) -> list[SetImage]:
+    """Make 20 forged images with their twins."""
     return list(pairs(generator, photos, request.param, 20, seed=7))
 
 
-def pixels_of(image: Published) -> NDArray[np.uint8]:
+def pixels_of(image: SetImage) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(image.data)) as file:
         return np.asarray(file)
 
 
-def outside(image: Published) -> NDArray[np.float64]:
-    """What may be known without a look at the pixels: format, size, tables, never the bytes."""
+def metadata(image: SetImage) -> NDArray[np.float64]:
+    """Return format, size and tables, which do not depend on the pixels."""
     size = pixels_of(image).shape
     tables = read_tables(image.data) if image.extension == "jpg" else ((1,) * 64,) * 2
     return np.array([*np.log2(np.ravel(tables)), *size, image.extension == "png"], np.float64)
 
 
-def test_every_forged_image_has_a_twin(twins: list[Published]) -> None:
+def test_every_forged_image_has_a_twin(twins: list[SetImage]) -> None:
     for forged, authentic in zip(twins[::2], twins[1::2], strict=True):
         assert (forged.photo, forged.extension) == (authentic.photo, authentic.extension)
         assert authentic.mask is None
         assert forged.mask is not None
-        np.testing.assert_array_equal(outside(forged), outside(authentic))
+        np.testing.assert_array_equal(metadata(forged), metadata(authentic))
         assert forged.mask.shape == pixels_of(forged).shape[:2]
         assert 0.003 <= forged.mask.mean() < 0.5
 
 
-def test_format_table_and_size_do_not_give_the_label_away(twins: list[Published]) -> None:
-    features = np.array([outside(image) for image in twins])
+def test_format_table_and_size_do_not_give_the_label_away(twins: list[SetImage]) -> None:
+    features = np.array([metadata(image) for image in twins])
     forged = np.array([image.mask is not None for image in twins])
     assert fitted_auc(features, forged) == pytest.approx(0.5)
-    features[forged, 0] += 2  # it would find one: a table four times as coarse at one place
+    features[forged, 0] += 2  # check of the check: a table four times as coarse at one place
     assert fitted_auc(features, forged) > 0.9
 
 
 def fitted_auc(features: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    """AUC of a ridge classifier fitted on one half of the pairs, on the other."""
+    """Return the AUC of a ridge classifier on one half of the pairs, fitted on the other half."""
     spread = np.maximum(features.std(0), 1e-9)
     design = np.column_stack([(features - features.mean(0)) / spread, np.ones(len(features))])
     half = np.random.default_rng(0).permutation(len(features) // 2).repeat(2) % 2 == 0
@@ -101,23 +101,23 @@ def fitted_auc(features: NDArray[np.float64], truth: NDArray[np.bool_]) -> float
     return auc(found, truth[~half])
 
 
-def test_only_the_forgery_tells_twins_apart(generator: Generator, photos: list[Photo]) -> None:
-    """In PNG files, where no later save spreads the difference."""
+def test_twins_differ_only_in_the_forgery(generator: Generator, photos: list[Photo]) -> None:
+    """PNG files are compared, because no later save spreads the difference."""
     twins = list(pairs(generator, photos, "png", 8, seed=3))
     for forged, authentic in zip(twins[::2], twins[1::2], strict=True):
         assert forged.mask is not None
         changed = (pixels_of(forged) != pixels_of(authentic)).any(2)
-        grown = np.pad(forged.mask, 12)
+        padded = np.pad(forged.mask, 12)
         near = np.zeros_like(forged.mask)
         for dy in range(0, 25, 4):
             for dx in range(0, 25, 4):
                 height, width = near.shape
-                near |= grown[dy : dy + height, dx : dx + width]
+                near |= padded[dy : dy + height, dx : dx + width]
         assert changed[forged.mask].mean() > 0.5
         assert not changed[~near].any()
 
 
-def test_sets_hold_the_kinds_and_sizes_they_say(twins: list[Published]) -> None:
+def test_sets_have_their_kinds_and_sizes(twins: list[SetImage]) -> None:
     name = twins[0].treatment
     kinds = Counter(image.kind for image in twins)
     assert kinds["authentic"] == 20
@@ -129,10 +129,10 @@ def test_sets_hold_the_kinds_and_sizes_they_say(twins: list[Published]) -> None:
         assert 304 <= min(height, width) <= SHORT
 
 
-def test_the_harmless_are_authentic_and_of_every_treatment(
+def test_edited_images_are_authentic_and_have_every_treatment(
     generator: Generator, photos: list[Photo]
 ) -> None:
-    images = list(harmless(photos, generator.tables, 20, seed=0))
+    images = list(edited_images(photos, generator.tables, 20, seed=0))
     assert {image.kind for image in images} == {"authentic"}
     assert all(image.mask is None for image in images)
     assert {(image.photo, image.treatment) for image in images} == {
@@ -141,7 +141,7 @@ def test_the_harmless_are_authentic_and_of_every_treatment(
     assert all((i.extension == "png") == (i.treatment == "screenshot") for i in images)
 
 
-def test_a_seed_is_a_set(generator: Generator, photos: list[Photo]) -> None:
+def test_the_same_seed_gives_the_same_set(generator: Generator, photos: list[Photo]) -> None:
     first, again, other = (
         [image.data for image in pairs(generator, photos, "posted", 2, seed)] for seed in (1, 1, 2)
     )
@@ -175,15 +175,15 @@ def test_no_photograph_of_training_is_in_a_set(
             assert {row["photo"] for row in csv.DictReader(file)} <= held_back
 
 
-def test_what_is_saved_once_was_not_saved_before(generator: Generator) -> None:
+def test_the_set_once_has_a_single_save(generator: Generator) -> None:
     for seed in range(20):
-        course = sample_course("once", np.random.default_rng(seed), generator.tables)
-        assert course.first is None
-        assert course.last is not None
+        history = sample_twin_history("once", np.random.default_rng(seed), generator.tables)
+        assert history.first is None
+        assert history.last is not None
 
 
-def test_in_an_album_half_are_saved_as_they_were_before(generator: Generator) -> None:
+def test_half_of_the_set_album_has_the_same_tables_in_both_saves(generator: Generator) -> None:
     rngs = [np.random.default_rng(seed) for seed in range(60)]
-    courses = [sample_course("album", rng, generator.tables) for rng in rngs]
-    assert all(course.first and course.last for course in courses)
-    assert 15 < sum(course.first == course.last for course in courses) < 45
+    histories = [sample_twin_history("album", rng, generator.tables) for rng in rngs]
+    assert all(history.first and history.last for history in histories)
+    assert 15 < sum(history.first == history.last for history in histories) < 45

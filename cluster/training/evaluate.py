@@ -1,4 +1,4 @@
-"""How a network does on examples whose truth is known."""
+"""Evaluation of a network on examples with known masks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """How held-back examples are judged; a mean over no examples is nan.
+class Evaluation:
+    """Metrics of a network on held-back examples, all 0..1; nan where there is no such example.
 
     Attributes:
-        examples: how many.
-        f1: mean pixel F1 at logit 0 over the forged.
-        pixel_auc: over all pixels of the forged, pooled.
-        score_auc: of the image score.
-        flagged: share of the authentic with more than 0.5 % of their pixels above logit 0.
+        examples: number of examples.
+        f1: mean pixel F1 of the forged examples, at logit 0.
+        pixel_auc: AUC over the pooled pixels of the forged examples.
+        score_auc: AUC of the image score.
+        flagged: share of authentic examples with more than 0.5 % of their pixels above logit 0.
     """
 
     examples: int
@@ -40,53 +40,58 @@ class Judgement:
 
 
 @torch.no_grad()
-def judge(network: PromptIML, examples: Sequence[Example]) -> dict[str, Judgement]:
-    """Judge a network on examples: `all`, by kind, and with and without a table."""
-    found = [
+def evaluate(network: PromptIML, examples: Sequence[Example]) -> dict[str, Evaluation]:
+    """Evaluate a network on examples.
+
+    Returns:
+        The metrics of `all` examples, of each kind, and of those with (`table`) and without
+        (`no table`) a quantisation table.
+    """
+    results = [
         one
         for start in range(0, len(examples), BATCH)
-        for one in _find(network, examples[start : start + BATCH])
+        for one in _predict(network, examples[start : start + BATCH])
     ]
-    groups: dict[str, list[Found]] = defaultdict(list)
-    for one in found:
+    groups: dict[str, list[Prediction]] = defaultdict(list)
+    for one in results:
         table = "table" if one.example.qtable.max() > 1 else "no table"
         for name in ("all", one.example.kind, table):
             groups[name].append(one)
-    return {name: _judgement(group) for name, group in sorted(groups.items())}
+    return {name: _metrics(group) for name, group in sorted(groups.items())}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What the network says of an example: (256, 256) mask logits, and the score logit."""
+class Prediction:
+    """Prediction for one example: (256, 256) mask logits and the score logit."""
 
     example: Example
     mask: NDArray[np.float32]
     score: float
 
 
-def _find(network: PromptIML, examples: Sequence[Example]) -> list[Found]:
+def _predict(network: PromptIML, examples: Sequence[Example]) -> list[Prediction]:
     device = next(network.parameters()).device
     images = torch.from_numpy(np.stack([example.pixels for example in examples]))
     qtables = torch.from_numpy(np.stack([example.qtable for example in examples]))
     mask_BHW, score_B = network(images.to(device), qtables.to(device))
     mask_B1HW = functional.interpolate(mask_BHW[:, None], (SIDE, SIDE), mode="bilinear")
-    answers = zip(examples, mask_B1HW[:, 0].cpu().numpy(), score_B.tolist(), strict=True)
-    return [Found(example, mask, score) for example, mask, score in answers]
+    masks = mask_B1HW[:, 0].cpu().numpy()
+    return [Prediction(*each) for each in zip(examples, masks, score_B.tolist(), strict=True)]
 
 
-def _judgement(found: Sequence[Found]) -> Judgement:
-    forged = [one for one in found if one.example.mask.any()]
-    authentic = [one for one in found if not one.example.mask.any()]
-    # one pixel in 16: as many as the network predicts
+def _metrics(predictions: Sequence[Prediction]) -> Evaluation:
+    forged = [one for one in predictions if one.example.mask.any()]
+    authentic = [one for one in predictions if not one.example.mask.any()]
+    # One pixel in 16: the network predicts no more, the others are interpolated.
     pixels = np.array([one.mask[::4, ::4] for one in forged])
     truth = np.array([one.example.mask[::4, ::4] for one in forged], bool)
-    return Judgement(
-        examples=len(found),
+    return Evaluation(
+        examples=len(predictions),
         f1=mean([f1_and_iou(one.mask > 0, one.example.mask)[0] for one in forged]),
         pixel_auc=auc(pixels.ravel(), truth.ravel()),
         score_auc=auc(
-            np.array([one.score for one in found]),
-            np.array([one.example.mask.any() for one in found]),
+            np.array([one.score for one in predictions]),
+            np.array([one.example.mask.any() for one in predictions]),
         ),
         flagged=mean([float((one.mask > 0).mean() > MASKED_FRACTION) for one in authentic]),
     )
