@@ -501,7 +501,7 @@ def test_bad_input_is_refused_before_the_lease_is_taken(
 def test_the_exported_graph_follows_new_prompts_or_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The packaged model's graph gives PyTorch's results with new prompts, unless it ignores them."""
+    """The packaged model's graph equals PyTorch with new prompts, unless it ignores them."""
     model = load_model("prompt-iml-micro")
     model = replace(model, config=replace(model.config, sides=(256,)))
     monkeypatch.setattr(prompt_iml.engine.build.export, "BATCH_SIZES", (1,))
