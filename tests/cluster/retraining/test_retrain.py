@@ -488,7 +488,7 @@ def test_bad_input_is_refused_before_the_lease_is_taken(
 ) -> None:
     monkeypatch.chdir(folder.path)
     for name in ("labels/manifest.csv", "one/manifest.csv", "other/one.csv"):
-        folder.put(name, Path(sets[0]).read_bytes())
+        folder.put(name, f"image,mask\n{Path(sets[0]).parent}/1.png,\n".encode())
     unmasked = {"uri": folder.put("1.png", png(photograph(1, forged=True)[0]))}
     pq.write_table(pa.Table.from_pylist([unmasked | {"label": "manipulated"}]), "masks.parquet")
     fields = {"photos": "p", "labels": "l", "eval_sets": sets, "model": str(red.folder)} | changes
