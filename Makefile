@@ -37,7 +37,7 @@ bench-gpu: $(VENV)/test.stamp  ## Our CUDA kernel beside others; needs a GPU and
 	$(BIN)/python -m tests.bench gpu
 
 scale: $(VENV)/test.stamp  ## Memory and rate as the inputs grow, and a soak: an hour and more.
-	$(BIN)/python -m tests.scale
+	$(BIN)/python -m tests.bench.scale
 
 audit: $(VENV)/test.stamp  ## Known vulnerabilities of every pinned package; asks PyPI.
 	$(PIP) pip-audit

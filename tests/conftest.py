@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import itertools
 import os
-import socket
 import subprocess
 import sys
-import tarfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 import boto3
 import pytest
@@ -23,70 +17,26 @@ import ray
 import skimage.data
 from PIL import Image
 
-TarOf = Callable[..., bytes]
+from tests.helpers.archives import TarOf, pack_tar
+from tests.helpers.ports import free_port, wait_for
+from tests.helpers.stores import Bucket, Folder, Store
+
 _NUMBERS = itertools.count()
 
-# A minute and more each: begun first, so that no tester waits for another's last one.
+# Files of a minute or more: begun first, so that no tester waits for another's last one.
 LONG = (
     "test_cycle", "test_train_run", "test_chaos", "test_submit", "test_export", "test_poison",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first."""
+    """Run the tests of long files first."""
     items.sort(key=lambda item: item.path.stem not in LONG)
-
-
-class Store(Protocol):
-    """A folder of files, or a bucket of objects."""
-
-    @property
-    def uri(self) -> str: ...
-
-    def put(self, name: str, data: bytes) -> str:
-        """Write a file; returns its URI."""
-
-    def remove(self, name: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Folder:
-    path: Path
-
-    @property
-    def uri(self) -> str:
-        return f"file://{self.path}"
-
-    def put(self, name: str, data: bytes) -> str:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return f"file://{path}"
-
-    def remove(self, name: str) -> None:
-        (self.path / name).unlink()
-
-
-@dataclass(frozen=True)
-class Bucket:
-    name: str
-    client: Any
-
-    @property
-    def uri(self) -> str:
-        return f"s3://{self.name}"
-
-    def put(self, name: str, data: bytes) -> str:
-        self.client.put_object(Bucket=self.name, Key=name, Body=data)
-        return f"s3://{self.name}/{name}"
-
-    def remove(self, name: str) -> None:
-        self.client.delete_object(Bucket=self.name, Key=name)
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """A moto server in a process of its own, which the environment names to every S3 client."""
+    """URL of a moto server in a process of its own; the environment names it to S3 clients."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     script = str(Path(__file__).parent / "helpers" / "s3_server.py")
@@ -107,27 +57,9 @@ def s3_endpoint() -> Iterator[str]:
             server.wait()
 
 
-def free_port() -> int:
-    """A port of this machine on which nothing listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
-
-
-def wait_for(port: int, seconds: int = 30) -> None:
-    """Until a server listens on the port of this machine."""
-    for _ in range(10 * seconds):
-        with socket.socket() as attempt:
-            if attempt.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"nothing listens on port {port}")
-
-
 @pytest.fixture(scope="session")
 def s3_buckets(s3_endpoint: str) -> Callable[[], Bucket]:
-    """A function that makes an empty bucket."""
+    """Return a function that makes an empty bucket."""
     client = boto3.client("s3", endpoint_url=s3_endpoint)
 
     def make() -> Bucket:
@@ -140,7 +72,7 @@ def s3_buckets(s3_endpoint: str) -> Callable[[], Bucket]:
 
 @pytest.fixture(scope="session")
 def cluster(s3_endpoint: str) -> Iterator[None]:
-    """Two CPUs of Ray on this machine; its actors know the S3 server."""
+    """Ray with two CPUs on this machine; its actors use the S3 server."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error")
     yield
@@ -161,14 +93,14 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest) -> Store:
-    """The test runs twice: in a local folder and in a bucket."""
+    """An empty folder, then an empty bucket: the test runs once in each."""
     found: Store = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.fixture
 def strangers(s3: Bucket, s3_endpoint: str) -> Iterator[Bucket]:
-    """A bucket with `one.jpg` that knows nobody: the server checks credentials now."""
+    """A bucket with `one.jpg` on a server that now checks credentials, and refuses ours."""
     s3.put("one.jpg", b"1234")
     _check_credentials_after(s3_endpoint, "0")
     yield s3
@@ -201,16 +133,5 @@ def _encoded(name: str, encoding: str, **options: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def tar_of() -> TarOf:
-    """`pack_tar`."""
+    """Return the function `pack_tar`."""
     return pack_tar
-
-
-def pack_tar(members: Mapping[str, bytes], *, gzipped: bool = False, **options: Any) -> bytes:
-    """Members by name, and options of tarfile, to the bytes of a tar."""
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", **options) as archive:
-        for name, data in members.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return gzip.compress(sink.getvalue()) if gzipped else sink.getvalue()

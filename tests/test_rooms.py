@@ -23,6 +23,12 @@ TORCH_USERS = {"network", "torch_op.py", "export.py", "torch_cpu.py", "torch_cud
 MOST_MODULES = 12
 SOURCES = sorted(path for part in SHUT for path in (ROOT / part).rglob("*.py"))
 TEXTS = [*SOURCES, *(ROOT / "tests").rglob("*.py"), ROOT / "setup.py"]
+NAMING = [
+    *TEXTS,
+    *(path for kind in ("cu", "cpp", "h") for path in (ROOT / "engine/operator").glob(f"*.{kind}")),
+    ROOT / "cluster/Containerfile",
+    *(ROOT / "cluster/kubernetes").rglob("*.yaml"),
+]
 
 
 def imported(path: Path) -> set[str]:
@@ -115,9 +121,9 @@ FILE = re.compile(r"(?<![\w/.-])(?:engine|pipeline|cluster|tests|docs)/[\w/.-]*\
 MODULE = re.compile(r"`(?:prompt_iml\.)?((?:engine|pipeline|cluster|tests)(?:\.\w+)+)[`(]")
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", NAMING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_the_prose_names_exists(path: Path) -> None:
-    text = "\n".join(prose(path))
+    text = "\n".join(prose(path)) if path.suffix == ".py" else path.read_text()
     for name in FILE.findall(text):
         assert (ROOT / name).exists(), f"{path.name} names {name}"
     for name in MODULE.findall(text):

@@ -12,7 +12,7 @@
 // int32: an image's value has fewer than 2^31 elements.
 //
 // NVRTC compiles this file, with no header but ours. On a CPU the tests run the same text through
-// a shim (tests/emulator/ms_deform_attn.cpp).
+// a shim (tests/helpers/emulator/ms_deform_attn.cpp).
 
 #include "ms_deform_attn.h"
 

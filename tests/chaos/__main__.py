@@ -30,7 +30,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from prompt_iml.pipeline.cli import CRASHED
-from tests.conftest import pack_tar
+from tests.helpers.archives import pack_tar
 
 ROOT = Path(__file__).parent.parent.parent
 PLANT = ROOT / "tests" / "chaos" / "plant"

@@ -1,1 +1,1 @@
-"""What tests share: servers, devices, documents and processes."""
+"""Helpers that tests share: stores, servers, devices, documents and processes."""

@@ -1,4 +1,4 @@
-"""A head of Ray of a test's own, as `ray start` makes it, with ports of its own."""
+"""A Ray head node for one test, started by `ray start` on free ports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.conftest import free_port, wait_for
+from tests.helpers.ports import free_port, wait_for
 from tests.helpers.processes import processes_below
 
 TOKEN = "0123456789abcdef" * 4
@@ -23,7 +23,8 @@ PORTS = (
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a head and those who talk to it: our commands are found, no other cluster is."""
+    """Return the environment of a head and its clients: it finds our commands, and no other
+    cluster."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ray = {"RAY_ADDRESS": "", "RAY_API_SERVER_ADDRESS": "", "RAY_USAGE_STATS_ENABLED": "0"}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
@@ -37,8 +38,9 @@ def ray_head(
     ports: Mapping[str, int] | None = None,
     folder: Path | None = None,
 ) -> Iterator[Mapping[str, int]]:
-    """The ports of a head that answers; its sessions lie in `folder`, or in a temporary one.
-    `ray stop` would end every Ray of this machine."""
+    """Start a head and yield its ports once it answers; its session files lie in `folder`, or in a
+    temporary one. It is ended by process id, since `ray stop` would end every Ray of the machine.
+    """
     ports = ports or free_ports()
     with contextlib.nullcontext(folder) if folder else short_folder() as sessions:
         process = subprocess.Popen(
@@ -62,11 +64,11 @@ def ray_head(
 
 @contextlib.contextmanager
 def short_folder() -> Iterator[Path]:
-    """A temporary one whose path leaves room for those of Ray's sockets."""
+    """Yield a temporary folder whose path is short enough for the paths of Ray's sockets."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def free_ports() -> dict[str, int]:
-    """One for each of `PORTS`."""
+    """Return a free port for each name in `PORTS`."""
     return {name: free_port() for name in PORTS}

@@ -1,7 +1,7 @@
-"""A device with no GPU: does what is queued on its streams as late and disorderly as allowed.
+"""A device without a GPU that runs queued work as late as it may and in random order.
 
-Only the order within a stream, and events, hold it in check. So what an engine forgets to wait for
-goes wrong here, most of the time it runs.
+Only the order within a stream and events limit it, so an engine that forgets to wait for something
+computes wrong results here in most runs.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Work = Callable[[], None]
 
 @dataclass
 class Event:
-    """Whether it has come."""
+    """A mark in a stream, and whether the stream has reached it."""
 
     come: bool = False
 
 
 @dataclass
 class Stream:
-    """Work in its order; `label` for the tests."""
+    """Queued work and events, first in, first out; `captured` while a graph is captured."""
 
     queue: deque[tuple[Work | Event, bool]] = field(default_factory=deque)
     captured: list[Work] | None = None
 
     def put(self, work: Work) -> None:
-        """Queue, or while a graph is captured, keep."""
+        """Queue work, or add it to the graph that is being captured."""
         if self.captured is not None:
             self.captured.append(work)
         else:
@@ -50,9 +50,9 @@ class NullDevice:
 
     Attributes:
         room: bytes of device memory.
-        uploads, overlapped: copies there, and how many of them came to be while work was waiting
-            in another stream.
-        launches: of captured graphs.
+        uploads: copies to the device.
+        overlapped: uploads that ran while work was waiting in another stream.
+        launches: launches of captured graphs.
     """
 
     def __init__(self, seed: int = 0, room: int = 1 << 40) -> None:
@@ -108,7 +108,7 @@ class NullDevice:
         return launch
 
     def _advance(self) -> None:
-        """One piece of work of any stream that need not wait."""
+        """Run the next work of a random stream that does not wait for an event."""
         ready = [stream for stream in self._streams if self._ready(stream)]
         if not ready:
             raise InferError("the streams wait for each other")
@@ -123,7 +123,7 @@ class NullDevice:
 
 
 class HostProgram:
-    """A network on the null device: an engine of the CPU, run when the device comes to it."""
+    """A network on the null device: a CPU engine that runs when the device reaches its work."""
 
     def __init__(self, engine: Engine, largest: int, fits: int = 1 << 40) -> None:
         self.name, self.largest = f"null+{engine.name}", largest

@@ -1,4 +1,4 @@
-"""`promptiml::MSDeformAttn` alone, as an ONNX model."""
+"""An ONNX model of the operator `promptiml::MSDeformAttn` alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prompt_iml.engine.operator.onnx_op import DOMAIN, FUNCTION, NAME, OPSET
 
 
 def operator_model(levels: int) -> onnx.ModelProto:
-    """A graph of the one node, and the function it stands for, on so many levels."""
+    """Return a graph of one node with the function that defines it, for so many levels."""
     floats = {"value": 4, "locations": 6, "weights": 5}
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)

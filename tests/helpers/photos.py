@@ -1,4 +1,4 @@
-"""A folder of photographs as training expects it, made of scikit-image's."""
+"""A folder of photographs in training's layout, made from those of scikit-image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTLINE = "15 .3 .3 .6 .25 .7 .6 .4 .7\n"
 
 
 def write_photos(folder: Path) -> Path:
-    """Six pictures, each with an outline: four to train on, two held back; no camera's."""
+    """Write six pictures with outlines, four to train on and two held back, none from a camera."""
     pictures = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.rocket()]
     pictures += [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures]
     (folder / "camera").mkdir(parents=True)
@@ -29,6 +29,6 @@ def write_photos(folder: Path) -> Path:
 
 
 def _name(held_back: bool, stem: str) -> str:
-    """The split goes by a hash of the name."""
+    """Return a name that falls on the wanted side of the split, which is by a hash of the name."""
     names = (f"{stem}-{number}" for number in count())
     return next(name for name in names if Photo(Path(name), name).held_back == held_back)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from prompt_iml.cluster.training.curves import read_curves
 
-PATIENCE = 240  # seconds
+TIMEOUT = 240  # seconds
 
 
 def wait_for_reports(curves: str, number: int, driver: subprocess.Popen[bytes]) -> None:
-    """Until a run that `driver` started has made so many reports."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until the training run that `driver` started has made so many reports."""
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline and driver.poll() is None:
         if len(read_curves(curves)) >= number:
             return
@@ -24,7 +24,7 @@ def wait_for_reports(curves: str, number: int, driver: subprocess.Popen[bytes]) 
 
 
 def processes_below(driver: int, title: str) -> list[int]:
-    """Process ids below a driver, of those whose command line has `title`."""
+    """Return the ids of a driver's descendants whose command line contains `title`."""
     names = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     titled = [int(n) for n in names if title in _read(f"/proc/{n}/cmdline")]
     return [pid for pid in titled if driver in _ancestors(pid)]
@@ -46,7 +46,7 @@ def _read(path: str) -> str:
 
 
 def listening(pid: int) -> set[str]:
-    """The addresses at which a process takes TCP connections."""
+    """Return the addresses at which a process accepts TCP connections."""
     with contextlib.suppress(OSError):  # it has ended
         links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
         tables = _read("/proc/net/tcp") + _read("/proc/net/tcp6")
@@ -57,7 +57,7 @@ def listening(pid: int) -> set[str]:
 
 
 def _address(text: str) -> str:
-    """Of `0100007F:1F90`: 32-bit words in this machine's order of bytes, and the port."""
+    """Return the IP address in `0100007F:1F90`: 32-bit words in native byte order, then a port."""
     words, _, _ = text.partition(":")
     packed = b"".join(bytes.fromhex(words[i : i + 8])[::-1] for i in range(0, len(words), 8))
     found = ipaddress.ip_address(packed)

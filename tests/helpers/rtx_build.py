@@ -2,8 +2,8 @@
 
     python -m tests.helpers.rtx_build MODEL PRECISION TILE BATCH...
 
-In a process of its own, because its parser ends the process over what it does not know. Prints, as
-JSON, what the builder said and how large plan and timing cache are.
+Runs in a process of its own, because the parser ends the process on an unknown operator. Prints the
+builder's log and the sizes of plan and timing cache as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ needs_rtx = pytest.mark.skipif(not AVAILABLE, reason="tensorrt-rtx is not instal
 
 
 def build(model: str, precision: str, tile: int, *batches: int) -> dict[str, Any]:
-    """In another process."""
+    """Build in another process and return what it prints."""
     command = [sys.executable, "-m", "tests.helpers.rtx_build", model, precision, str(tile)]
     done = subprocess.run(
         [*command, *map(str, batches)], capture_output=True, text=True, check=False
@@ -32,7 +32,7 @@ def build(model: str, precision: str, tile: int, *batches: int) -> dict[str, Any
 
 
 def main(name: str, precision: Any, tile: str, *batches: str) -> None:
-    """Command line."""
+    """Build a plan and print the builder's log and the sizes as JSON."""
     import tensorrt_rtx as trt
 
     from prompt_iml.engine.build.builder import build_plan, graph_for

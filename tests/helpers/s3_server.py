@@ -1,6 +1,6 @@
-"""moto's S3 server, whose conditional PUT is atomic here, as S3's is.
+"""moto's S3 server with an atomic conditional PUT, as S3 has.
 
-moto looks for the object and then stores it: of two big PUTs at once, both can find none.
+moto looks for the object and then stores it, so that two large PUTs at once can both find none.
 """
 
 from __future__ import annotations

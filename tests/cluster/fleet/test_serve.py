@@ -29,7 +29,7 @@ from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import RowWriter
 from prompt_iml.pipeline.scan.scanner import RowMaker
 from prompt_iml.pipeline.units import Sample
-from tests.conftest import free_port
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[3]

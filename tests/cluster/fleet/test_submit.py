@@ -21,8 +21,8 @@ from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline.cli import commands, main
 from prompt_iml.pipeline.run.folder import Json
 from tests.bench.null_model import write_null_model
-from tests.conftest import free_port
 from tests.helpers.heads import TOKEN, environment, ray_head
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[3]

@@ -27,7 +27,8 @@ from prompt_iml.cluster.retraining.labels import (
 from prompt_iml.engine.errors import BadLabels, EmptySource, MissingInput
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import open_engine
-from tests.conftest import Folder, Store, TarOf
+from tests.helpers.archives import TarOf
+from tests.helpers.stores import Folder, Store
 
 Row = Mapping[str, Any]
 SIZE = (300, 420)  # height and width; neither is a multiple of 8

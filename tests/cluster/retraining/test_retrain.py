@@ -57,7 +57,7 @@ from prompt_iml.pipeline.registry.promotion import promote, publish, roll_back
 from prompt_iml.pipeline.registry.registry import Registry, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.storage import storage
-from tests.conftest import Folder, Store
+from tests.helpers.stores import Folder, Store
 
 CONFIG = PRESETS["prompt-iml-micro"]
 SHAPES = [

@@ -20,9 +20,9 @@ from prompt_iml.cluster.training.train import _check_frozen, train
 from prompt_iml.engine.errors import MissingInput, PromptImlError, UsageError
 from prompt_iml.pipeline.cli import INTERRUPTED
 from prompt_iml.pipeline.storage import storage
-from tests.conftest import Bucket
 from tests.helpers.photos import write_photos
 from tests.helpers.processes import wait_for_reports
+from tests.helpers.stores import Bucket
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own text, run on the CPU (`tests.emulator`), against float64."""
+"""The CUDA kernels' own text, run on the CPU (`tests.helpers.emulator`), against float64."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from prompt_iml.engine.operator import launch
 from prompt_iml.engine.operator import torch_op as deform_attn
 from prompt_iml.engine.operator.launch import Launch
 from prompt_iml.engine.operator.torch_op import CudaKernel, reference
-from tests.emulator import COMPILER, Emulator, compile_emulator
-from tests.emulator.__main__ import case
+from tests.helpers.emulator import COMPILER, Emulator, compile_emulator
+from tests.helpers.emulator.__main__ import case
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels' text with")
 
@@ -155,7 +155,7 @@ def _launch(emulator: Emulator, plan: Launch, *tensors: Sequence[Tensor]) -> Non
 def test_the_driver_gets_the_kernel_and_its_parameters(emulator: Emulator, folder: Path) -> None:
     """Through NVIDIA's bindings, in a process that takes the emulator for the driver."""
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-    command = [sys.executable, "-m", "tests.emulator"]
+    command = [sys.executable, "-m", "tests.helpers.emulator"]
     printed = subprocess.run(command, env=environment, check=True, capture_output=True).stdout
     plan, inputs, out = case()
     emulator.launch(plan, inputs, [out])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prompt_iml.engine.operator import launch, ptx
-from tests import lean_tensorrt
+from tests.helpers import lean_tensorrt
 
 DTYPES = ["float32", "float16", "bfloat16"]
 

@@ -49,7 +49,7 @@ from prompt_iml.pipeline.registry.registry import (
     with_prompt_set,
 )
 from prompt_iml.pipeline.storage import storage
-from tests.conftest import Folder, Store
+from tests.helpers.stores import Folder, Store
 
 BASE = load_model("prompt-iml-micro")
 STORED = Path(__file__).parents[2] / "stored" / "registry-v1"

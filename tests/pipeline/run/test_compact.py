@@ -29,7 +29,7 @@ from prompt_iml.pipeline.sources.packing import objects_unit
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef, unit_from_json
 from tests.bench.null_model import write_null_model
-from tests.conftest import Store
+from tests.helpers.stores import Store
 
 UNITS, PER_UNIT = 12, 3
 SIZE = 50_000  # bytes: about four parts

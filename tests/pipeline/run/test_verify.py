@@ -21,7 +21,7 @@ from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.digests import Digests
 from tests.bench.null_model import write_null_model
-from tests.conftest import TarOf
+from tests.helpers.archives import TarOf
 
 Damage = Callable[[Path], Path]
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from prompt_iml.pipeline.sources import list_units, read_unit
 from prompt_iml.pipeline.units import Sample
-from tests.conftest import Bucket, TarOf
+from tests.helpers.archives import TarOf
+from tests.helpers.stores import Bucket
 
 ROOT = Path(__file__).parents[3]
 REPEATED = 50 << 20  # bytes

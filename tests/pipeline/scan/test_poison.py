@@ -25,7 +25,7 @@ from prompt_iml.pipeline.scan.watchdog import EXIT_STUCK
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from tests.bench.null_model import write_null_model
-from tests.conftest import TarOf
+from tests.helpers.archives import TarOf
 
 ROOT = Path(__file__).parents[3]
 EXPECTED = {"segfault": "crashed", "allocate": "out_of_memory"}

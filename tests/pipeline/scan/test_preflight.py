@@ -16,7 +16,7 @@ from prompt_iml.pipeline.scan.preflight import check_node
 from prompt_iml.pipeline.scan.scan import row_spec
 from prompt_iml.pipeline.scan.scanner import ScanSpec
 from prompt_iml.pipeline.settings import ScanSettings
-from tests.conftest import Bucket, Folder
+from tests.helpers.stores import Bucket, Folder
 
 
 @pytest.fixture

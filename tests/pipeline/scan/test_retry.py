@@ -24,7 +24,8 @@ from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units, read_unit
 from prompt_iml.pipeline.units import ObjectRef, Unit
 from tests.bench.null_model import write_null_model
-from tests.conftest import Bucket, Folder, Store, TarOf
+from tests.helpers.archives import TarOf
+from tests.helpers.stores import Bucket, Folder, Store
 
 pytestmark = pytest.mark.usefixtures("cluster")
 Table = dict[tuple[str, str | None], str]

@@ -50,8 +50,9 @@ from prompt_iml.pipeline.sources import list_units
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import unit_to_json
 from tests.bench.null_model import write_null_model
-from tests.conftest import Bucket, Folder, Store, TarOf
+from tests.helpers.archives import TarOf
 from tests.helpers.processes import processes_below
+from tests.helpers.stores import Bucket, Folder, Store
 
 pytestmark = pytest.mark.usefixtures("cluster")
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ from prompt_iml.pipeline.run.plan import waves
 from prompt_iml.pipeline.scan.scan import plan_of, run_config, sliced
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.units import Unit
-from tests.conftest import Folder
+from tests.helpers.stores import Folder
 
 UNITS = [Unit("tar", f"s3://b/{n}.tar", n) for n in range(1000)]
 

@@ -31,7 +31,8 @@ from prompt_iml.pipeline.storage import listing
 from prompt_iml.pipeline.units import Sample, Unit
 
 if TYPE_CHECKING:
-    from tests.conftest import Bucket, Folder, Store, TarOf
+    from tests.helpers.archives import TarOf
+    from tests.helpers.stores import Bucket, Folder, Store
 
 Photographs = dict[str, bytes]
 MEMBERS = {"a.jpg": b"\xff\xd8\xff" + b"a" * 997, "b.txt": b"b" * 300, "c.jpg": b"c" * 700}

@@ -23,7 +23,7 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 
 if TYPE_CHECKING:
-    from tests.conftest import Bucket, Store
+    from tests.helpers.stores import Bucket, Store
 
 
 @pytest.mark.parametrize(

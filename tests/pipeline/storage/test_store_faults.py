@@ -18,7 +18,9 @@ from prompt_iml.pipeline.sources.tar import read_tar
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.storage.retries import RetryPolicy, retry
-from tests.conftest import Bucket, TarOf, free_port, wait_for
+from tests.helpers.archives import TarOf
+from tests.helpers.ports import free_port, wait_for
+from tests.helpers.stores import Bucket
 
 RATE = 0.3
 

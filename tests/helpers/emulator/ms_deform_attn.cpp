@@ -1,6 +1,6 @@
-// The text of the CUDA kernels on a CPU: each thread of a warp is a fiber, and runs until it waits
-// for the others. Threads run in either order, so that one which does not wait where it must reads
-// what is not yet there; a warp whose threads do not all meet at a barrier ends the process.
+// Runs the source of the CUDA kernels on a CPU. Each thread of a warp is a fiber that runs until it
+// reaches a barrier. Threads run in either order, so that a missing barrier shows as a wrong result;
+// a warp whose threads do not all reach a barrier ends the process.
 
 #include <ucontext.h>
 

@@ -1,8 +1,8 @@
-"""`make scale`: planning, many images, many units, a soak; rates and memory while they run.
+"""Measure rates and memory of planning, many images, many units and a soak: `make scale`.
 
-    python -m tests.scale [NAME...]     names: plan, images, units, soak
+    python -m tests.bench.scale [NAME...]     names: plan, images, units, soak
 
-Prints a line each and keeps the curves under --output as CSV, and as one picture.
+Prints one line for each, and writes the curves to --output as CSV and as one picture.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from skimage import data as photographs
 
 from tests.bench.null_model import write_null_model
 from tests.bench.photographs import write_shards
-from tests.conftest import free_port, pack_tar, wait_for
-from tests.scale.picture import draw
-from tests.scale.recorder import Recorder, Sample, growth, rate
+from tests.bench.scale.picture import draw
+from tests.bench.scale.recorder import Recorder, Sample, growth, rate
+from tests.helpers.archives import pack_tar
+from tests.helpers.ports import free_port, wait_for
 
 FILES = 1_000_000  # real, in folders of a thousand
 KEYS = 1_000_000  # listed over HTTP
@@ -43,7 +44,7 @@ Curves = dict[str, list[Sample]]
 
 
 def plan(folder: Path) -> Curves:
-    """Real files, a listing of S3, and references made on the spot."""
+    """Plan real files, a listing over S3, and references that are only generated."""
     source = write_files(folder / "files", FILES)
     curves = {"plan files": planned(str(source), folder / "of-files")}
     with bucket_of(KEYS) as environment:
@@ -53,29 +54,29 @@ def plan(folder: Path) -> Curves:
 
 
 def images(folder: Path) -> Curves:
-    """10^5 tiny images in tar shards of a thousand, and a network that does nothing."""
+    """Scan 10^5 tiny images in tar shards of a thousand with a network that does nothing."""
     write_tiny_shards(folder / "tiny", IMAGES // 1000, 1000)
     model = str(write_null_model(folder / "null"))
     return {"images": scanned(folder / "tiny", folder / "out", 1000, model)}
 
 
 def units(folder: Path) -> Curves:
-    """10^4 shards of three tiny images."""
+    """Scan 10^4 tar shards of three tiny images each."""
     write_tiny_shards(folder / "tiny", UNITS, 3)
     model = str(write_null_model(folder / "null"))
     return {"units": scanned(folder / "tiny", folder / "out", 1, model)}
 
 
 def soak(folder: Path) -> Curves:
-    """The packaged model on photographs, half an hour."""
+    """Scan photographs with the packaged model for half an hour."""
     write_shards(folder / "shards", 60_000, 1_000)
     out = folder / "out"
     return {"soak": scanned(folder / "shards", out, 60, "prompt-iml-micro", SOAK_SECONDS)}
 
 
 def planned(source: str, output: Path, environment: dict[str, str] | None = None) -> list[Sample]:
-    """What a planner of its own process tells."""
-    command = [sys.executable, "-m", "tests.scale.planner", source, str(output)]
+    """Plan in another process and return the samples that it prints."""
+    command = [sys.executable, "-m", "tests.bench.scale.planner", source, str(output)]
     done = subprocess.run(
         command, env=os.environ | (environment or {}), stdout=subprocess.PIPE, check=True
     )
@@ -85,7 +86,7 @@ def planned(source: str, output: Path, environment: dict[str, str] | None = None
 def scanned(
     source: Path, output: Path, per_part: int, model: str, seconds: float | None = None
 ) -> list[Sample]:
-    """A scan by the command line, until it ends or `seconds` are over."""
+    """Scan by the command line, until it ends or `seconds` are over."""
     command = [
         sys.executable,
         "-m",
@@ -115,7 +116,7 @@ def scanned(
 
 
 def write_files(folder: Path, count: int) -> Path:
-    """Empty files, a thousand a folder."""
+    """Write empty files, a thousand in each folder."""
     for place in range(count // 1000):
         (folder / f"{place:04d}").mkdir(parents=True)
         for number in range(1000):
@@ -124,7 +125,7 @@ def write_files(folder: Path, count: int) -> Path:
 
 
 def write_tiny_shards(folder: Path, shards: int, members: int) -> None:
-    """Crops of a photograph, as JPEG."""
+    """Write tar shards of crops of a photograph, as JPEG."""
     folder.mkdir()
     photograph = Image.fromarray(photographs.astronaut())
     for shard in range(shards):
@@ -137,9 +138,9 @@ def write_tiny_shards(folder: Path, shards: int, members: int) -> None:
 
 @contextmanager
 def bucket_of(keys: int) -> Iterator[dict[str, str]]:
-    """The environment in which `s3://bucket` has so many keys (`tests.scale.keys`)."""
+    """Yield the environment in which `s3://bucket` has so many keys (`tests.bench.scale.keys`)."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.scale.keys", str(port), str(keys)]
+    command = [sys.executable, "-m", "tests.bench.scale.keys", str(port), str(keys)]
     with subprocess.Popen(command) as server:
         wait_for(port)
         yield {
@@ -151,8 +152,8 @@ def bucket_of(keys: int) -> Iterator[dict[str, str]]:
         server.terminate()
 
 
-def tell(name: str, samples: Sequence[Sample]) -> None:
-    """One line of what was measured."""
+def report(name: str, samples: Sequence[Sample]) -> None:
+    """Print one line of rates and memory."""
     last = samples[-1]
     early, late = rate(samples)
     per = 10 ** (len(str(last.done)) - 1)
@@ -167,7 +168,7 @@ def tell(name: str, samples: Sequence[Sample]) -> None:
 
 
 def keep(path: Path, samples: Sequence[Sample]) -> None:
-    """As CSV."""
+    """Write samples as CSV."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(Sample)])
@@ -175,7 +176,7 @@ def keep(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the named experiments."""
     experiments = {"plan": plan, "images": images, "units": units, "soak": soak}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(experiments))
@@ -190,7 +191,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             started = time.monotonic()
             for curve, samples in experiments[name](Path(folder)).items():
-                tell(curve, samples)
+                report(curve, samples)
                 keep(args.output / f"{curve.replace(' ', '-')}.csv", samples)
             print(f"({name}: {time.monotonic() - started:.0f} s with its set-up)", flush=True)
     draw(args.output)

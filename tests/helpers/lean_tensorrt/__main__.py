@@ -1,7 +1,7 @@
-"""What TensorRT's builder asks of a plugin, in its order, through TensorRT's own Python classes.
+"""Call our plugin as TensorRT's builder does, in its order, through TensorRT's own classes.
 
-The answers are printed as JSON. Shapes are expressions that only the builder has; ours compute
-with ints and know which of them are constants.
+Prints the plugin's answers as JSON. The builder's shape expressions are replaced by `Number`, which
+computes with ints and records which of them are constants.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OPERATIONS = {
 
 @dataclass(frozen=True)
 class Number:
-    """A shape expression: its value in the run that is played, and whether the builder knows it."""
+    """A shape expression: its value, and whether it is a constant to the builder."""
 
     value: int
     constant: bool = False
@@ -46,6 +46,8 @@ class Number:
 
 
 class Builder(trt.IExprBuilder):  # type: ignore[misc]
+    """Makes shape expressions that are `Number`s."""
+
     def constant(self, value: int) -> Number:
         return Number(value, constant=True)
 
@@ -54,7 +56,7 @@ class Builder(trt.IExprBuilder):  # type: ignore[misc]
 
 
 def shape(*numbers: int, unknown: int = 0) -> list[Number]:
-    """The first `unknown` numbers are known only when the engine runs."""
+    """Return a shape whose first `unknown` sizes are known only when the engine runs."""
     return [Number(number, place >= unknown) for place, number in enumerate(numbers)]
 
 
@@ -67,6 +69,7 @@ SHAPES = [
 
 
 def described(dtype: Any, numbers: list[Number]) -> Any:
+    """Return TensorRT's description of a tensor."""
     tensor = trt.PluginTensorDesc()
     tensor.type, tensor.format, tensor.scale = dtype, trt.TensorFormat.LINEAR, 1.0
     tensor.dims = trt.Dims([number.value for number in numbers])
@@ -76,7 +79,7 @@ def described(dtype: Any, numbers: list[Number]) -> Any:
 
 
 def created() -> Any:
-    """A plugin, from the creator in TensorRT's registry, as the ONNX parser makes it."""
+    """Return a plugin from the creator in TensorRT's registry, as the ONNX parser makes it."""
     creator = trt.get_plugin_registry().get_creator(NAME, "1", DOMAIN)
     request = trt.QuickPluginCreationRequest.STRICT_AOT
     fields = trt.PluginFieldCollection([])
@@ -84,7 +87,7 @@ def created() -> Any:
 
 
 def build(dtype: Any) -> dict[str, Any]:
-    """The builder's questions about one node, of a value of this type, and the answers."""
+    """Return the plugin's answers to the builder for one node whose value has this type."""
     plugin = created()
     types = [dtype, trt.int64, trt.float32, trt.float32]
     (out_type,) = plugin.get_output_data_types(types, [len(numbers) for numbers in SHAPES])
@@ -110,7 +113,7 @@ def build(dtype: Any) -> dict[str, Any]:
 
 
 class _Numbers(dict[int, int]):
-    """Where TensorRT writes the kernel's own parameters."""
+    """The kernel's extra parameters by position, which the plugin fills in."""
 
     nbSymExprs = 0  # noqa: N815
 

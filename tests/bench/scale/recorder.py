@@ -1,4 +1,4 @@
-"""What a process and those below it hold, second by second."""
+"""Memory of a process and its descendants, sampled every second."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One moment.
+    """One measurement.
 
     Attributes:
         seconds: since the start.
-        done: what is counted: keys, images or units.
+        done: keys, images or units done so far.
         driver: resident memory of the driver, MiB.
-        actor: that of the largest scan actor, MiB; 0 where there is none.
+        actor: resident memory of the largest scan actor, MiB; 0 where there is none.
     """
 
     seconds: float
@@ -37,8 +37,8 @@ class Recorder:
     """Takes a sample a second while the `with` block runs.
 
     Args:
-        driver: process id.
-        done: counts what is done.
+        driver: process id of the driver.
+        done: returns the number done so far.
     """
 
     def __init__(self, driver: int, done: Callable[[], int]) -> None:
@@ -70,7 +70,7 @@ class Recorder:
 
 
 def resident(pid: int) -> float:
-    """MiB of memory that a process holds; 0 when it has ended."""
+    """Return the resident memory of a process, MiB; 0 when it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
@@ -79,7 +79,7 @@ def resident(pid: int) -> float:
 
 
 def growth(samples: Sequence[Sample], field: str, per: int) -> float:
-    """MiB that `field` gains while `per` more are done: least squares over the second half."""
+    """Return the MiB by which `field` grows for `per` more done: least squares, second half."""
     half = [s for s in samples if s.done >= samples[-1].done / 2]
     if len({s.done for s in half}) < 2:
         return float("nan")
@@ -88,7 +88,7 @@ def growth(samples: Sequence[Sample], field: str, per: int) -> float:
 
 
 def rate(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Done a second over the first and over the second half of what was done."""
+    """Return the rate, done a second, over the first and over the second half."""
     begun = [s for s in samples if s.done]
     middle = next(s for s in begun if s.done >= begun[-1].done / 2)
     return _rate(begun[0], middle), _rate(

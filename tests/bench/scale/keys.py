@@ -1,6 +1,6 @@
-"""A bucket of as many keys as wanted, over HTTP, that exist when they are listed.
+"""Serve an S3 bucket of any number of keys, which are generated when they are listed.
 
-    python -m tests.scale.keys PORT KEYS
+    python -m tests.bench.scale.keys PORT KEYS
 
 Answers ListObjectsV2 as S3 does (prefix, delimiter, start-after, tokens, pages of 1000) for
 `photos/0000000/000.jpg`, `photos/0000000/001.jpg`, ...: a thousand a folder. Nothing can be read.
@@ -22,17 +22,17 @@ ENTRY = (
 
 
 def key(number: int) -> str:
-    """Keys ascend with their numbers."""
+    """Return the key of a number; keys ascend with their numbers."""
     return f"photos/{number // PER_FOLDER:07d}/{number % PER_FOLDER:03d}.jpg"
 
 
 def folder(number: int) -> str:
-    """The prefix that a folder's keys have."""
+    """Return the prefix of a folder's keys."""
     return f"photos/{number:07d}/"
 
 
 def first_after(name: Callable[[int], str], text: str, count: int) -> int:
-    """The first number of an ascending name that is greater than the text."""
+    """Return the first number, 0..count, whose name is greater than `text`; names ascend."""
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
@@ -41,7 +41,7 @@ def first_after(name: Callable[[int], str], text: str, count: int) -> int:
 
 
 def listing(query: dict[str, str], keys: int) -> str:
-    """The answer to one ListObjectsV2."""
+    """Return the response to one ListObjectsV2."""
     prefix, after = query.get("prefix", ""), query.get("start-after", "")
     after = max(after, query.get("continuation-token", ""), prefix[:-1])
     by_folder = query.get("delimiter") == "/" and prefix == "photos/"
@@ -85,7 +85,7 @@ def main() -> None:
             self._answer(404, b"")
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
         def _answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

@@ -1,4 +1,4 @@
-"""The curves that `python -m tests.scale` left in a folder, as one PNG."""
+"""Draw the curves that `python -m tests.bench.scale` wrote to a folder, as one PNG."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tests.scale.recorder import Sample
+from tests.bench.scale.recorder import Sample
 
 
 def draw(folder: Path) -> None:
-    """Memory over what is done, a panel a curve; the rate beside it."""
+    """Draw a row for each curve: memory over the number done, and the rate beside it."""
     files = sorted(folder.glob("*.csv"))
     figure = Figure((10, 2.2 * len(files)), layout="constrained")
     for file, (memory, speed) in zip(

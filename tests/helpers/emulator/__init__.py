@@ -1,4 +1,4 @@
-"""The CUDA kernels' own text on a CPU: compiled by g++ behind a shim, launched like on a GPU."""
+"""The source of the CUDA kernels, compiled by g++ through a shim and run on the CPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from prompt_iml.engine.operator.launch import Launch
 
 SOURCE = Path(__file__).with_name("ms_deform_attn.cpp")
-KERNELS = Path(__file__).parents[2] / "engine" / "operator"
+KERNELS = Path(__file__).parents[3] / "engine" / "operator"
 DRIVER = "libcuda.so.1"
 COMPILER = shutil.which("g++")
 
 
 @dataclass(frozen=True, slots=True)
 class Emulator:
-    """`launch` is what a driver's launch is: pointers and numbers in the kernel's own order."""
+    """The compiled kernels, launched with the parameters that a driver would pass."""
 
     library: ctypes.CDLL
 
@@ -33,7 +33,7 @@ class Emulator:
         outputs: Sequence[NDArray[np.generic]],
         backwards: bool = False,
     ) -> None:
-        """Run every thread of a launch; `backwards`: the last of a warp first."""
+        """Run every thread of a launch; `backwards` starts with the last thread of each warp."""
         values = [
             *(ctypes.c_void_p(array.ctypes.data) for array in inputs),
             *(ctypes.c_int(number) for number in launch.numbers),
@@ -50,7 +50,7 @@ class Emulator:
 
 
 def compile_emulator(folder: Path) -> Emulator:
-    """Into a library in `folder`, named as the CUDA driver's: two seconds."""
+    """Compile the kernels into a library in `folder`, named as the CUDA driver's; two seconds."""
     assert COMPILER is not None
     library = folder / DRIVER
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{KERNELS}"]

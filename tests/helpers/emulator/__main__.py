@@ -1,6 +1,7 @@
-"""One launch through `engine.operator.cuda` and NVIDIA's bindings; prints what was computed.
+"""Launch a kernel through `engine.operator.cuda` and NVIDIA's bindings, and print its output.
 
-Whoever starts this lets the emulator's library be found as the driver.
+The caller's LD_LIBRARY_PATH must name the folder of the emulator's library, which then is the
+driver.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from prompt_iml.engine.operator.launch import Launch
 
 
 def case() -> tuple[Launch, list[NDArray[np.generic]], NDArray[np.float32]]:
-    """A launch, its inputs, and poisoned memory for its output; the same in every process."""
+    """Return a launch, its inputs, and NaNs in place of its output; always the same."""
     rng = np.random.default_rng(0)
     value = rng.normal(size=(2, 19, 3, 16)).astype(np.float32)
     sizes = np.array([(5, 3), (2, 2)])

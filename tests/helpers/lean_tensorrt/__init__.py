@@ -1,9 +1,9 @@
-"""TensorRT's real Python bindings and plugin registry, without the libraries that no index has.
+"""TensorRT's real Python bindings and plugin registry, without its full libraries.
 
-The bindings need three libraries of which the registry of packages has placeholders only. Three of
-a few lines stand for them: they link to the lean runtime, which is there and holds the plugin
-registry, and define what it lacks: a builder and a parser, which are null. `python -m
-tests.lean_tensorrt` then plays the builder's part for our plugin.
+The bindings load three libraries that PyPI has only as placeholders. Stubs of a few lines replace
+them: they link to the lean runtime, which PyPI has and which holds the plugin registry, and define
+a builder and a parser that are null. `python -m tests.helpers.lean_tensorrt` then calls our plugin
+as the builder would.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ STUBS = {
 
 
 def run(folder: Path) -> str:
-    """The last line that `python -m tests.lean_tensorrt` prints, with the stubs made in `folder`:
-    TensorRT's logger prints too."""
+    """Compile the stubs into `folder`, run `python -m tests.helpers.lean_tensorrt` with them, and
+    return the last line it prints (the lines before may be TensorRT's log)."""
     for name, source in STUBS.items():
         _compile(name, f'extern "C" {{ {source} }}', folder)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-    command = [sys.executable, "-m", "tests.lean_tensorrt"]
+    command = [sys.executable, "-m", "tests.helpers.lean_tensorrt"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]

@@ -1,0 +1,1 @@
+"""Memory and rate as the inputs grow: `make scale`."""

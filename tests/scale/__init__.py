@@ -1,1 +1,0 @@
-"""How memory and rate go on when the inputs do: `make scale`."""
