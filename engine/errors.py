@@ -29,8 +29,8 @@
         │   ├── NotAnImage     not_an_image        status=skipped, not failed
         │   └── TooLarge       too_large
         ├── InferError         infer_failed        stage "infer"
-        │   └── DeviceFull     device_full         one image was too much; batches are halved
-        └── Fatal                                  the stage that it was in
+        │   └── DeviceFull     device_full         one image did not fit; batches are halved before
+        └── Fatal                                  stage in which it happened
             ├── Crashed        crashed
             ├── TimedOut       timeout
             └── OutOfMemory    out_of_memory
@@ -44,7 +44,7 @@ from typing import Any, ClassVar
 
 
 class PromptImlError(Exception):
-    """Root of the tree."""
+    """Base of all errors that the product raises on purpose."""
 
     code: ClassVar[str] = "error"
 
@@ -68,7 +68,7 @@ class EmptySource(UsageError):
 
 
 class OutputNotWritable(UsageError):
-    """The output location refuses a file."""
+    """The output location cannot be written to."""
 
     code = "output_not_writable"
 
@@ -134,7 +134,7 @@ class BadLabels(UsageError):
 
 
 class ImageError(PromptImlError):
-    """One image cannot be scanned: a row, never the end of the job.
+    """One image cannot be scanned; it becomes a row, and the scan goes on.
 
     Args:
         message: what happened, in plain words; rows keep its first 300 characters.
@@ -150,14 +150,14 @@ class ImageError(PromptImlError):
 
 
 class FetchError(ImageError):
-    """The bytes did not arrive."""
+    """The bytes could not be fetched."""
 
     stage = "fetch"
     code = "fetch_failed"
 
 
 class NotFound(FetchError):
-    """The object is not there (any more)."""
+    """The object does not exist, or no longer."""
 
     code = "not_found"
 
@@ -195,19 +195,19 @@ class DecodeError(ImageError):
 
 
 class Empty(DecodeError):
-    """Zero bytes."""
+    """The file has zero bytes."""
 
     code = "empty"
 
 
 class Truncated(DecodeError):
-    """The image breaks off."""
+    """The image data ends early."""
 
     code = "truncated"
 
 
 class Unsupported(DecodeError):
-    """A format, or a variant of one, outside the allow-list."""
+    """The format, or this variant of it, is not on the allow-list."""
 
     code = "unsupported"
 
@@ -220,7 +220,7 @@ class NotAnImage(DecodeError):
 
 
 class TooLarge(DecodeError):
-    """More bytes or pixels than the limits allow."""
+    """The image has more bytes or pixels than the limits allow."""
 
     code = "too_large"
 
@@ -243,7 +243,7 @@ class Fatal(ImageError):
 
     Args:
         message: what happened.
-        stage: where: fetch, decode or infer.
+        stage: the stage in which it happened: fetch, decode or infer.
     """
 
     def __init__(self, message: str, stage: str = "decode") -> None:
@@ -258,12 +258,12 @@ class Crashed(Fatal):
 
 
 class TimedOut(Fatal):
-    """The image was not done in time."""
+    """The image took longer than the time limit."""
 
     code = "timeout"
 
 
 class OutOfMemory(Fatal):
-    """The image took more memory than one image may have."""
+    """The image took more memory than the limit for one image."""
 
     code = "out_of_memory"

@@ -43,7 +43,7 @@ def graph_for(
     *,
     emulated: bool = False,
 ) -> onnx.ModelProto:
-    """Return the graph for the builder.
+    """Return the graph of one tile size for the builder.
 
     Args:
         tile: (height, width) in pixels.
@@ -104,16 +104,16 @@ def build_plan(
     batches: Sequence[int],
     *,
     timing_cache: bytes = b"",
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> tuple[bytes, bytes]:
     """Build a plan.
 
     Args:
-        trt: the module.
+        trt: the module `tensorrt` or `tensorrt_rtx`.
         graph: from `graph_for`.
         batches: batch sizes; each gets an optimisation profile.
-        timing_cache: from an earlier build on this machine.
-        say: called with a line for each phase and error of the builder.
+        timing_cache: the one that an earlier build on this machine returned.
+        log: called with a line for each phase and error of the builder.
 
     Returns:
         The plan, and the timing cache for the next build.
@@ -121,7 +121,7 @@ def build_plan(
     Raises:
         PromptImlError: TensorRT cannot read the graph or build from it; with TensorRT's message.
     """
-    logger = _logger(trt, say)
+    logger = _logger(trt, log)
     builder = trt.Builder(logger)
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
@@ -133,15 +133,15 @@ def build_plan(
         config.add_optimization_profile(_profile(builder, network, size))
     cache = config.create_timing_cache(timing_cache)
     config.set_timing_cache(cache, ignore_mismatch=True)
-    config.progress_monitor = _progress(trt, say)
+    config.progress_monitor = _progress(trt, log)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise PromptImlError(f"TensorRT cannot build: {logger.last or 'it does not say why'}")
+        raise PromptImlError(f"TensorRT cannot build: {logger.last or 'no reason is given'}")
     return bytes(plan), bytes(config.get_timing_cache().serialize())
 
 
 def _profile(builder: Any, network: Any, size: int) -> Any:
-    """Set the batch size, which is the one open dimension of an input."""
+    """Return the profile for a batch size, which is the only open dimension of an input."""
     profile = builder.create_optimization_profile()
     for tensor in (network.get_input(index) for index in range(network.num_inputs)):
         if -1 in tuple(tensor.shape):
@@ -151,12 +151,12 @@ def _profile(builder: Any, network: Any, size: int) -> Any:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """Return the flag for strong typing; from TensorRT 11 on every network has it."""
+    """Return the flag for strong typing; 0 from TensorRT 11 on, where every network has it."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
-def _logger(trt: Any, say: Callable[[str], None]) -> Any:
+def _logger(trt: Any, log_line: Callable[[str], None]) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         last = ""
 
@@ -166,19 +166,19 @@ def _logger(trt: Any, say: Callable[[str], None]) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
                 self.last = " ".join(message.split())
-                say(f"tensorrt: {self.last}")
+                log_line(f"tensorrt: {self.last}")
 
     return Logger()
 
 
-def _progress(trt: Any, say: Callable[[str], None]) -> Any:
+def _progress(trt: Any, log: Callable[[str], None]) -> Any:
     class Progress(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if parent is None:
-                say(f"tensorrt: {phase}, {steps} steps")
+                log(f"tensorrt: {phase}, {steps} steps")
 
         def phase_finish(self, phase: str) -> None:
             pass

@@ -3,11 +3,11 @@
     python -m prompt_iml.engine.build.export [--preset NAME] [--seed N | --weights FILE] \
         [--output FOLDER]
 
-writes a model whose policy claims nothing, until `prompt-iml calibrate` makes one. Without seed and
-weights, it exports the graph of the folder's own weights again.
+writes a model folder whose policy has no thresholds, until `prompt-iml calibrate` computes them.
+Without seed and weights, it exports the graph of the folder's own weights again.
 
 The graph holds no weights: its initializers are references into model.safetensors, whose float16
-tensors it casts to float32, which runtimes do once, on loading. So the weights exist once, and
+tensors it casts to float32, which runtimes do once, on loading. So the weights are stored once, and
 their digest is the model's.
 """
 
@@ -51,7 +51,7 @@ from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.parity import TOLERANCES, compare, missed_prompts, noise
 from prompt_iml.engine.runtimes.torch_cpu import TorchEngine, load_network
 
-BATCH_SIZES = (1, 4)  # compared before a model is stored
+BATCH_SIZES = (1, 4)  # of the comparison before a model is stored
 TOLERANCE = TOLERANCES["float32"]
 INSENSITIVE = 0.1  # share of the prompts' effect that an engine may miss
 UNCLAIMED = "the model is untrained: nothing is claimed for masks and scores"
@@ -69,15 +69,15 @@ def export_model(
     """Write a network as a model folder, if every engine agrees with PyTorch.
 
     Args:
-        network: what to export; its own prompts become the prompt set.
+        network: the network; its own prompts become the prompt set.
         output: the folder; its files are replaced one by one, the graph last.
-        version: after the @ of the model's id.
+        version: the part of the model's id after the @.
         card: `summary`, `notes` (warnings that every user sees), and further facts.
         policy: calibration and thresholds.
-        engines: to compare with PyTorch.
+        engines: kinds of engine to compare with PyTorch.
 
     Raises:
-        PromptImlError: an engine differs by more than is tolerated; nothing is stored.
+        PromptImlError: an engine differs by more than the tolerance; nothing is stored.
     """
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as staging:
@@ -102,8 +102,8 @@ def export_model(
 
 
 def check_parity(model: Model, engines: Sequence[str]) -> None:
-    """Compare engines with PyTorch, at batch 1 and 4 and two image sizes, one not square; and the
-    effect of the model's prompts in each.
+    """Compare outputs and the effect of prompts between engines and PyTorch, for batches of 1 and 4
+    and two image sizes, one of them not square.
 
     Raises:
         PromptImlError: an engine differs by more than the tolerance, or ignores prompts.
@@ -127,7 +127,7 @@ def _graph(network: PromptIML, weights: Path) -> onnx.ModelProto:
     graph = model.graph
     names = [name for name, _ in network.named_parameters() if name in graph.initializers]
     parameters = {name: graph.initializers.pop(name) for name in names}
-    # As inputs while the graph is simplified, so that parameters are neither folded nor merged.
+    # Parameters are inputs while the graph is simplified, so that none is folded or merged.
     for value in parameters.values():
         value.const_value = None
         graph.inputs.append(value)
@@ -150,7 +150,7 @@ def _trace(network: PromptIML) -> ir.Model:
     batch = Dim("batch", min=1)
     height = width = config.sides[-1]
     image_dims: dict[int, Any] = {0: batch}
-    if len(config.sides) > 1:  # distinct and not 1, so that the tracer fixes none
+    if len(config.sides) > 1:  # different and not 1, or the tracer would fix a dimension
         step = math.gcd(*config.sides)
         height, width = 2 * step, 3 * step
         image_dims |= {1: step * Dim("rows", min=1), 2: step * Dim("columns", min=1)}
@@ -158,7 +158,7 @@ def _trace(network: PromptIML) -> ir.Model:
     qtable = torch.ones(2, 64) if config.jpeg_view else None
     prompts = [prompt.detach() for prompt in network.prompts]
     qtable_dims = {0: batch} if config.jpeg_view else None
-    with warnings.catch_warnings(action="ignore"):  # the exporter's, about itself
+    with warnings.catch_warnings(action="ignore"):  # of the exporter about itself
         program = torch.onnx.export(
             network,
             (image, qtable, prompts),
@@ -251,11 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m prompt_iml.engine.build.export", description=__doc__
     )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="prompt-iml-micro")
-    parser.add_argument("--seed", type=int, help="of random weights")
+    parser.add_argument("--seed", type=int, help="seed of random weights")
     parser.add_argument("--weights", type=Path, help="state dict, as `prompt-iml train` writes it")
-    parser.add_argument("--version", default="untrained", help="after the @ of the model's id")
-    parser.add_argument("--summary", default="Random weights.", help="what the model is")
-    parser.add_argument("--note", action="append", default=[], help="what its users must be told")
+    parser.add_argument("--version", default="untrained", help="part of the model's id after the @")
+    parser.add_argument("--summary", default="Random weights.", help="one sentence about the model")
+    parser.add_argument("--note", action="append", default=[], help="warning to the model's users")
     parser.add_argument("--output", type=Path, help="model folder; default: the packaged one")
     options = parser.parse_args(arguments)
     folder = options.output or PACKAGED / options.preset

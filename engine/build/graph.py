@@ -1,7 +1,7 @@
 """Prepare the deformable attention of the exported graph for TensorRT.
 
-The file itself knows nothing of TensorRT, and stays unchanged for every other runtime. Each
-function returns a new graph for the same weights.
+The exported file is the same for all runtimes and has nothing of TensorRT. Each function returns a
+new graph for the same weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Plugin = Literal["own", "none"]
 
 WARNING = (
     "deformable attention without a plugin: TensorRT is known to compute its GridSample form "
-    "wrongly (NVIDIA/TensorRT#4813), and ours was never run there; trust only the comparison"
+    "wrongly (NVIDIA/TensorRT#4813), and ours was never run there; rely on the comparison alone"
 )
 
 

@@ -82,8 +82,8 @@ def halve(model: ir.Model, precision: Precision, float32: Iterable[ir.Node]) -> 
 def emulate(model: ir.Model) -> ir.Model:
     """Make each half-precision node compute in float32 and round its output (in place).
 
-    CPU runtimes have no half precision for most operators and leave the rounding out. With this
-    graph they round as a GPU does that accumulates in float32.
+    CPU runtimes have no half precision for most operators and omit the rounding. With this graph
+    they round as a GPU does that accumulates in float32.
     """
     halves, wide = set(_DTYPES.values()), dict[ir.Value, ir.Value]()
     for node in list(model.graph):
@@ -109,12 +109,12 @@ def choose_float32(
 ) -> tuple[frozenset[str], float]:
     """Search greedily for further operators to keep in float32: each round adds the best one.
 
-    Rounding differs between processors, and so may the choice.
+    The choice may differ between processors, because their rounding does.
 
     Args:
         candidates: operator types.
-        error: measures the error with a set of operator types in float32.
-        tolerance: the search ends at this error.
+        error: returns the error with a set of operator types in float32.
+        tolerance: error at which the search ends.
 
     Returns:
         The operator types and their error, which is above the tolerance if no further type helps.

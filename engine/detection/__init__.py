@@ -1,4 +1,4 @@
-"""From the pixels of one image to a finding: tiles, batches, one mask, one score, one label.
+"""Detection: tiles of images are batched, run and combined to a mask, a score and a label.
 
 A decoded `Image` enters; a `Finding` leaves.
 """

@@ -75,7 +75,7 @@ class _TileOutput:
 
     Attributes:
         mask_logits: (tile height / 4, tile width / 4) float32.
-        score_logit: of the tile.
+        score_logit: the network's score of the tile, before calibration.
         infer_ms: the tile's share of its batch's time, milliseconds.
     """
 
@@ -86,7 +86,7 @@ class _TileOutput:
 
 @dataclass(slots=True)
 class _ImageView:
-    """One view of an image: where its tiles lie, and the outputs of those that have run, in order.
+    """One view of an image: its tiling, and the outputs of the tiles that have run, in order.
 
     All tiles of a view have one shape, so they pass through one queue and stay in order.
     """
@@ -105,13 +105,13 @@ class _ImageView:
 
 @dataclass(slots=True)
 class _PendingImage(Generic[K]):
-    """An image some of whose tiles have not run yet.
+    """An image of which some tiles have not run yet.
 
     Attributes:
         key: the caller's name for the image.
         views: the image as stored, and for a small picture an enlarged view (`cut_enlarged`).
         jpeg_quality: estimated, 1..100; None when the file is no JPEG.
-        failed: whether the engine failed on one of its tiles; the others are then skipped.
+        failed: true once the engine has failed on one of its tiles; the others are then skipped.
     """
 
     key: K
@@ -125,7 +125,7 @@ class _PendingImage(Generic[K]):
 
 
 class _Tile(NamedTuple, Generic[K]):
-    """One tile that waits to run: its image, its view, and its number in the view's tiling."""
+    """A waiting tile: its image, its view, and its number in the view's tiling."""
 
     image: _PendingImage[K]
     view: _ImageView
@@ -137,10 +137,10 @@ class _PendingBatch(Generic[K]):
     """A batch that was submitted to the engine.
 
     Attributes:
-        tiles: at most `size`; the rest of the batch repeats the last one.
-        size: images in the batch.
-        output: of the engine; the error if it did not take the batch.
-        seconds: what `submit` took.
+        tiles: at most `size` tiles; the rest of the batch repeats the last one.
+        size: number of images in the batch.
+        output: the engine's pending output, or its error if it refused the batch.
+        seconds: time that `submit` took.
     """
 
     tiles: list[_Tile[K]]
@@ -155,7 +155,7 @@ class _Batcher(Generic[K]):
 
     Attributes:
         engine: the runtime.
-        size: tiles a batch; halved when the device is full.
+        size: number of tiles in a batch; halved when the device is full.
         observe: see `Detector`.
         queues: waiting tiles by shape, first in, first out.
     """
@@ -174,13 +174,13 @@ class _Batcher(Generic[K]):
                 yield from self._next(queue)
 
     def flush(self) -> Iterator[list[_Tile[K]]]:
-        """Yield what is left in the queues, in batches that are not full."""
+        """Yield the remaining tiles, in batches that are not full."""
         for queue in self.queues.values():
             while queue:
                 yield from self._next(queue)
 
     def _next(self, queue: deque[_Tile[K]]) -> Iterator[list[_Tile[K]]]:
-        """Take the next batch off a queue, without tiles of images that have failed meanwhile."""
+        """Yield the next batch of a queue, without tiles of images that have failed meanwhile."""
         tiles = [queue.popleft() for _ in range(min(len(queue), self.size))]
         if tiles := [tile for tile in tiles if not tile.image.failed]:
             yield tiles
@@ -229,7 +229,7 @@ class _Batcher(Generic[K]):
         seconds = pending.seconds + time.perf_counter() - start
         masks, scores = detection.mask_logits, detection.score_logit
         if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
-            raise InferError(f"{self.engine.name} gave logits that are not finite")
+            raise InferError(f"{self.engine.name} returned logits that are not finite")
         count = len(pending.tiles)
         infer_ms = seconds * 1e3 / count
         # Copies: the runtime may write its next output into the same memory.
@@ -244,8 +244,8 @@ class Detector:
         engine: the runtime.
         view: how images are prepared for the model.
         policy: calibration and thresholds.
-        batch_size: tiles a batch. Every batch has exactly this many, so an image's finding
-            does not depend on the images around it.
+        batch_size: number of tiles in a batch. Every batch has exactly this many, so an image's
+            finding does not depend on the images around it.
         observe: called for each batch with the number of tiles in it and its size.
     """
 
@@ -285,13 +285,13 @@ class Detector:
         yield from self._collect(batcher, pending, 0)
 
     def _collect(
-        self, batcher: _Batcher[K], pending: deque[_PendingBatch[K]], most: int
+        self, batcher: _Batcher[K], pending: deque[_PendingBatch[K]], limit: int
     ) -> Iterator[tuple[K, Finding | InferError]]:
-        """Collect the oldest batches until at most `most` are pending; yield images they complete.
+        """Collect the oldest batches until at most `limit` are pending; yield the images completed.
 
         An image on which the engine failed is complete at its first failure.
         """
-        while len(pending) > most:
+        while len(pending) > limit:
             batch = pending.popleft()
             for (image, view, _), output in zip(batch.tiles, batcher.collect(batch), strict=True):
                 if image.failed:
@@ -335,5 +335,5 @@ def _parts(tiles: list[_Tile[K]], size: int) -> list[list[_Tile[K]]]:
 
 
 def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """`np.stack`, which would copy a single array too."""
+    """Return `np.stack(arrays)`, but as a view of a single array, which `np.stack` would copy."""
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)

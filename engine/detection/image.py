@@ -1,4 +1,4 @@
-"""What enters the engine: decoded pixels, and how strongly JPEG has quantised them."""
+"""The input of the engine: decoded pixels, and the JPEG quantisation of the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Image:
 
 
 def _standard_luma_sums() -> NDArray[np.int64]:
-    """(100,): sum of ITU-T T.81 table K.1 as libjpeg scales it for quality 1 to 100."""
+    """Return the sums (100,) of ITU-T T.81 table K.1 as libjpeg scales it for quality 1 to 100."""
     # fmt: off
     base = np.array([
         16, 11, 10, 16,  24,  40,  51,  61,

@@ -23,8 +23,8 @@ class Region:
 
     Attributes:
         x, y: left and top of the bounding box.
-        width, height: of the bounding box.
-        area: manipulated pixels, at most width * height.
+        width, height: size of the bounding box.
+        area: number of manipulated pixels, at most width * height.
         mean_score, max_score: mean and maximum of these pixels' probabilities, 0..1.
     """
 
@@ -43,7 +43,7 @@ class Localization:
 
     Attributes:
         mask: (H, W) bool at stored size; None when no pixel is manipulated.
-        manipulated_fraction: share of the image's pixels, 0..1.
+        manipulated_fraction: share of the image's pixels in the mask, 0..1.
         regions: largest first, of equal ones the topmost; at most 16.
     """
 
@@ -55,8 +55,8 @@ class Localization:
 def localize(logits: LogitMap, mask_threshold: float) -> Localization:
     """Find the pixels with a probability above `mask_threshold`, in (0, 1).
 
-    Full-size work is done only around cells above the threshold: interpolation between cells
-    never exceeds them. Memory: 1 byte a pixel, and at most 14 a pixel inside that window.
+    Only the window around cells above the threshold is computed at full size, since interpolation
+    never exceeds the cells. Memory: 1 byte a pixel, and at most 14 a pixel inside that window.
     """
     level = math.log(mask_threshold / (1 - mask_threshold))
     window = _window_above(logits, level)

@@ -5,8 +5,8 @@ There are two views. `fit` scales the image to one square, as the paper does (ar
 own blocks. A picture smaller than a tile and without a JPEG table also gets an enlarged view. The
 only assumption about the network is one mask cell for 4x4 pixels.
 
-Names of frames: *stored* pixels are the file's; *working* pixels are those that are cut into
-tiles (the stored ones, or a scaled copy); *cells* are working pixels / 4.
+*Stored* pixels are the file's. *Working* pixels are those that are cut into tiles: the stored ones,
+or a scaled copy. A *cell* is a square of 4x4 working pixels.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from prompt_iml.engine.detection.image import Image
 
 BLOCK = 8  # side of a JPEG block: every tile offset is a multiple of it
 STRIDE = 4  # working pixels per cell
-OVERLAP = 8  # two neighbouring tiles share at least an 8th of their side
-PADDING = 16  # an axis is padded up to a side if a 16th of that is enough
+OVERLAP = 8  # two neighbouring tiles share at least 1/8 of their side
+PADDING = 16  # an axis is padded to a side if it lacks at most 1/16 of it
 ENLARGED = 2  # scale of the second view of a small picture
 STRIP_PIXELS = 1 << 19  # pixels of one strip of `upsample`, so that it fits the cache
 
@@ -40,7 +40,7 @@ _NO_TABLE.flags.writeable = False
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How an image is prepared for the network.
+    """The way in which an image is prepared for the network.
 
     Attributes:
         name: `fit` scales the image to one square; `native` keeps its pixels.
@@ -63,7 +63,7 @@ class Tiling:
     Attributes:
         pixels: (h, w, 3) uint8, the working frame.
         qtable: (64,) float32, the luma table; ones where there is none or its grid is gone.
-        tops, lefts: offsets of the tiles along each axis, multiples of 8; every pair is one.
+        tops, lefts: offsets of the tiles along each axis, multiples of 8; every pair is a tile.
         tile_shape: height and width of every tile, in pixels.
         stored_shape: height and width of the image as stored.
         preprocess: id of the view in the results: `native-256-512`, or with `-scaled` or
@@ -126,11 +126,11 @@ def cut(image: Image, view: View) -> Tiling:
 def cut_enlarged(image: Image, view: View) -> Tiling | None:
     """Place the tiles of the second view of a small picture, `ENLARGED` times as large.
 
-    A picture gets one if `native` must pad it by more than a `PADDING`th and it has no JPEG table.
-    Such a picture was most likely scaled down, so that traces at the scale of its pixels are lost
-    and the others are larger than the network expects. On held-back photographs at half size, the
-    mean of both views was better than either. Where traces are at the scale of the pixels, the
-    second view costs a little; a JPEG table indicates that they are.
+    A picture gets one if `native` must pad it by more than 1/`PADDING` and it has no JPEG table.
+    Such a picture was most likely scaled down: the finest traces are lost, and the others have
+    another scale than the network expects. On held-back photographs at half size, the mean of both
+    views was better than either. Where traces at the scale of the pixels remain, as a JPEG table
+    indicates, the second view costs a little accuracy.
 
     Scaling is Pillow's BICUBIC. Memory: the enlarged copy, below 2 x 240 pixels on the shorter
     axis.
@@ -165,8 +165,7 @@ def tile(tiling: Tiling, index: int) -> NDArray[np.uint8]:
 
 
 def pad(pixels: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
-    """Grow (h, w, ...) to (height, width, ...) at the bottom and right: edge to the block's end,
-    then mirror."""
+    """Grow (h, w, ...) to (height, width, ...) at the bottom and right, as `tile` describes."""
     h, w = pixels.shape[:2]
     padded = np.empty((height, width, *pixels.shape[2:]), pixels.dtype)
     padded[:h, :w] = pixels
@@ -180,7 +179,7 @@ def assemble(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> Logi
 
     Args:
         tiling: tiles of the image.
-        tile_logits: of each tile in order, (tile height / 4, tile width / 4) float32.
+        tile_logits: logits of each tile in order, (tile height / 4, tile width / 4) float32.
     """
     height, width = tiling.pixels.shape[:2]
     rows, columns = -(-height // STRIDE), -(-width // STRIDE)
@@ -234,7 +233,7 @@ def probability_map(logits: LogitMap) -> NDArray[np.float32]:
 
 
 def sigmoid(values: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn logits into probabilities; `out` may be `values`. By tanh, which cannot overflow."""
+    """Write probabilities of logits to `out`, which may be `values`; tanh cannot overflow."""
     np.multiply(values, 0.5, out=out)
     np.tanh(out, out=out)
     out += 1
@@ -256,11 +255,11 @@ def _place(
 
 
 def _side(length: int, sides: tuple[int, ...]) -> int:
-    """Return the largest side that an axis fills up to a `PADDING`th, or else the smallest.
+    """Return the largest side of which an axis lacks at most 1/`PADDING`, or else the smallest.
 
-    Networks learn from whole crops, and a mirrored half looks like a copy. Two tiles that overlap
-    by an `OVERLAP`th reach as far as one of twice their side less a `PADDING`th, so that this
-    costs no more pixels than padding would.
+    Networks learn from whole crops, and a mirrored half looks like a copy. Two overlapping tiles
+    cover as much as one tile of twice their side less 1/`PADDING`, so this costs no more pixels
+    than padding would.
     """
     return max((side for side in sides if length >= side - side // PADDING), default=sides[0])
 

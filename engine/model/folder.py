@@ -33,7 +33,7 @@ PACKAGED = Path(__file__).parents[1] / "models"
 WEIGHTS, GRAPH = "model.safetensors", "model.onnx"
 PROMPTS, POLICY = "prompts.safetensors", "policy.json"
 WEIGHTS_DIGEST = "weights_sha256"  # key of the graph's metadata
-_METADATA = "model"  # one key: safetensors writes several in no fixed order
+_METADATA = "model"  # a single key, because safetensors writes several in no fixed order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,9 +41,9 @@ class Model:
     """A model folder, opened and checked.
 
     Attributes:
-        name, version: as in `prompt-iml-micro@untrained`.
-        folder: where the files lie.
-        config: the network's shape.
+        name, version: the parts of an id like `prompt-iml-micro@untrained`.
+        folder: the folder of the files.
+        config: sizes of the network.
         card: description by the model's authors: `summary`, `notes`, ...
         sha256: digest of the weights file.
         prompts: the prompt set in the folder.
@@ -61,12 +61,12 @@ class Model:
 
     @property
     def id(self) -> str:
-        """`name@version`, as rows name it."""
+        """The id in result rows: `name@version`."""
         return f"{self.name}@{self.version}"
 
     @property
     def reference(self) -> str:
-        """What `load_model` finds it by from any folder: a packaged name, or an absolute path."""
+        """An argument of `load_model` for any process: a packaged name, or an absolute path."""
         return self.name if self.folder.parent == PACKAGED else str(self.folder.absolute())
 
     @property
@@ -116,7 +116,7 @@ def known_models() -> list[str]:
 
 
 def open_folder(folder: Path) -> Model:
-    """Open a model folder; of weights and graph only the digest is computed."""
+    """Open a model folder without loading weights or graph. Raises as `load_model`."""
     for name in (WEIGHTS, GRAPH, PROMPTS, POLICY):
         if not (folder / name).is_file():
             raise DamagedModel(f"{folder} is not a model folder: it has no {name}")
@@ -174,7 +174,7 @@ def check_digest(recorded: str | None, model: Model) -> None:
 
 def _as_stored(key: str, tensor: NDArray[np.floating]) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
-        # not ascontiguousarray: that makes a row of a scalar
+        # not ascontiguousarray, which turns a scalar into an array (1,)
         stored = np.asarray(tensor, np.float16, order="C")
     if not np.isfinite(stored).all():
         raise UsageError(f"{key} holds a value that is not finite in float16")

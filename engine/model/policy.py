@@ -1,4 +1,4 @@
-"""Calibration and thresholds: from the network's score logit to score, label and mask.
+"""Calibration and thresholds that turn the network's logits into score, label and mask.
 
 A policy is calibrated on validation images at a stated false-positive rate and stored with the
 model as `policy.json`. It holds numbers only; changing a threshold needs no new model.
@@ -26,7 +26,7 @@ class Policy:
     Raises `UsageError` when the values do not make a policy.
 
     Attributes:
-        id: name of the policy in the results.
+        id: the policy's name in the results.
         scale, offset: Platt calibration, score = sigmoid(scale * score_logit + offset);
             scale > 0, so that order is kept.
         manipulated_at: label `manipulated` from this score on; None: no label is claimed.
@@ -37,8 +37,8 @@ class Policy:
             thresholds were chosen; None when nothing is claimed.
         min_side: images whose shorter side has fewer pixels are `uncertain`; None: no limit.
         min_jpeg_quality: JPEG files of a lower estimated quality are `uncertain`; None: no limit.
-        mask_share: a manipulated pixel also lies above this share of the image's highest
-            probability, in [0, 1): where one place is certain, its surroundings are less so.
+        mask_share: a manipulated pixel is also above this share of the image's highest
+            probability, in [0, 1), so that the surroundings of a certain region are left out.
     """
 
     id: str
@@ -89,7 +89,7 @@ class Policy:
 
         Args:
             score: calibrated, as `score` gives it.
-            side: the image's shorter side in pixels; None: no limit applies.
+            side: the image's shorter side in pixels; None: `min_side` does not apply.
             jpeg_quality: estimated, 1..100; None when the file is no JPEG.
         """
         if self.manipulated_at is None or self.authentic_below is None:
@@ -128,7 +128,7 @@ def _below(value: int | None, limit: int | None) -> bool:
 
 
 def _sigmoid(value: float) -> float:
-    return 0.5 * (1 + math.tanh(value / 2))  # exp would overflow
+    return 0.5 * (1 + math.tanh(value / 2))  # exp could overflow
 
 
 def _check_number(name: str, value: object, optional: bool) -> None:

@@ -16,8 +16,8 @@ from safetensors.numpy import load, save
 from prompt_iml.engine.errors import DamagedModel, UsageError
 from prompt_iml.engine.network.config import NetworkConfig
 
-PREFIX = "prompts."  # of a prompt tensor's name among the network's parameters
-_METADATA = "prompt_set"  # one key: safetensors writes several in no fixed order
+PREFIX = "prompts."  # begins a prompt tensor's name among the network's parameters
+_METADATA = "prompt_set"  # a single key, because safetensors writes several in no fixed order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,9 +25,9 @@ class PromptSet:
     """Prompts of every block of the semantic branch; an input of every engine.
 
     Attributes:
-        tensors: (depth, n_p, C) float32, one per stage.
+        tensors: (K, P, C) float32 for each stage: K blocks, P prompts of a block, C channels.
         parent: id of the set that re-training started from, or None.
-        metrics: what was measured when the set was made.
+        metrics: measurements of the evaluation when the set was made, by name.
     """
 
     tensors: tuple[NDArray[np.float32], ...]
@@ -36,7 +36,7 @@ class PromptSet:
 
     @property
     def id(self) -> str:
-        """First 16 hex digits of `sha256`: the name of the set in rows and in a registry."""
+        """The set's name in rows and in a registry: the first 16 hex digits of `sha256`."""
         return self.sha256[:16]
 
     @property
@@ -50,14 +50,14 @@ class PromptSet:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "this file") -> PromptSet:
-        """Read what `to_bytes` gave.
+        """Read a set that `to_bytes` wrote.
 
         Args:
-            data: a safetensors file, whole.
-            name: what error messages call it.
+            data: the bytes of a safetensors file.
+            name: name of the data in error messages.
 
         Raises:
-            DamagedModel: the data is no prompt set, or not the one that it names.
+            DamagedModel: the data is no prompt set, or its id is not that of its tensors.
         """
         try:
             tensors, stored = load(data), json.loads(_metadata(data)[_METADATA])

@@ -1,7 +1,7 @@
-"""The network's sizes, as plain frozen values: what a checkpoint's metadata holds.
+"""The network's sizes, as frozen values that the metadata of weights stores.
 
-**P** is what the paper states (arXiv 2401.00653), with section and equation, and **C** our choice
-where it is silent, with the reason. No torch here: a scan reads this too.
+**P** marks a statement of the paper (arXiv 2401.00653), with section and equation, and **C** our
+choice where it is silent, with the reason. The file imports no torch, because a scan reads it too.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Headers of weights name it since version 1, and the same weights shall keep their digest.
+# Headers of weights have this field since version 1; without it the weights' digest would change.
 _WHOLE = {"fusion": "full"}
 
 
 @dataclass(frozen=True, slots=True)
 class SwinConfig:
-    """Shape of one Swin branch; both branches have the same (P 3.2).
+    """Sizes of one Swin branch; both branches have the same (P 3.2).
 
     Attributes:
         channels: C of the first stage; doubles from stage to stage.
         depths: blocks of each stage.
         heads: attention heads of each stage.
         windows: side of the attention windows of each stage, in tokens.
-        mlp_ratio: width of a block's MLP over C.
+        mlp_ratio: width of a block's MLP, as a multiple of C.
         patch: stride of the stem, in pixels; each stage doubles it.
         position_grid: side of a learnable position embedding in the semantic stem; 0 = none.
     """
@@ -52,11 +52,11 @@ class JpegViewConfig:
     """Block-DCT histograms beside the high-frequency branch; not of the paper.
 
     Attributes:
-        coefficients: how many of the lowest AC coefficients, in zig-zag order.
-        bins: histogram bins, for |c| = 0, 1, ... with the last one open.
-        channels: width of the view.
-        likelihood_ratios: whether to add how likely each coefficient is if it was saved once
-            over how likely if it was saved twice.
+        coefficients: number of the lowest AC coefficients, in zig-zag order.
+        bins: number of histogram bins, for |c| = 0, 1, ... with the last one open.
+        channels: number of channels inside the view.
+        likelihood_ratios: add the log likelihood ratio of each coefficient between blocks that
+            were saved once and twice.
     """
 
     coefficients: int = 20  # C: higher ones quantise to zero in most files
@@ -73,10 +73,11 @@ class DecoderConfig:
         hidden: channels throughout.
         heads: heads of every attention.
         points: samples of each level and head of the deformable attention.
-        encoder_layers: deformable layers of the pixel decoder.
-        encoder_ffn: their feed-forward width.
-        decoder_layers: masked-attention layers, over the coarser maps, coarse to fine, in turn.
-        decoder_ffn: their feed-forward width.
+        encoder_layers: number of deformable layers of the pixel decoder.
+        encoder_ffn: feed-forward width of these layers.
+        decoder_layers: number of masked-attention layers; each reads the next of the three
+            coarser maps, coarse to fine, in turn.
+        decoder_ffn: feed-forward width of these layers.
     """
 
     hidden: int = 256
@@ -90,22 +91,22 @@ class DecoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """Everything that shapes the network, and how images are shown to it.
+    """All sizes of the network, and the views of images that it takes.
 
     Attributes:
-        name: of the preset.
-        swin: shape of both branches.
+        name: name of the preset.
+        swin: sizes of each branch.
         stem_width: channels between the two convolutions of the wide high-frequency stem; 0: the
             paper's stem.
-        stem_blocks: residual blocks of 3x3 convolutions between those two.
-        prompts: prompt tokens n_p that join every window of every semantic block.
+        stem_blocks: number of residual blocks of 3x3 convolutions between those two.
+        prompts: number n_p of prompt tokens in every window of every semantic block.
         fusion_points: samples of each head of the deformable attention between the branches.
-        decoder: shape of the decoder.
+        decoder: sizes of the decoder.
         jpeg_view: the JPEG view, or None without it; with it the network takes `qtable`.
-        matches: whether the high-frequency branch gets where the image repeats itself.
-        views: how an image becomes input, the preferred way first: `native` cuts it into
-            tiles without resizing, `fit` scales it to one tile.
-        sides: the sides H and W may have, in pixels, smallest first; any mix.
+        matches: add to the high-frequency branch the places where the image repeats itself.
+        views: the views that suit the network, the preferred one first: `native` cuts an image
+            into tiles without resizing, `fit` scales it to one tile.
+        sides: allowed values of H and of W, in pixels, ascending; H and W may differ.
     """
 
     name: str
@@ -126,8 +127,12 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> NetworkConfig:
-        """Return the config that `to_dict` wrote, also by way of JSON. Raises TypeError on a field
-        that this version does not know, and on a part of the network in place of the whole."""
+        """Return the config that `to_dict` wrote, also from JSON.
+
+        Raises:
+            TypeError: a field that this version does not know, or the config of a network of which
+                a part was left out.
+        """
         nested = {n: v for n, v in fields.items() if (n, v) not in _WHOLE.items()}
         nested["swin"] = SwinConfig(**_tuples(fields["swin"]))
         nested["decoder"] = DecoderConfig(**fields["decoder"])
@@ -154,10 +159,10 @@ PRESETS = {
         ),
         NetworkConfig(
             name="prompt-iml-micro",
-            # C: as large as 10 images/s on 2 CPU cores allow. Patches of 8 take three quarters
-            # of the tokens away and lie on JPEG's grid; a window of 16 at stride 16 sees both
-            # ends of a copy-move; the windows divide every map of a side that is a multiple
-            # of 256, so nothing is ever padded
+            # C: as large as 10 images/s on 2 CPU cores allow. Patches of 8 leave a quarter of the
+            # tokens and lie on JPEG's grid; a window of 16 at stride 16 contains both ends of a
+            # copy-move; the windows divide every map of a side that is a multiple of 256, so that
+            # nothing is padded
             swin=SwinConfig(
                 channels=32,
                 depths=(2, 4, 2, 1),
@@ -166,12 +171,12 @@ PRESETS = {
                 mlp_ratio=2,
                 patch=8,
             ),
-            # C: a patch of 8 has 192 values and a token 32 channels: one linear map of them
-            # loses how strong the noise is. After 2,400 samples of the high-frequency branch alone,
-            # .30 of the authentic images had a mask, with one linear map .47
+            # C: a patch of 8 has 192 values and a token 32 channels, so a single linear map loses
+            # the strength of the noise. After training the high-frequency branch alone on 2,400
+            # samples, .30 of the authentic images had a mask; with a single linear map, .47
             stem_width=64,
             # C: traces of several kinds need more than one layer. An image of 512x512 takes 97 ms
-            # of a core, not 75 (OpenVINO); the gain was not measured apart from longer training
+            # of a core instead of 75 (OpenVINO); the gain was not measured separately
             stem_blocks=1,
             decoder=DecoderConfig(
                 hidden=64,

@@ -6,14 +6,14 @@ Paper (P):
     3.3: a single query.
 Choices (C):
     With one query there is nothing to match and no class to predict: the mask logits are the
-        query's embedding times the mask features. Self-attention, a softmax over one query, is
-        a projection.
-    The mask of every layer is returned, for deep supervision as in Mask2Former.
+        product of the query's embedding and the mask features. Self-attention, a softmax over one
+        query, is a projection.
+    The masks of all layers are returned, for deep supervision as in Mask2Former.
     Where the finest map is coarser than the mask features (stride 4), a sub-pixel convolution
-        (Shi et al., arXiv 1609.05158) makes several of them from each cell.
+        (Shi et al., arXiv 1609.05158) makes several features from each cell.
     Group norm has 8 channels a group: Mask2Former's 256 channels in 32 groups.
-Letters: B images, H W rows and columns, C channels of a fused map, D channels of the decoder,
-S cells, of one map or of several in one row, M heads.
+Letters: B images, H W rows and columns of a map, s pixels between its cells, C channels of a fused
+map, D channels of the decoder, S cells of one map or of all maps together, M heads.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ MASK_STRIDE = 4  # pixels between mask features, as in Mask2Former
 
 
 class PixelDecoder(nn.Module):
-    """Deformable encoder over the three coarser maps, then a step of feature pyramid.
+    """Deformable encoder over the three coarser maps, then one step of a feature pyramid.
 
     Args:
-        config: sizes.
+        config: sizes of the decoder.
         channels: C of each fused map, the finest first.
-        spread: mask features on either axis of a cell of the finest map.
+        spread: number of mask features along each axis of a cell of the finest map.
     """
 
     def __init__(self, config: DecoderConfig, channels: Sequence[int], spread: int = 1) -> None:
@@ -53,8 +53,8 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(d, d * spread**2, 1)
 
     def forward(self, fused_BHWC: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Mask features (B, D, H/4, W/4), and the coarser maps (B, D, H/s, W/s), of an image of
-        H x W pixels."""
+        """Return mask features (B, D, H/4, W/4) and the coarser maps (B, D, H/s, W/s); here H and W
+        are those of the image."""
         finest, *coarse = (map_BHWC.permute(0, 3, 1, 2) for map_BHWC in fused_BHWC)
         maps = self.encode([conv(x) for conv, x in zip(self.inputs, coarse, strict=True)])
         lateral = self.lateral(finest)
@@ -65,7 +65,7 @@ class PixelDecoder(nn.Module):
         return functional.pixel_shuffle(features, self.spread), maps
 
     def encode(self, maps_BDHW: Sequence[Tensor]) -> list[Tensor]:
-        """Run the deformable encoder; same shapes out as in."""
+        """Run the deformable encoder; maps keep their shapes."""
         sizes = [(x.shape[2], x.shape[3]) for x in maps_BDHW]
         x_BSD = torch.cat([x.flatten(2).transpose(1, 2) for x in maps_BDHW], 1)
         positions = [
@@ -102,14 +102,21 @@ class EncoderLayer(nn.Module):
         reference_S2: Tensor,
         sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """(B, S, D) -> the same."""
+        """Return (B, S, D), each cell after the layer.
+
+        Args:
+            x_BSD: cells of all levels.
+            position_SD: position embeddings.
+            reference_S2: (x, y) of the cells' centres, 0..1.
+            sizes: rows and columns of each level.
+        """
         x_BSD = self.norm1(x_BSD + self.attention(x_BSD + position_SD, reference_S2, x_BSD, sizes))
         y: Tensor = self.norm2(x_BSD + self.ffn(x_BSD))
         return y
 
 
 class MaskDecoder(nn.Module):
-    """One query (P 3.3) reads the maps, coarse to fine, where its last mask was positive."""
+    """One query (P 3.3), which attends to the maps, coarse to fine, inside its previous mask."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -126,7 +133,7 @@ class MaskDecoder(nn.Module):
     def forward(
         self, features_BDHW: Tensor, maps_BDHW: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Mask logits (B, H, W) before the first and after each layer, and the query (B, D)."""
+        """Return mask logits (B, H, W), before the first and after each layer, and query (B, D)."""
         query_B1D = self.query.expand(features_BDHW.shape[0], -1, -1)
         masks_BHW = [self.predict(query_B1D, features_BDHW)]
         for index, layer in enumerate(self.layers):
@@ -141,7 +148,7 @@ class MaskDecoder(nn.Module):
         return masks_BHW, self.norm(query_B1D)[:, 0]
 
     def predict(self, query_B1D: Tensor, features_BDHW: Tensor) -> Tensor:
-        """Mask logits (B, H, W), as many as there are features."""
+        """Return mask logits (B, H, W), one for each mask feature."""
         embedding_B1D = self.mask_embed(self.norm(query_B1D))
         logits_B1S: Tensor = embedding_B1D @ features_BDHW.flatten(2)
         return logits_B1S.reshape(-1, *features_BDHW.shape[2:])
@@ -172,7 +179,7 @@ class DecoderLayer(nn.Module):
         position_SD: Tensor,
         attend_B1S: Tensor,
     ) -> Tensor:
-        """The query (B, 1, D) after reading the memory where `attend_B1S` is True."""
+        """Return the query (B, 1, D) after attention to the memory where `attend_B1S` is True."""
         read_B1D = functional.scaled_dot_product_attention(
             self._heads(self.cross_query(query_B1D + query_position_11D)),
             self._heads(self.cross_key(memory_BSD + position_SD)),
@@ -186,15 +193,15 @@ class DecoderLayer(nn.Module):
         return y
 
     def _heads(self, x_BSD: Tensor) -> Tensor:
-        """(B, S, D) -> (B, M, S, D/M)."""
+        """Split channels into heads: (B, S, D) -> (B, M, S, D/M)."""
         b, s, d = x_BSD.shape
         return x_BSD.reshape(b, s, self.heads, d // self.heads).transpose(1, 2)
 
 
 def attention_mask(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, S) bool: where the mask, scaled to `size`, is positive; everywhere if nowhere.
+    """Return (B, S) bool: the cells where the mask, scaled to `size`, is positive.
 
-    An untouched image has an empty mask, and a softmax over nothing is not a number (C).
+    An image whose mask is empty gets all cells, because a softmax over none is NaN (C).
     """
     scaled_B1HW = functional.interpolate(
         mask_BHW.detach()[:, None], size, mode="bilinear", align_corners=False
@@ -204,7 +211,7 @@ def attention_mask(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sine_position(height: int, width: int, like_BSD: Tensor) -> Tensor:
-    """(S, D): sines and cosines of the row, then of the column, over the whole map."""
+    """Return (S, D): sines and cosines of each cell's row, then of its column."""
     half, device = like_BSD.shape[2] // 2, like_BSD.device
     row, column = _sine(height, half, device), _sine(width, half, device)
     rows = row[:, None].expand(height, width, half)
@@ -213,7 +220,7 @@ def sine_position(height: int, width: int, like_BSD: Tensor) -> Tensor:
 
 
 def _sine(size: int, channels: int, device: torch.device) -> Tensor:
-    """(size, channels): sines, then cosines, of the places along one axis."""
+    """Return (size, channels): sines, then cosines, of the positions along one axis."""
     position = 2 * math.pi * (torch.arange(size, device=device) + 1) / size
     period = 10000 ** (torch.arange(channels // 2, device=device) / (channels // 2))
     angle = position[:, None] / period
@@ -221,7 +228,7 @@ def _sine(size: int, channels: int, device: torch.device) -> Tensor:
 
 
 def _conv_norm(in_channels: int, channels: int, size: int) -> nn.Sequential:
-    """Convolution and group norm."""
+    """Return a convolution followed by group norm."""
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, size, padding=size // 2, bias=False),
         nn.GroupNorm(channels // 8, channels),

@@ -7,14 +7,15 @@ Paper (P):
     3.2, equation 7: each branch queries the other by deformable attention (Zhu et al., arXiv
         2010.04159); the fused map is a learnable weighting of the two sums.
 Choices (C):
-    Both weights end in a sigmoid and begin small: from 0.5 each branch would begin with as much of
-        the other as of itself.
-    Equation 7 reads layer norms of the aligned maps, so that neither branch outweighs the other
-        by its scale; what goes on to the next layers is not normalised.
+    Both weights end in a sigmoid and begin near 0.1: with 0.5 and 0.5, each branch would begin with
+        as much of the other map as of its own.
+    Equation 7 takes layer norms of the aligned maps, so that neither branch dominates by its
+        scale; the maps for the next layers are not normalised.
     The value of its second attention is F_sem of layer i. The paper has i + 1, which does not
-        exist yet and has other sizes: taken for a misprint.
-    Deformable attention as usual: four points, 32 channels a head (as many heads as Swin's), and
-        reference points at the cells' own centres. The branches count alike at first (0.5).
+        exist yet and has another size; we take it for a misprint.
+    Deformable attention has the usual sizes: four points, 32 channels a head (as many heads as
+        Swin's), and reference points at the cells' own centres. The gates of both branches begin
+        at 0.5.
 Letters: B images, H W rows and columns, C channels, M heads, D channels of a head, L levels (the
 maps of one image), S cells of all levels, Q queries, P points of a head and level.
 """
@@ -52,12 +53,12 @@ class Fusion(nn.Module):
             nn.init.constant_(cast("nn.Linear", weights[2]).bias, -2.0)
 
     def forward(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Semantic and high-frequency maps -> the two for the next layers, and the fused one."""
+        """Return the aligned semantic and high-frequency maps and the fused map, (B, H, W, C)."""
         sem_BHWC, hfq_BHWC = self.align(sem_BHWC, hfq_BHWC)
         return sem_BHWC, hfq_BHWC, self.fuse(self.norm_sem(sem_BHWC), self.norm_hfq(hfq_BHWC))
 
     def align(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add to each map the other, weighted by channel and by place."""
+        """Add to each map the other, weighted by channel and by cell."""
         both = torch.cat([sem_BHWC, hfq_BHWC], -1)
         channel = self.channel_weights(both.mean((1, 2)))[:, None, None]  # P eq. 4
         channel_sem, channel_hfq = channel.chunk(2, -1)  # (B, 1, 1, C)
@@ -68,7 +69,7 @@ class Fusion(nn.Module):
         )
 
     def fuse(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> Tensor:
-        """Attend from each map to the other, and add up (P eq. 7)."""
+        """Return the fused map (B, H, W, C), by attention in both directions (P eq. 7)."""
         _, height, width, _ = shape = sem_BHWC.shape
         sem, hfq = sem_BHWC.flatten(1, 2), hfq_BHWC.flatten(1, 2)
         centres, sizes = cell_centres(height, width, sem.device), [(height, width)]
@@ -91,7 +92,7 @@ class DeformableAttention(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """At first each head reads along its own direction, a cell further with each point."""
+        """Initialise the offsets: each head has its own direction, each point is a cell further."""
         angle_M = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction_M2 = torch.stack([angle_M.cos(), angle_M.sin()], -1)
         steps_P = torch.arange(1.0, self.points + 1)
@@ -116,7 +117,7 @@ class DeformableAttention(nn.Module):
         """Sample values around each query's reference point.
 
         Args:
-            query_BQC: what offsets and weights are computed from.
+            query_BQC: queries, from which offsets and weights are computed.
             reference_Q2: (x, y) in 0..1, float32.
             value_BSC: the levels' maps, flattened row by row, one after the other.
             sizes: rows and columns of each level.
@@ -129,7 +130,7 @@ class DeformableAttention(nn.Module):
         value_BSMD = self.value_proj(value_BSC).reshape(b, -1, m, c // m)
         offsets = self.sampling_offsets(query_BQC).reshape(b, q, m, n_levels, p, 2)
         weights = self.attention_weights(query_BQC).reshape(b, q, m, n_levels * p).softmax(-1)
-        # float32 at every precision: over 128 columns float16 is 0.06 columns wrong, bfloat16 0.5
+        # Always float32: over 128 columns, float16 is off by 0.06 columns and bfloat16 by 0.5.
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         cells_L12 = torch.stack([_width_height(h, w, offsets) for h, w in sizes])[:, None]
         locations = reference_Q2[:, None, None, None] + offsets / cells_L12
@@ -139,7 +140,7 @@ class DeformableAttention(nn.Module):
 
 
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """(H*W, 2) float32: (x, y) of each cell's centre, row by row, 0..1 over the map."""
+    """Return (H*W, 2) float32: (x, y) of each cell's centre, row by row, 0..1 over the map."""
     y_H = (torch.arange(height, device=device) + 0.5) / height
     x_W = (torch.arange(width, device=device) + 0.5) / width
     grid = torch.stack([x_W[None, :].expand(height, width), y_H[:, None].expand(height, width)], -1)
@@ -147,6 +148,6 @@ def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _width_height(height: int, width: int, like: Tensor) -> Tensor:
-    """(2,): width and height, which may be symbolic."""
+    """Return (2,): width and height, which may be symbolic."""
     sizes = torch.stack([torch.scalar_tensor(size, device=like.device) for size in (width, height)])
     return sizes.to(like.dtype)

@@ -9,9 +9,9 @@ Choices (C):
     Pixels are normalised by ImageNet's mean and deviation, in both branches: the frozen weights
         were trained on such images.
     Patches are merged after the fusion, so that a fused map has the resolution of its layer.
-    Prompts are drawn as VPT draws them (Jia et al., arXiv 2203.12119).
-Letters: B images, H W rows and columns, C channels, D channels of the decoder, K blocks of a layer,
-P prompts of a block.
+    Prompts begin with random values as in VPT (Jia et al., arXiv 2203.12119).
+Letters: B images, H W rows and columns, s pixels between the tokens of a layer, C channels,
+D channels of the decoder, K blocks of a layer, P prompts of a block.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class PromptIML(nn.Module):
         qtable_B64: Tensor | None = None,
         prompts: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Locate what was manipulated, and score the image.
+        """Locate manipulated pixels, and score the image.
 
         Args:
             image_BHW3: RGB, 0..255, uint8 or floating.
@@ -93,8 +93,8 @@ class PromptIML(nn.Module):
         qtable_B64: Tensor | None = None,
         prompts: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """P 3.2, the feature extraction network: the fused map (B, H/s, W/s, C) of each layer, s
-        the config's strides. Arguments as for `forward`."""
+        """Return the fused map (B, H/s, W/s, C) of each layer: the feature extraction network of
+        P 3.2. Arguments are those of `forward`."""
         pixels_BHW3 = image_BHW3.to(self.mean.dtype)
         normal_B3HW = ((pixels_BHW3 - self.mean) / self.std).permute(0, 3, 1, 2)
         additions_BHWC = self._beyond(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
@@ -111,20 +111,20 @@ class PromptIML(nn.Module):
         return fused
 
     def localize(self, fused_BHWC: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """P 3.3, the manipulation localization network: mask logits before the first and after
-        each decoder layer, the last of which is the answer, and score logits (B,)."""
+        """Return mask logits (B, H/4, W/4) before the first and after each decoder layer, and score
+        logits (B,): the manipulation localization network of P 3.3. The last mask is the result."""
         features_BDHW, maps_BDHW = self.pixel_decoder(fused_BHWC)
         masks_BHW, query_BD = self.mask_decoder(features_BDHW, maps_BDHW)
         return masks_BHW, self.score_head(query_BD, features_BDHW, masks_BHW[-1], fused_BHWC)
 
     def _layers(self, prompts: Sequence[Tensor] | None) -> Iterator[Layer]:
-        """For each stage: semantic layer, high-frequency layer, fusion, prompts."""
+        """Return for each stage: semantic layer, high-frequency layer, fusion, prompts."""
         semantic, high_frequency = self.semantic.stages(), self.high_frequency.stages()
         return zip(semantic, high_frequency, self.fusion, prompts or self.prompts, strict=True)
 
     def _beyond(self, pixels_B3HW: Tensor, qtable_B64: Tensor | None) -> list[Tensor]:
-        """Additions (B, H/8, W/8, C) to the high-frequency branch, at the layer whose tokens are 8
-        pixels apart, as JPEG's blocks are. The paper has none."""
+        """Return additions (B, H/8, W/8, C) to the high-frequency branch for the layer whose tokens
+        are 8 pixels apart like JPEG's blocks. The paper does not have them."""
         additions_BHWC: list[Tensor] = []
         if self.jpeg_view is not None:
             additions_BHWC.append(self.jpeg_view(pixels_B3HW, qtable_B64))
@@ -134,7 +134,7 @@ class PromptIML(nn.Module):
 
 
 def _high_frequency_stem(config: NetworkConfig) -> nn.Module:
-    """The paper's stem, or the wider one if the config has a width for it."""
+    """Return the paper's stem, or the wide one if the config has a width for it."""
     channels, patch = config.swin.channels, config.swin.patch
     if config.stem_width:
         return WideStem(channels, patch, config.stem_width, config.stem_blocks)
@@ -142,7 +142,7 @@ def _high_frequency_stem(config: NetworkConfig) -> nn.Module:
 
 
 def _prompts(config: NetworkConfig) -> list[nn.Parameter]:
-    """(K, P, C) a layer; without prompts, P = 0, there is nothing to train."""
+    """Return random prompts (K, P, C) for each layer; they do not train if P = 0."""
     limit = math.sqrt(6 / (3 * config.swin.patch**2 + config.swin.channels))
     return [
         nn.Parameter(

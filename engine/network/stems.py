@@ -1,16 +1,15 @@
-"""The two stems: a patch of pixels becomes a token, (B, 3, H, W) -> (B, H/patch, W/patch, C).
+"""The two stems, which turn patches into tokens: (B, 3, H, W) -> (B, H/patch, W/patch, C).
 
 Paper (P):
     3.2, equation 1: semantic stem, Norm(Conv(X)) + a learnable position embedding.
     3.2, equation 2: high-frequency stem, the concatenation of BayarConvs of 3x3, 5x5 and 7x7 taps.
 Choices (C):
     The position embedding is off by default: the stock Swin, whose weights we load, has none.
-    The BayarConvs are 3 -> 3 channels each at full resolution, and their 9 channels go through a
-        patch embedding and norm like the other stem's, so that both branches have the same
-        tokens: BayarConvs with a stride would skip pixels.
+    Each BayarConv has 3 -> 3 channels at full resolution, since a stride would skip pixels. A patch
+        embedding and norm like the other stem's follow on the 9 channels, so that both branches
+        have the same tokens.
     Bayar and Stamm's constraint (every 2-D slice has -1 at its centre and other taps that sum to
-        1) is computed in every forward, so that no optimiser step and no evaluation has to
-        mend the weights.
+        1) is applied in every forward pass, so that no optimiser step can violate it.
     High-frequency tokens are computed in float32: they are small differences of large values.
 Letters: B images, H W rows and columns, C channels.
 """
@@ -23,13 +22,13 @@ from torch.nn import functional
 
 
 def pad_to_patches(image_B3HW: Tensor, patch: int) -> Tensor:
-    """Pad right and bottom with zeros to whole patches, as the official Swin."""
+    """Pad right and bottom with zeros to whole patches, as the official Swin does."""
     right, bottom = -image_B3HW.shape[3] % patch, -image_B3HW.shape[2] % patch
     return functional.pad(image_B3HW, (0, right, 0, bottom)) if right or bottom else image_B3HW
 
 
 class PatchEmbedding(nn.Module):
-    """Semantic stem (P eq. 1): patch embedding, norm, and perhaps a position embedding."""
+    """Semantic stem (P eq. 1): patch embedding, norm, and optionally a position embedding."""
 
     def __init__(self, channels: int, patch: int = 4, position_grid: int = 0) -> None:
         super().__init__()
@@ -42,7 +41,7 @@ class PatchEmbedding(nn.Module):
             self.register_parameter("position", None)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        """(B, H/patch, W/patch, C); the position embedding is scaled to the map."""
+        """Return tokens (B, H/patch, W/patch, C); the position embedding is scaled to their map."""
         tokens_BCHW = self.proj(pad_to_patches(image_B3HW.to(self.proj.weight.dtype), self.patch))
         tokens_BHWC: Tensor = self.norm(tokens_BCHW.permute(0, 2, 3, 1))
         if self.position is None:
@@ -54,16 +53,16 @@ class PatchEmbedding(nn.Module):
 
 
 class BayarKernel(nn.Module):
-    """Weights of a BayarConv 3 -> 3: the other pixels of a window predict its centre."""
+    """Weights of a BayarConv of 3 -> 3 channels, which predicts a pixel from its neighbours."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        # C: positive, so that no sum begins near 0
+        # C: positive, so that the initial sum is far from 0
         self.taps = nn.Parameter(torch.empty(3, 3, size * size - 1).uniform_(0.5, 1.5))
 
     def forward(self) -> Tensor:
-        """(3, 3, size, size) float32: centre -1, the other taps sum to 1."""
+        """Return (3, 3, size, size) float32: centre -1, the other taps sum to 1."""
         taps = self.taps.to(torch.promote_types(self.taps.dtype, torch.float32))
         total = taps.sum(-1, keepdim=True)
         taps = taps / torch.where(total < 0, total.clamp(max=-1e-3), total.clamp(min=1e-3))
@@ -76,12 +75,12 @@ class BayarKernel(nn.Module):
 class BayarPatches(nn.Module):
     """Three BayarConvs side by side (P eq. 2), then a patch embedding of their 9 channels (C).
 
-    Both are linear with nothing between, so they run as one strided convolution.
+    Both are linear, so they run as one strided convolution.
 
     Args:
-        channels: C of the result.
+        channels: C of the output.
         stride: side of the patches, in pixels.
-        multiple: H and W are padded to multiples of this, in pixels.
+        multiple: H and W are padded to multiples of so many pixels.
     """
 
     sizes = (3, 5, 7)
@@ -93,7 +92,7 @@ class BayarPatches(nn.Module):
         self.proj = nn.Conv2d(3 * len(self.sizes), channels, stride, stride)
 
     def kernel(self) -> Tensor:
-        """(C, 3, stride + 6, stride + 6) float32: patch embedding after BayarConvs, as one."""
+        """Return (C, 3, stride + 6, stride + 6) float32: BayarConvs and patch embedding in one."""
         largest = max(self.sizes)
         bayar_9377 = torch.cat(
             [
@@ -104,7 +103,7 @@ class BayarPatches(nn.Module):
         return functional.conv_transpose2d(self.proj.weight.to(bayar_9377.dtype), bayar_9377)
 
     def residuals(self, image_B3HW: Tensor) -> Tensor:
-        """(B, C, H/stride, W/stride) in float32, also under autocast."""
+        """Return (B, C, H/stride, W/stride) float32, also under autocast."""
         with torch.autocast(image_B3HW.device.type, enabled=False):
             kernel = self.kernel()
             return functional.conv2d(
@@ -124,7 +123,7 @@ class HighFrequencyStem(BayarPatches):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        """(B, H/patch, W/patch, C)."""
+        """Return tokens (B, H/patch, W/patch, C)."""
         tokens_BHWC = self.residuals(image_B3HW).permute(0, 2, 3, 1)
         y: Tensor = self.norm(tokens_BHWC.to(self.norm.weight.dtype))
         return y

@@ -1,18 +1,19 @@
-"""One branch: tokens become four maps of falling resolution, in a Swin that takes prompts.
+"""One branch: a Swin Transformer with prompts, from tokens to four maps of falling resolution.
 
 Paper (P):
     3.2, equation 3: four layers of blocks, each self-attention then an MLP, both pre-norm and
-        residual. This is the Swin Transformer (Liu et al., arXiv 2103.14030), whose windows,
-        shifts and patch merging are here as there.
+        residual. This is the Swin Transformer (Liu et al., arXiv 2103.14030), with its windows,
+        shifts and patch merging.
     3.4, equation 8: a block's own prompts are concatenated with its tokens, the same n_p prompts
         with those of every window (VPT-deep, Jia et al., arXiv 2203.12119).
 Choices (C):
-    Prompts enter as keys and values only. As a block brings its own, what the block before made
-        of its prompts (the paper averages it over windows) is used by nothing.
-    Prompts have no place: no relative-position bias, and every shifted window sees them.
+    Prompts enter as keys and values only. The output at a block's prompts (which the paper averages
+        over windows) is not used, because the next block has prompts of its own.
+    Prompts have no position: no relative-position bias, and they are in every shifted window.
     Parameters have the official Swin's names, so that its checkpoints load.
-Letters: B images, H W rows and columns, C channels, N windows, T tokens of a window, M heads,
-D channels of a head, K blocks of a layer, P prompts of a block.
+Letters: B images, H W rows and columns, s pixels between the tokens of a layer, C channels,
+N windows, T tokens of a window, M heads, D channels of a head, K blocks of a layer, P prompts of a
+block.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from prompt_iml.engine.network.config import SwinConfig
 
 
 class Swin(nn.Module):
-    """A stem and its layers, each but the last with patch merging."""
+    """A stem and layers, with patch merging after each layer but the last."""
 
     def __init__(self, config: SwinConfig, patch_embed: nn.Module) -> None:
         super().__init__()
@@ -43,8 +44,8 @@ class Swin(nn.Module):
     def forward(
         self, image_B3HW: Tensor, prompts: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
-        """Each layer's map (B, H/s, W/s, C) before merging, s the config's strides; `prompts` as
-        (K, P, C) a layer. For pretraining: in `PromptIML` fusion comes after each layer."""
+        """Return each layer's map (B, H/s, W/s, C) before merging; `prompts` are (K, P, C) for each
+        layer. Only pretraining calls it: `PromptIML` runs a fusion after each layer."""
         x_BHWC, outputs = self.patch_embed(image_B3HW), []
         for stage, layer in enumerate(self.stages()):
             outputs.append(layer(x_BHWC, prompts[stage] if prompts else None))
@@ -52,12 +53,12 @@ class Swin(nn.Module):
         return outputs
 
     def stages(self) -> list[SwinLayer]:
-        """The layers, typed."""
+        """Return the layers with their type."""
         return cast("list[SwinLayer]", list(self.layers))
 
 
 class SwinLayer(nn.Module):
-    """Blocks, in plain and shifted windows by turns. `downsample` is left to the caller."""
+    """Blocks with plain and shifted windows in turn. The caller runs `downsample`."""
 
     def __init__(self, config: SwinConfig, stage: int, merge: bool) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class SwinLayer(nn.Module):
         self.downsample = PatchMerging(channels) if merge else nn.Identity()
 
     def forward(self, x_BHWC: Tensor, prompts_KPC: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> the same."""
+        """Return (B, H, W, C), the tokens after all blocks."""
         height, width = (size + -size % self.window for size in x_BHWC.shape[1:3])
         mask_N1TT = shift_mask(height, width, self.window, x_BHWC.device).to(x_BHWC.dtype)
         mask_N1TT = mask_N1TT.repeat(x_BHWC.shape[0], 1, 1, 1)
@@ -93,16 +94,16 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(channels, channels * mlp_ratio)
 
     def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
-        """(B, H, W, C) -> the same; `mask_N1TT` from `shift_mask`, with zeros for prompts."""
+        """Return (B, H, W, C); `mask_N1TT` is that of `shift_mask`, with zeros for prompts."""
         if prompts_PC is not None:
-            prompts_PC = self.norm1(prompts_PC)  # P eq. 8: as the tokens
+            prompts_PC = self.norm1(prompts_PC)  # P eq. 8: normalised like the tokens
         z_BHWC = x_BHWC + self.attn(self.norm1(x_BHWC), prompts_PC, mask_N1TT)
         y: Tensor = z_BHWC + self.mlp(self.norm2(z_BHWC))
         return y
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU."""
+    """Two linear layers with a GELU between."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
+        """Return (..., C)."""
         y: Tensor = self.fc2(functional.gelu(self.fc1(x)))
         return y
 
@@ -131,7 +132,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", index_TT, persistent=False)
 
     def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
-        """(B, H, W, C) -> the same; windows beyond the border are filled with zeros."""
+        """Return (B, H, W, C); windows across the border are filled with zeros."""
         b, height, width, _ = x_BHWC.shape
         w, right, bottom = self.window, -width % self.window, -height % self.window
         if right or bottom:
@@ -148,7 +149,7 @@ class WindowAttention(nn.Module):
         return x_BHWC[:, :height, :width] if right or bottom else x_BHWC
 
     def attend(self, x_NTC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
-        """Attention within each window of all images: (N, T, C) -> the same."""
+        """Return (N, T, C): attention within each window of all images."""
         qkv = torch.unflatten(self.qkv(x_NTC), 2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.position_bias()
@@ -164,7 +165,7 @@ class WindowAttention(nn.Module):
     def join_prompts(
         self, prompts_PC: Tensor, key_NMTD: Tensor, value_NMTD: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values (N, M, P + T, D): the prompts before the tokens of every window."""
+        """Return keys and values (N, M, P + T, D): prompts, then tokens, of every window."""
         n, m, _, d = key_NMTD.shape
         p, c = prompts_PC.shape
         both_P2C = functional.linear(prompts_PC, self.qkv.weight[c:], self.qkv.bias[c:])
@@ -173,12 +174,12 @@ class WindowAttention(nn.Module):
         return torch.cat([key_P, key_NMTD], 2), torch.cat([value_P, value_NMTD], 2)
 
     def position_bias(self) -> Tensor:
-        """(M, T, T) relative-position bias."""
+        """Return the relative-position bias, (M, T, T)."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring tokens become one of twice the channels."""
+    """Merges four neighbouring tokens into one of twice the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -186,23 +187,23 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H/2, W/2, 2C), odd sizes rounded up."""
+        """Return (B, H/2, W/2, 2C); odd sizes are rounded up."""
         right, bottom = -x_BHWC.shape[2] % 2, -x_BHWC.shape[1] % 2
         if right or bottom:
             x_BHWC = functional.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        squares = _split(x_BHWC, 2).transpose(3, 4)  # column by column, as the official Swin
+        squares = _split(x_BHWC, 2).transpose(3, 4)  # column by column, as in the official Swin
         y: Tensor = self.reduction(self.norm(squares.flatten(3)))
         return y
 
 
 def _split(x_BHWC: Tensor, side: int) -> Tensor:
-    """(B, H/side, W/side, side, side, C): the map's squares, each row by row."""
+    """Split a map into squares, (B, H/side, W/side, side, side, C), each row by row."""
     x = torch.unflatten(torch.unflatten(x_BHWC, 2, (-1, side)), 1, (-1, side))
     return x.transpose(2, 3)
 
 
 def relative_position_index(window: int) -> Tensor:
-    """(T, T) int64: row of the bias table for each pair of tokens of a window."""
+    """Return (T, T) int64: the row of the bias table for each pair of tokens of a window."""
     position_T = torch.arange(window * window)
     row, column = position_T // window, position_T % window
     rows_TT = row[:, None] - row[None, :] + window - 1
@@ -211,7 +212,8 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """(N, 1, T, T), of one image: -100 between tokens that the shift alone brought together."""
+    """Return the mask of one image, (N, 1, T, T): -100 between tokens that only the shift has put
+    into one window, else 0."""
     row = _rolled_in(height // window, window, device)[:, None, :, None]
     column = _rolled_in(width // window, window, device)[None, :, None, :]
     region_NT = (2 * row + column).flatten(0, 1).flatten(1, 2)
@@ -220,7 +222,7 @@ def shift_mask(height: int, width: int, window: int, device: torch.device) -> Te
 
 
 def _rolled_in(windows: int, window: int, device: torch.device) -> Tensor:
-    """(windows, window) int: 1 in the part of the last window that wrapped around, else 0."""
+    """Return (windows, window) int: 1 in the part of the last window that wrapped around."""
     last = torch.arange(windows, device=device) == windows - 1
     late = torch.arange(window, device=device) >= window - window // 2
     return (last[:, None] & late[None, :]).long()
@@ -229,8 +231,8 @@ def _rolled_in(windows: int, window: int, device: torch.device) -> Tensor:
 def load_official(branch: Swin, tensors: Mapping[str, Tensor]) -> None:
     """Load official Swin weights: an ImageNet checkpoint, or Mask2Former's backbone.
 
-    Dropped are the classification head, output norms, index and mask buffers, and every name
-    without the prefix `backbone.` if any name has it.
+    The classification head, output norms, index and mask buffers are dropped, and if any name has
+    the prefix `backbone.`, all names without it.
 
     Raises:
         ValueError: a parameter is missing, of another shape, or unknown.
@@ -240,7 +242,7 @@ def load_official(branch: Swin, tensors: Mapping[str, Tensor]) -> None:
         tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     unused = re.compile(r"head\.|norm\d?\.|.*\.(attn_mask|relative_position_index)$")
     tensors = {name: tensor for name, tensor in tensors.items() if not unused.match(name)}
-    own = {"patch_embed.position"}  # no official checkpoint has one; it is learned
+    own = {"patch_embed.position"}  # learned; no official checkpoint has one
     expected = {name: p.shape for name, p in branch.named_parameters() if name not in own}
     wrong = [
         f"{name}: {tuple(tensor.shape)}, need {tuple(expected[name])}"
@@ -256,7 +258,7 @@ def load_official(branch: Swin, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Swin's own initialisation of linear layers."""
+    """Initialise a linear layer as Swin does."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,1 +1,1 @@
-"""Kernels of `promptiml::MSDeformAttn`: one arithmetic (`ms_deform_attn.h`), a body a device."""
+"""Kernels of `promptiml::MSDeformAttn` for CPU and GPU, which share `ms_deform_attn.h`."""

@@ -1,8 +1,8 @@
 """The operator on the CPU, from C++ that pip compiles where there is a compiler.
 
-Callers check `available()`, and run something slower without the kernel. Inputs and outputs are
-NumPy arrays, so that a runtime needs no PyTorch. Shapes in names are those of
-`engine.operator.torch_op`.
+Callers check `available()`, and compute the operator another way without the kernel. Inputs and
+outputs are NumPy arrays, so that a runtime needs no PyTorch. Letters in names are those of
+`engine.operator.torch_op`; C is M*D.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LIBRARY = Path(__file__).with_name("_cpu.so")
 
 
 def available() -> bool:
-    """Whether the kernel was compiled when the package was installed."""
+    """Return whether the kernel was compiled when the package was installed."""
     return _library() is not None
 
 
@@ -37,13 +37,13 @@ def forward(
     out_NQC: Floats,
     threads: int = 1,
 ) -> None:
-    """Write (N, Q, M*D) into `out_NQC`.
+    """Compute the operator into `out_NQC`.
 
     Args:
         value_NSMD, locations_NQMLP2, weights_NQMLP, out_NQC: C-contiguous and all of one dtype,
             float32 or float64.
         sizes_L2: (H, W) of each level, int64.
-        threads: most threads; small inputs take fewer.
+        threads: most threads; small inputs use fewer.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other.

@@ -1,7 +1,7 @@
 """The operator on an NVIDIA GPU: the packaged PTX, launched through the CUDA driver.
 
-Callers check `unavailable()`, and run something slower without the kernel. A launch takes addresses
-of GPU memory and a stream, and needs no PyTorch.
+Callers check `unavailable()`, and compute the operator another way without the kernel. A launch
+takes addresses of GPU memory and a stream, and needs no PyTorch.
 """
 
 from __future__ import annotations

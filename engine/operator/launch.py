@@ -1,8 +1,8 @@
 """Launch parameters of the CUDA kernels in `ms_deform_attn.cu`; needs no GPU and no library.
 
-PyTorch's hook, the TensorRT plugin and the tests' emulator all launch by them. Sizes may be
-TensorRT's shape expressions, where shapes are not known yet; only the value's D must be an int.
-Shapes in names are those of `engine.operator.torch_op`.
+PyTorch's hook, the TensorRT plugin and the tests' emulator all use them. Sizes may be TensorRT's
+shape expressions, where shapes are not known yet; only the value's D must be an int. Letters of
+shapes are those of `engine.operator.torch_op`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ MOST_ELEMENTS = 2**31 - 1  # of one image's value: offsets are int32
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One launch. It synchronises nothing and uses no memory but the tensors'.
+    """Parameters of one launch, which does not synchronise and uses no memory but the tensors'.
 
     Attributes:
-        kernel: its name in the PTX.
+        kernel: name in the PTX.
         grid: blocks along x and y.
         block: threads along x and y.
         numbers: int32 parameters, between the inputs and the outputs.

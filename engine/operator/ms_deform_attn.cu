@@ -1,24 +1,24 @@
 // Multi-scale deformable attention on a GPU: forward for float32, float16 and bfloat16 values,
 // backward for float32; locations, weights and sums are float32 everywhere.
 //
-// Layouts are those of ms_deform_attn.h; `sizes` (levels, 2) int64, height and width, lies in the
-// GPU's memory too. A group of lanes serves one query of one head, 16 bytes of channels a lane
-// (`_scalar`: one channel, for depths that are no multiple of that). The launch
-// (engine/operator/launch.py):
-//   block  (lanes, groups): lanes a power of two up to 32, so that no group spans two warps
-//   grid   (places / groups * heads, images): one image after the other, whose values stay in the
-//          cache; the heads of the same places side by side
+// Layouts are those of ms_deform_attn.h. `sizes` (levels, 2) int64, height and width, lies in the
+// GPU's memory too. A group of lanes (threads of one warp) computes one query of one head. Each
+// lane has 16 bytes of channels, or one channel in the `_scalar` kernels, which are for depths that
+// are no multiple of 16 bytes. The launch (engine/operator/launch.py):
+//   block  (lanes, groups): lanes is a power of two up to 32, so that no group spans two warps
+//   grid   (queries / groups * heads, images): images run one after the other, so that an image's
+//          value stays in the cache; the heads of the same queries are neighbouring blocks
 // Parameters are in TensorRT's order: inputs, int32 numbers, outputs. Offsets within an image are
-// int32: an image's value has fewer than 2^31 elements.
+// int32, so an image's value must have fewer than 2^31 elements.
 //
-// NVRTC compiles this file, with no header but ours. On a CPU the tests run the same text through
-// a shim (tests/helpers/emulator/ms_deform_attn.cpp).
+// NVRTC compiles this file; the only header is ours. On a CPU the tests compile the same source
+// with a shim (tests/helpers/emulator/ms_deform_attn.cpp).
 
 #include "ms_deform_attn.h"
 
 namespace promptiml {
 
-enum { kThreads = 256, kBand = 8 };  // no variables, which PTX would have too
+enum { kThreads = 256, kBand = 8 };  // not variables, which would appear in the PTX
 
 struct Half {
   unsigned short bits;
@@ -28,7 +28,7 @@ struct Bfloat {
   unsigned short bits;
 };
 
-// Widening and narrowing (to the nearest, ties to even), without NVIDIA's headers.
+// Conversions to and from float32 (to the nearest, ties to even), without NVIDIA's headers.
 __device__ __forceinline__ float widen(float x) { return x; }
 
 __device__ __forceinline__ float widen(Bfloat x) { return __uint_as_float(unsigned(x.bits) << 16); }
@@ -53,7 +53,7 @@ __device__ __forceinline__ void narrow(float x, Half& to) {
 }
 #endif
 
-// What one instruction loads or stores.
+// The type that one instruction loads or stores, by its size.
 template <int kBytes>
 struct Word;
 template <>
@@ -83,7 +83,7 @@ __device__ __forceinline__ Pack<T, kWidth> load(const T* from) {
   return pack;
 }
 
-// Past the caches' first choice: it is written once and not read here.
+// A streaming store: the output is written once and not read here, so it should not fill the cache.
 template <typename T, int kWidth>
 __device__ __forceinline__ void store(const float (&sum)[kWidth], T* to) {
   using Type = typename Word<sizeof(T) * kWidth>::Type;
@@ -100,7 +100,7 @@ __device__ __forceinline__ void add(float share, const Pack<T, kWidth>& pack,
   for (int c = 0; c < kWidth; ++c) sum[c] += share * widen(pack.channel[c]);
 }
 
-// A walk over the levels: which one, its first cell, its size.
+// The current level while levels are visited in order: its index, first cell and size.
 struct Level {
   int index, start, height, width;
 
@@ -115,9 +115,9 @@ struct Level {
   }
 };
 
-// The query at a place of the launch. Where every cell asks, which is when there are as many
-// queries as cells, places run down bands of 8 rows: 64 in a row are a square of 8 by 8, whose
-// samples lie close together and are found in the nearest cache. It is a bijection for any sizes.
+// Maps a position in the launch to a query, where every cell of the maps is a query. Positions run
+// down bands of 8 rows, so that 64 successive ones are a square of 8 by 8 cells, whose samples lie
+// close together and share the nearest cache. The mapping is a bijection for any sizes.
 __device__ __forceinline__ int query_at(int place, const int64_t* sizes, int levels) {
   Level level(sizes);
   while (level.index + 1 < levels && place >= level.start + level.height * level.width)
@@ -129,10 +129,10 @@ __device__ __forceinline__ int query_at(int place, const int64_t* sizes, int lev
   return level.start + (top + rest % rows) * level.width + rest / rows;
 }
 
-// Which query of which head of which image a group of lanes serves. A group past the last query
-// computes the first one, for the warp's sake, and writes nothing.
+// The image, query and head that a group of lanes computes. A group past the last query computes
+// query 0, because all lanes of a warp must reach its barriers, and writes nothing.
 struct Group {
-  int64_t image, pair;  // pair: (image, query, head), counted through
+  int64_t image, pair;  // pair: index over (image, query, head)
   int head;
   bool idle;
 
@@ -147,8 +147,8 @@ struct Group {
   }
 };
 
-// A sample, ready to be read: its neighbours as offsets of their channels (-1: outside the map)
-// and their shares times the attention weight.
+// A sample that is ready to be summed: the offsets of its four neighbours' channels (-1: outside
+// the map), and the neighbours' shares times the attention weight.
 struct Sample {
   int4 offset;
   float4 share;
@@ -163,7 +163,7 @@ __device__ __forceinline__ Sample prepare(float2 location, float weight, const L
   for (int k = 0; k < 4; ++k) {
     const bool absent = point.outside || !point.has(k);
     offset[k] = absent ? -1 : (level.start + point.cell[k]) * stride;
-    share[k] = weight * (absent ? 0.f : point.share(k));  // not 0 if the weight is not finite
+    share[k] = weight * (absent ? 0.f : point.share(k));  // NaN if the weight is not finite
   }
   return {{offset[0], offset[1], offset[2], offset[3]}, {share[0], share[1], share[2], share[3]}};
 }
@@ -172,7 +172,7 @@ template <typename T, int kWidth>
 __device__ __forceinline__ void add(const Sample& sample, const T* value, float (&sum)[kWidth]) {
   const int offset[4] = {sample.offset.x, sample.offset.y, sample.offset.z, sample.offset.w};
   const float share[4] = {sample.share.x, sample.share.y, sample.share.z, sample.share.w};
-  if ((offset[0] | offset[1] | offset[2] | offset[3]) >= 0) {  // nearly always: no branch inside
+  if ((offset[0] | offset[1] | offset[2] | offset[3]) >= 0) {  // nearly always; no branch inside
     Pack<T, kWidth> near[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) near[k] = load<T, kWidth>(value + offset[k]);
@@ -191,7 +191,8 @@ __device__ __forceinline__ void add(const Sample& sample, const T* value, float 
   }
 }
 
-// Each lane prepares one sample of its group's next `lanes`; then all lanes read all of these.
+// Computes the outputs of one group. Its lanes first prepare the next `lanes` samples in shared
+// memory, one each; then every lane sums all of these for its own channels.
 template <typename T, int kWidth>
 __device__ __forceinline__ void forward(const T* value, const int64_t* sizes,
                                         const float* locations, const float* weights, int cells,
@@ -207,7 +208,7 @@ __device__ __forceinline__ void forward(const T* value, const int64_t* sizes,
   weights += group.pair * samples;
   for (int base = 0; base < depth; base += lanes * kWidth) {
     const int channel = base + lane * kWidth;
-    const T* const own = value + min(channel, depth - kWidth);  // a lane too many reads along
+    const T* const own = value + min(channel, depth - kWidth);  // past the depth: valid memory
     float sum[kWidth] = {};
     Level level(sizes);
     for (int first = 0; first < samples; first += lanes) {
@@ -225,17 +226,19 @@ __device__ __forceinline__ void forward(const T* value, const int64_t* sizes,
   }
 }
 
+// Returns the sum of `x` over the lanes of a group, in every lane.
 __device__ __forceinline__ float over_lanes(float x, int lanes) {
   for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
   return x;
 }
 
-// What a sample's neighbours and the output's gradient have in common, summed over channels.
+// Derivatives of the output's dot product with its gradient, for one sample: by the attention
+// weight, and along x and y in cells (without the weight).
 struct Slopes {
   float sampled, along_x, along_y;
 };
 
-// One lane's channels: its part of the slopes; `grad_value` is added to.
+// Adds one lane's channels of a sample to the slopes and to `grad_value`.
 template <int kWidth>
 __device__ __forceinline__ void backward(const Point<float, int>& point, float weight, int stride,
                                          const float* value, const Pack<float, kWidth>& grad,
@@ -258,7 +261,8 @@ __device__ __forceinline__ void backward(const Point<float, int>& point, float w
   }
 }
 
-// `grad_value` must hold zeros; the order in which it is added to is not fixed.
+// Computes the gradients of one group. `grad_value` must hold zeros; atomic additions to it have no
+// fixed order.
 template <int kWidth>
 __device__ __forceinline__ void backward(const float* value, const int64_t* sizes,
                                          const float* locations, const float* weights,

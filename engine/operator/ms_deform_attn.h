@@ -1,9 +1,9 @@
 // Multi-scale deformable attention (Zhu et al., arXiv 2010.04159): the arithmetic of one point.
 //
-// Every body of the operator, on whatever device, takes it from here, so that a test of one is a
-// test of the arithmetic of all. Layouts, row by row: value (N, S, M, D), S the cells of all
-// levels one level after the other; locations (N, Q, M, L, P, 2), x first, 0 and 1 at the outer
-// edges of a map; weights (N, Q, M, L, P); out (N, Q, M, D).
+// The kernels of all devices include it, so that a test of one tests the arithmetic of all.
+// Layouts, row-major: value (N, S, M, D), with S the cells of all levels, one level after the
+// other; locations (N, Q, M, L, P, 2), x first, 0 and 1 at the outer edges of a map; weights
+// (N, Q, M, L, P); out (N, Q, M, D). The letters are those of engine/operator/README.md.
 #pragma once
 
 #if defined(__CUDACC_RTC__)  // which has no standard headers
@@ -28,22 +28,22 @@ namespace promptiml {
 //
 // The share of neighbour k in the sample is y[k / 2] * x[k % 2], its slopes along the axes are
 // y[k / 2] * slope_x[k % 2] and slope_y[k / 2] * x[k % 2], in cells. All of them are 0 for a
-// neighbour outside the map, whose `cell` is that of the nearest inside and must not be read:
-// what is not finite there would count.
+// neighbour outside the map. Its `cell` is the nearest one inside and must not be read, because 0
+// times a value that is not finite is NaN.
 template <typename T, typename Index = int64_t>
 struct Point {
   Index cell[4];
   T x[2], y[2];
   T slope_x[2], slope_y[2];
   bool whole;    // all four neighbours lie in the map
-  bool outside;  // none does; then nothing else is set
+  bool outside;  // none of them does; then no other member is set
 
   PROMPTIML_INLINE T share(int k) const { return y[k / 2] * x[k % 2]; }
   PROMPTIML_INLINE bool has(int k) const { return slope_x[k % 2] != 0 && slope_y[k / 2] != 0; }
 };
 
-// The point at (x, y), 0..1, of a map of `height` rows of `width` cells. A location that is not
-// finite lies outside.
+// Returns the point at (x, y), 0..1, in a map of `height` rows of `width` cells. A location that is
+// not finite lies outside.
 template <typename T, typename Index>
 PROMPTIML_INLINE Point<T, Index> locate(T x, T y, Index height, Index width) {
   Point<T, Index> point;

@@ -1,11 +1,10 @@
 // Multi-scale deformable attention on the CPU, forward and backward, float32 and float64.
 //
-// A query's channels of a head lie side by side, so the inner loops run along them and the
-// compiler turns them into vectors; their number is a constant where it is one of the network's.
-// On x86 with glibc each function exists for three generations of processors, and the loader
-// takes the best that runs (vectors of 512 bits, which GCC avoids for "skylake-avx512", are worth
-// a third of the time). Plain C functions: they are called through ctypes, and need no
-// headers of Python to be built.
+// The channels of a head are contiguous, so the inner loops run over them and the compiler
+// vectorises these loops; their number is a compile-time constant for the depths of our networks.
+// On x86 with glibc each function is compiled for three generations of processors, and the loader
+// takes the best that runs here. Vectors of 512 bits, which GCC avoids for "skylake-avx512", save
+// a third of the time. The exports are plain C functions for ctypes and need no Python header.
 
 #include "ms_deform_attn.h"
 
@@ -31,9 +30,9 @@ struct Shape {
   const int64_t* sizes;  // (levels, 2): height, width
 };
 
-constexpr int64_t kSamplesAThread = 1 << 14;  // fewer, and starting a thread takes longer
+constexpr int64_t kSamplesAThread = 1 << 14;  // for fewer, starting a thread takes longer
 
-// One query of one head: the weighted sum of its points, in `out` (D,).
+// Writes the weighted sum of the points of one query and head to `out` (D,).
 template <typename T, int kDepth>
 PROMPTIML_INLINE void sample_head(const Shape& shape, const T* value, const T* locations,
                                   const T* weights, T* out) {
@@ -55,10 +54,10 @@ PROMPTIML_INLINE void sample_head(const Shape& shape, const T* value, const T* l
           sum[i] += wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i];
         continue;
       }
-      const T nothing = weight * 0;  // which is not 0 where the weight is not finite
+      const T nothing = weight * 0;  // NaN if the weight is not finite
       for (int64_t i = 0; i < depth; ++i) sum[i] += nothing;
       if (point.outside) continue;
-#pragma GCC unroll 4  // else the point would lie in memory
+#pragma GCC unroll 4  // so that the point stays in registers
       for (int k = 0; k < 4; ++k) {
         if (!point.has(k)) continue;
         const T* neighbour = value + point.cell[k] * stride;
@@ -71,7 +70,7 @@ PROMPTIML_INLINE void sample_head(const Shape& shape, const T* value, const T* l
   for (int64_t c = 0; kDepth && c < depth; ++c) out[c] = sum[c];
 }
 
-// Rows [first, last) of the N * Q queries.
+// Computes queries [first, last) of all N * Q.
 template <typename T, int kDepth>
 PROMPTIML_INLINE void forward_rows(const Shape& shape, const T* value, const T* locations,
                                    const T* weights, T* out, int64_t first, int64_t last) {
@@ -97,7 +96,7 @@ PROMPTIML_INLINE void forward_any(const Shape& shape, const T* value, const T* l
     forward_rows<T, 0>(shape, value, locations, weights, out, first, last);
 }
 
-// Gradients of one head of one image: `grad_value` is added to, the others are written.
+// Computes the gradients of one head of one image: adds to `grad_value`, writes the others.
 template <typename T>
 PROMPTIML_INLINE void backward_head(const Shape& shape, int64_t image, int64_t head,
                                     const T* value, const T* locations, const T* weights,
@@ -163,7 +162,7 @@ CLONES void backward(const Shape& shape, int64_t image, int64_t head, const doub
                 grad_locations, grad_weights);
 }
 
-// `work(first, last)` over [0, count) in parts of about equal size, on at most `threads`.
+// Calls `work(first, last)` on parts of [0, count) of about equal size, on at most `threads`.
 template <typename Work>
 void in_parallel(const Shape& shape, int64_t count, int64_t threads, const Work& work) {
   const int64_t samples = shape.n * shape.q * shape.m * shape.levels * shape.points;
@@ -184,7 +183,7 @@ void forward_all(const Shape& shape, const T* value, const T* locations, const T
   });
 }
 
-// By images and heads, each of which has cells of its own in `grad_value`.
+// Parts are pairs of image and head, because each pair has its own elements of `grad_value`.
 template <typename T>
 void backward_all(const Shape& shape, const T* value, const T* locations, const T* weights,
                   const T* grad_out, T* grad_value, T* grad_locations, T* grad_weights,
@@ -197,7 +196,7 @@ void backward_all(const Shape& shape, const T* value, const T* locations, const 
   });
 }
 
-// `numbers`: N, S, M, D, Q, L, P.
+// Returns the shape; `numbers` holds N, S, M, D, Q, L, P.
 Shape shape_of(const int64_t* numbers, const int64_t* sizes) {
   return {numbers[0], numbers[1], numbers[2], numbers[3],
           numbers[4], numbers[5], numbers[6], sizes};

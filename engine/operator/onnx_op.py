@@ -1,10 +1,10 @@
 """Multi-scale deformable attention in ONNX: the node's name, and a local function that defines it.
 
 An exported file carries `FUNCTION`, so that a runtime with no kernel for the node still runs it.
-One body serves any number of levels: it gathers the four neighbours of every point, as rows of D
-channels, and weights them with a matrix product. (GridSample would need a body per number of
-levels. TensorRT's parser tells functions apart by name alone, its builder fails on the same in a
-Loop, and it is known to compute GridSample-form deformable attention wrongly.)
+One function serves any number of levels: it gathers the four neighbours of every point, as rows of
+D channels, and weights them with a matrix product. GridSample would need a function for each number
+of levels, and TensorRT's parser distinguishes functions by name alone; in a Loop, its builder fails
+on GridSample. TensorRT is also known to compute GridSample-form deformable attention wrongly.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ NAME = "MSDeformAttn"
 VERSION = 1
 OPSET = 18
 
-# Shapes as in `engine.operator.torch_op`; `sizes` (L, 2) int64 holds (H, W) of each level. Values
-# for each point are (N, Q, M, L, P), values for each level (L, 1).
+# Letters are those of `engine.operator.torch_op`; `sizes` (L, 2) int64 holds (H, W) of each level.
+# Values for each point have the shape (N, Q, M, L, P), values for each level (L, 1).
 FUNCTION = f"""
 <domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
 {NAME} (value, sizes, locations, weights) => (out)
@@ -46,7 +46,7 @@ FUNCTION = f"""
     bottom = Sub (height_f, one)
     right = Sub (width_f, one)
 
-    # Where the point lies, in cells, and the cells around it.
+    # The point's position in cells, and the cells around it.
     x_01 = Gather <axis = -1> (locations, int_0)
     y_01 = Gather <axis = -1> (locations, int_1)
     x_edge = Mul (x_01, width_f)
@@ -62,7 +62,7 @@ FUNCTION = f"""
     share_x_lo = Sub (one, share_x_hi)
     share_y_lo = Sub (one, share_y_hi)
 
-    # Cells outside the map count nothing; they are read at its edge.
+    # Cells outside the map have weight 0, and the nearest cell inside is gathered for them.
     x_lo_most = Min (x_lo, right)
     x_hi_most = Min (x_hi, right)
     y_lo_most = Min (y_lo, bottom)
@@ -90,7 +90,7 @@ FUNCTION = f"""
     weight_shape = Concat <axis = 0> (n, q, m, ints_1, rest)
     weight_row = Reshape (weight, weight_shape)
 
-    # The cell's place among all S cells, then among the N * S * M rows of D channels.
+    # The index of each cell among all S, then of its row among the N * S * M rows of D channels.
     row_lo = Mul (y_lo_in, width_f)
     row_hi = Mul (y_hi_in, width_f)
     row_lo_start = Add (row_lo, start_f)

@@ -1,6 +1,6 @@
 """The CUDA kernels as PTX, which the driver compiles for any GPU since Turing (sm_75).
 
-The package holds the text, so that a machine with a GPU needs no compiler and runs what the tests
+The package holds the PTX, so that a machine with a GPU needs no compiler and runs what the tests
 checked. After a change of `ms_deform_attn.cu`, compile it again:
 
     python -m prompt_iml.engine.operator.ptx

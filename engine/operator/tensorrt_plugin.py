@@ -16,7 +16,7 @@ from prompt_iml.engine.operator import launch, ptx
 from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
 
 ID = f"{DOMAIN}::{NAME}"
-# of value, sizes, locations, weights and out; the first and the last are equal
+# Types of value, sizes, locations, weights and out, which has the type of the value.
 TYPES = "FP32|FP16|BF16, INT64, FP32, FP32, FP32|FP16|BF16"
 LAYOUT = "LINEAR"
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}

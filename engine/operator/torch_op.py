@@ -1,13 +1,13 @@
 """Multi-scale deformable attention: the one operator of the network that needs a kernel.
 
 `reference` is the definition that every other backend is compared with. The network calls
-`ms_deform_attn`: it takes the kernel for the CPU or the GPU (`engine.operator`) where that fits and
-can run, or else the reference. During an ONNX export it becomes one node,
+`ms_deform_attn`, which uses the kernel for the CPU or the GPU (`engine.operator`) where it can run
+and takes these tensors, or else the reference. During an ONNX export it becomes one node,
 `promptiml::MSDeformAttn`, for which a runtime either has a kernel or expands the local function in
 the exported file (`engine.operator.onnx_op`).
 
-Shapes: N batch, S = sum of H*W over levels, M heads, D channels a head, Q queries, L levels,
-P points.
+Letters: N batch, S cells of all levels, H W rows and columns of a level, M heads, D channels of a
+head, C = M*D, Q queries, L levels, P points, B = N*M.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def ms_deform_attn(
     Args:
         value_NSMD: the levels' maps, each flattened row by row, one after the other.
         spatial_shapes: (H, W) of each level.
-        locations_NQMLP2: (x, y), 0 and 1 at the outer edges of the map; what lies outside
-            counts as zero. Float32 at every precision of `value_NSMD` (or float64).
+        locations_NQMLP2: (x, y), 0 and 1 at the outer edges of the map; values outside are
+            zero. Float32 at every precision of `value_NSMD` (or float64).
         weights_NQMLP: attention weights, softmax over levels and points together.
 
     Returns:
@@ -50,7 +50,7 @@ def ms_deform_attn(
         if fits(value_NSMD, locations_NQMLP2, weights_NQMLP):
             out: Tensor = kernel.apply(*inputs)  # type: ignore[no-untyped-call]
             return out
-    # under autocast: the CPU kernel has no half precision
+    # Under autocast tensors have half precision, which the CPU kernel does not take.
     if _on_cpu((torch.float16, torch.bfloat16), value_NSMD):
         return ms_deform_attn(
             value_NSMD.float(), spatial_shapes, locations_NQMLP2.float(), weights_NQMLP.float()
@@ -102,7 +102,7 @@ class Kernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_NQC: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of value, locations and weights; the sizes have none."""
+        """Return the gradients of value, locations and weights; the sizes have none."""
         value, locations, weights = (x.numpy() for x in ctx.saved_tensors)
         grad = grad_NQC.contiguous().numpy()
         threads = torch.get_num_threads()
@@ -112,8 +112,10 @@ class Kernel(torch.autograd.Function):
 
 
 class CudaKernel(torch.autograd.Function):
-    """The CUDA kernel, forward and backward. Backward sums by atomic additions, so the last bits of
-    gradients vary from call to call."""
+    """The CUDA kernel, forward and backward.
+
+    Backward adds atomically, so the last bits of gradients vary from call to call.
+    """
 
     @staticmethod
     def forward(
@@ -142,7 +144,7 @@ class CudaKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_NQC: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of value, locations and weights, computed in float32; the sizes have none."""
+        """Return the gradients of value, locations and weights, computed in float32."""
         value, locations, weights = ctx.saved_tensors
         inputs = (_ready(value, torch.float32), ctx.sizes, locations, weights)
         grads = (
@@ -155,7 +157,7 @@ class CudaKernel(torch.autograd.Function):
 
 
 def _cuda_kernel_fits(value: Tensor, locations: Tensor, weights: Tensor) -> bool:
-    """Whether all tensors are on one GPU, in dtypes of the kernel, and not being traced."""
+    """Return whether all tensors are on one GPU, in dtypes of the kernel, and not being traced."""
     return (
         value.is_cuda
         and value.device == locations.device == weights.device
@@ -191,13 +193,13 @@ def _sizes_on(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tenso
 
 
 def _kernel_fits(*tensors: Tensor) -> bool:
-    """Whether all tensors are on the CPU, in one dtype of the kernel, and not being traced."""
+    """Return whether the CPU kernel takes these tensors, all in one dtype of the kernel."""
     alike = all(x.dtype == tensors[0].dtype for x in tensors)
     return alike and _on_cpu((torch.float32, torch.float64), *tensors)
 
 
 def _on_cpu(dtypes: Sequence[torch.dtype], *tensors: Tensor) -> bool:
-    """Whether the kernel is available and all tensors are on the CPU, in these dtypes, untraced."""
+    """Return whether the kernel is available, and all tensors on the CPU, in `dtypes`, untraced."""
     return (
         cpu.available()
         and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)

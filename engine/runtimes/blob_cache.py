@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "PROMPT_IML_CACHE"
-UNUSED_DAYS = 30  # then a blob is removed
+UNUSED_DAYS = 30  # a blob is removed after so many
 BLOB, HALF_WRITTEN = ".blob", ".blob-part"
 
 
@@ -51,7 +51,7 @@ class BlobCache:
             ) as file:
                 file.write(hashlib.sha256(blob).digest())
                 file.write(blob)
-            Path(file.name).replace(self._path(key))  # whole or not at all
+            Path(file.name).replace(self._path(key))  # atomic: no reader sees a part of it
             self._prune()
 
     def _path(self, key: str) -> Path:
@@ -67,7 +67,7 @@ class BlobCache:
 
 
 def default_folder() -> Path:
-    """Return the folder that environment and user name; a user without a home has no cache."""
+    """Return the folder of the environment or in the user's home; /dev/null without a home."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -78,5 +78,6 @@ def default_folder() -> Path:
 
 
 def _is_ours_alone(folder: Path) -> bool:
+    """Return whether this user owns the folder and nobody else can write to it."""
     status = folder.stat()
     return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -25,11 +25,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Buffer:
-    """Memory of the GPU; freed with the last reference.
-
-    Attributes:
-        address: of its first byte.
-    """
+    """Memory of the GPU from `address` on; freed with the last reference."""
 
     address: int
 
@@ -38,8 +34,8 @@ class CudaDevice:
     """One GPU, by the CUDA runtime's number. See `engine.runtimes.overlap.Device`.
 
     Attributes:
-        name: of the GPU, from the driver.
-        capability: (major, minor).
+        name: the GPU's name, from the driver.
+        capability: its compute capability, (major, minor).
 
     Raises:
         MissingDependency: no bindings, no driver or no GPU; the message names what to install.
@@ -60,7 +56,7 @@ class CudaDevice:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         address = int(_check(cudart.cudaHostAlloc(size, 0)))
         memory = (ctypes.c_uint8 * size).from_address(address)
-        weakref.finalize(memory, cudart.cudaFreeHost, address)  # the array holds it
+        weakref.finalize(memory, cudart.cudaFreeHost, address)  # the array keeps it alive
         array: Array = np.ctypeslib.as_array(memory).view(dtype)
         return array[: math.prod(shape)].reshape(shape)
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: runs the exported file as it is, with its local function."""
+"""ONNX Runtime on the CPU, which runs the exported file unchanged, with its local function."""
 
 from __future__ import annotations
 

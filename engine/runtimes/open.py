@@ -8,7 +8,7 @@ from prompt_iml.engine.errors import MissingDependency, UsageError
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.runtimes.protocol import PACKAGES, Engine
 
-DEFAULT = "openvino"  # measured: the fastest here, see the README
+DEFAULT = "openvino"  # the fastest on a CPU, by measurement
 
 
 def check_engine(kind: str) -> None:
@@ -41,7 +41,7 @@ def open_engine(model: Model, kind: str = "auto", threads: int | None = None) ->
         DamagedModel: the graph cannot be read, or was exported for other weights.
     """
     check_engine(kind)
-    # Imports stand in their branches: a scan with the default engine must not load torch.
+    # Each branch imports its runtime: a scan with the default engine must not load torch.
     match _resolve(kind):
         case "tensorrt":
             from prompt_iml.engine.runtimes.tensorrt import open_tensorrt

@@ -26,7 +26,7 @@ from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 
 
 class OpenVinoEngine(Engine):
-    """Float32 on the CPU with `threads` threads, or one for each core.
+    """An engine in float32 on the CPU.
 
     The graph is compiled for each batch shape when the shape first occurs: fixed shapes run
     faster, and there are few of them. Compiling takes seconds, so the result is cached for later
@@ -34,7 +34,7 @@ class OpenVinoEngine(Engine):
 
     Args:
         model: the model to run.
-        threads: most CPU threads.
+        threads: most CPU threads; None: one for each core.
         kernel: run `promptiml::MSDeformAttn` with our own kernel; None: if it was compiled.
             Results with and without it agree to 1e-5.
 
@@ -50,8 +50,8 @@ class OpenVinoEngine(Engine):
         self._core = core(self._kernel)
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",  # or it takes bf16 where the CPU has it: 5e-2 off
-            "ENABLE_CPU_PINNING": False,  # or all actors of a node share the same cores
+            "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it: 5e-2 off
+            "ENABLE_CPU_PINNING": False,  # pinned, all actors of a node would share the same cores
         } | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         try:
             self._graph = self._core.read_model(model.graph)
@@ -84,11 +84,11 @@ class OpenVinoEngine(Engine):
         if shape not in self._requests:
             shapes = {name: list(feed.shape) for name, feed in feeds.items()}
             key = self._key(shapes)
-            compiled = self._kept(key) or self._compile(key, shapes)
+            compiled = self._cached(key) or self._compile(key, shapes)
             self._requests[shape] = compiled.create_infer_request()
         return self._requests[shape]
 
-    def _kept(self, key: str) -> openvino.CompiledModel | None:
+    def _cached(self, key: str) -> openvino.CompiledModel | None:
         blob = self._cache.read(key)
         try:
             return self._core.import_model(blob, "CPU", self._options) if blob else None
@@ -105,8 +105,7 @@ class OpenVinoEngine(Engine):
         return compiled
 
     def _key(self, shapes: dict[str, list[int]]) -> str:
-        """Return the digest of everything that shapes the compiled network: model, this file,
-        OpenVINO, processor."""
+        """Return the digest of everything that the compiled network depends on."""
         made_of = [
             self._model.sha256,
             file_digest(self._model.graph),
@@ -161,7 +160,7 @@ class MSDeformAttn(Op):  # type: ignore[misc]
         value, sizes, locations, weights = (tensor.data for tensor in inputs)
         n, _, m, d = value.shape
         outputs[0].shape = Shape([n, locations.shape[1], m * d])
-        # OpenVINO narrows whole numbers to 32 bits
+        # OpenVINO converts integers to 32 bits
         cpu.forward(value, sizes.astype(np.int64), locations, weights, outputs[0].data)
         return True
 
@@ -187,10 +186,10 @@ def _recorded_digest(graph: openvino.Model) -> str | None:
 
 
 def _ms_deform_attn(node: NodeContext) -> list[Output]:
-    """Build `promptiml::MSDeformAttn` from OpenVINO's operations, which expand no local function.
+    """Build `promptiml::MSDeformAttn` from OpenVINO's operations: one GridSample for each level.
 
-    One GridSample a level is several times faster here than the gathers of the local function.
-    Shapes in names are those of `engine.operator.torch_op`, and B = N*M.
+    OpenVINO does not expand local functions, and GridSample is several times faster here than the
+    gathers of ours. Letters in names are those of `engine.operator.torch_op`.
     """
     value_NSMD, sizes_L2, locations, weights = (node.get_input(i) for i in range(4))
     n, _, m, d = _shape(value_NSMD)

@@ -3,12 +3,12 @@
     submit    batch -> pinned memory -> (copy stream) -> device -> (compute stream) the network
     result    device -> (copy stream) -> pinned memory -> Detection
 
-Two slots take turns, each with memory of its own, so that nothing is written while it is read. The
-download of a batch is queued only when its result is asked for: behind the next batch's upload,
-which it would otherwise delay. `Device` is a GPU and `Program` is the network on it: these are
-`engine.runtimes.cuda_device` with `engine.runtimes.tensorrt`, or both of PyTorch
-(`engine.runtimes.torch_cuda`).
-The tests use a device that reorders everything whose order no stream and no event fixes.
+Two sets of buffers take turns, so that no buffer is written while it is read. The download of a
+batch is queued only when its result is requested: behind the next batch's upload, which it would
+otherwise delay. `Device` is a GPU and `Program` the network on it, from
+`engine.runtimes.cuda_device` and `engine.runtimes.tensorrt`, or both from
+`engine.runtimes.torch_cuda`. The tests use a device that reorders all work that no stream and no
+event orders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Array = NDArray[Any]
 Shape = tuple[int, int, int]  # of a batch: images, height, width
 Buffers = Mapping[str, Any]  # device memory by the name of the graph's input or output
 
-SLOTS = 2
+BUFFER_SETS = 2
 
 
 class Device(Protocol):
@@ -88,7 +88,7 @@ class Program(Protocol):
     largest: int
 
     def enqueue(self, shape: Shape, buffers: Buffers, stream: Any) -> None:
-        """Queue one run. A slot has the same buffers in every run.
+        """Queue one run. The buffers of a batch are always one of the same few sets.
 
         Raises:
             InferError: the program was not built for this shape.
@@ -98,32 +98,32 @@ class Program(Protocol):
 
 
 @dataclass(slots=True)
-class _Slot:
+class _BatchBuffers:
     """Memory for one batch of one shape.
 
     Attributes:
         host, device: pinned and device memory by the name of the graph's input or output.
-        runs: how often it was used.
+        runs: how often the network ran on it.
         launch: the captured CUDA graph of a run, if there is one.
-        taken: whether a pending batch uses it.
+        in_use: whether a pending batch uses it.
     """
 
     host: dict[str, Array]
     device: dict[str, Any]
     runs: int = 0
     launch: Callable[[], None] | None = None
-    taken: bool = False
+    in_use: bool = False
 
 
 class _PendingBatch:
-    """A batch on the device. `download` waits for it and frees its slot, and so is called once."""
+    """A batch on the device. `download` waits for it and frees its buffers: it is called once."""
 
     def __init__(self, download: Callable[[], Detection]) -> None:
         self._download = download
         self._detection: Detection | None = None
 
     def result(self) -> Detection:
-        """See `Pending`; the arrays are the caller's."""
+        """See `Pending`; later batches do not overwrite the arrays."""
         if self._detection is None:
             self._detection = self._download()
         return self._detection
@@ -133,17 +133,17 @@ class OverlappingEngine(Engine):
     """An engine that runs a program on a device.
 
     Args:
-        graphs: from its third run on, launch a slot's run as one CUDA graph.
+        graphs: launch a run as one CUDA graph, from the third run on the same buffers on.
     """
 
-    depth = SLOTS
+    depth = BUFFER_SETS
 
     def __init__(self, model: Model, device: Device, program: Program, graphs: bool = True) -> None:
         self.name = program.name
         self.batch = program.largest
         self._model, self._device, self._program, self._graphs = model, device, program, graphs
         self._copies, self._compute = device.stream(), device.stream()
-        self._slots: dict[tuple[Shape, int], _Slot] = {}
+        self._buffers: dict[tuple[Shape, int], _BatchBuffers] = {}
         self._prompts: dict[str, Any] = {}
         self.load_prompts(model.prompts)
 
@@ -172,43 +172,44 @@ class OverlappingEngine(Engine):
             raise
 
     def _submit(self, batch: Batch) -> Pending:
-        device, slot = self._device, self._slot(batch)
-        np.copyto(slot.host["image"], batch.image)
-        np.copyto(slot.host["qtable"], batch.qtable)
+        device, buffers = self._device, self._free_buffers(batch)
+        np.copyto(buffers.host["image"], batch.image)
+        np.copyto(buffers.host["qtable"], batch.qtable)
         for name in ("image", "qtable"):
-            device.upload(slot.host[name], slot.device[name], self._copies)
+            device.upload(buffers.host[name], buffers.device[name], self._copies)
         device.wait(self._compute, device.record(self._copies))
-        self._run(slot, _shape(batch))
-        slot.taken = True
+        self._run(buffers, _shape(batch))
+        buffers.in_use = True
         computed = device.record(self._compute)
-        return _PendingBatch(lambda: self._download(slot, computed))
+        return _PendingBatch(lambda: self._download(buffers, computed))
 
-    def _download(self, slot: _Slot, computed: Any) -> Detection:
-        """Wait for the event `computed`, and free the slot. Raises `InferError`."""
+    def _download(self, buffers: _BatchBuffers, computed: Any) -> Detection:
+        """Wait for the event `computed`, and free the buffers. Raises `InferError`."""
         device = self._device
-        slot.taken = False
+        buffers.in_use = False
         device.wait(self._copies, computed)
         for name in ("mask_logits", "score_logit"):
-            device.download(slot.device[name], slot.host[name], self._copies)
+            device.download(buffers.device[name], buffers.host[name], self._copies)
         device.synchronize(device.record(self._copies))
-        return Detection(slot.host["mask_logits"].copy(), slot.host["score_logit"].copy())
+        host = buffers.host
+        return Detection(host["mask_logits"].copy(), host["score_logit"].copy())
 
-    def _slot(self, batch: Batch) -> _Slot:
-        for turn in range(SLOTS):
-            key = (_shape(batch), turn)
-            if key not in self._slots:
-                self._slots[key] = self._allocate(batch)
-            if not self._slots[key].taken:
-                return self._slots[key]
-        raise InferError(f"{self.name}: more than {SLOTS} batches pending")
+    def _free_buffers(self, batch: Batch) -> _BatchBuffers:
+        for number in range(BUFFER_SETS):
+            key = (_shape(batch), number)
+            if key not in self._buffers:
+                self._buffers[key] = self._allocate(batch)
+            if not self._buffers[key].in_use:
+                return self._buffers[key]
+        raise InferError(f"{self.name}: more than {BUFFER_SETS} batches pending")
 
     def _release(self, size: int) -> None:
-        """Free the slots of batches of at least this size that are not pending."""
-        for key, slot in list(self._slots.items()):
-            if key[0][0] >= size and not slot.taken:
-                del self._slots[key]
+        """Free the buffers of batches of at least this size that are not pending."""
+        for key, buffers in list(self._buffers.items()):
+            if key[0][0] >= size and not buffers.in_use:
+                del self._buffers[key]
 
-    def _allocate(self, batch: Batch) -> _Slot:
+    def _allocate(self, batch: Batch) -> _BatchBuffers:
         n, height, width = _shape(batch)
         tensors = {
             "image": ((n, height, width, 3), "uint8"),
@@ -216,21 +217,21 @@ class OverlappingEngine(Engine):
             "mask_logits": ((n, height // 4, width // 4), "float32"),
             "score_logit": ((n,), "float32"),
         }
-        return _Slot(
+        return _BatchBuffers(
             {name: self._device.pinned(*tensor) for name, tensor in tensors.items()},
             {name: self._device.buffer(*tensor) for name, tensor in tensors.items()},
         )
 
-    def _run(self, slot: _Slot, shape: Shape) -> None:
-        """Queue a run. The first two are direct, as libraries initialise in them; then a graph."""
+    def _run(self, buffers: _BatchBuffers, shape: Shape) -> None:
+        """Queue a run: the first two directly, since libraries initialise in them; then a graph."""
 
         def enqueue() -> None:
-            self._program.enqueue(shape, {**slot.device, **self._prompts}, self._compute)
+            self._program.enqueue(shape, {**buffers.device, **self._prompts}, self._compute)
 
-        if self._graphs and slot.launch is None and slot.runs == 2:
-            slot.launch = self._device.capture(self._compute, enqueue)
-        (slot.launch or enqueue)()
-        slot.runs += 1
+        if self._graphs and buffers.launch is None and buffers.runs == 2:
+            buffers.launch = self._device.capture(self._compute, enqueue)
+        (buffers.launch or enqueue)()
+        buffers.runs += 1
 
 
 def _shape(batch: Batch) -> Shape:

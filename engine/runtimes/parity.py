@@ -19,16 +19,16 @@ from prompt_iml.engine.errors import InferError
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
 
-# Tolerated `Difference.error`. The JPEG view counts rounded values, and some lie on the edge: even
-# two float32 engines differ by up to 8e-3. The emulated error of half precision by itself is at
-# most half of these (tests/engine/build/test_build.py).
+# Largest `Difference.error` that passes. The JPEG view counts rounded values, and some lie half way
+# between integers: even two float32 engines differ by up to 8e-3. The emulated error of half
+# precision alone is at most half of these (tests/engine/build/test_build.py).
 TOLERANCES = {"float32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
 NOISE_FLOOR = 1e-3  # root mean square of logits: two float32 engines differ by less
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One batch to compare on, and a word for its images: `photographs` or `noise`."""
+    """One batch to compare on; `images` says what it holds: `photographs` or `noise`."""
 
     images: str
     batch: Batch
@@ -40,7 +40,7 @@ class Difference:
 
     Attributes:
         output: name in the graph.
-        images: `photographs` or `noise`.
+        images: see `Case`.
         batch, height, width: shape of the batch.
         error: largest absolute difference of a logit, divided by the larger of 1 and the
             reference's largest absolute logit; infinite where a logit is not finite, or the
@@ -81,7 +81,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether no error is above the tolerance."""
+        """True if no error is above the tolerance."""
         return self.worst.error <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
@@ -108,18 +108,18 @@ def missed_prompts(engine: Engine, reference: Engine, prompts: PromptSet, case: 
     that ignores prompts would pass there.
 
     Args:
-        engine, reference: both hold `prompts` afterwards.
-        prompts: as the network takes them.
+        engine, reference: the engines; both have `prompts` loaded afterwards.
+        prompts: the prompts whose effect is measured.
         case: one batch.
     """
     none = PromptSet(tuple(np.zeros_like(tensor) for tensor in prompts.tensors))
-    moves = []
+    effects = []
     for each in (engine, reference):
         each.load_prompts(none)
         without = _logits(each.run(case.batch))
         each.load_prompts(prompts)
-        moves.append(_logits(each.run(case.batch)) - without)
-    missed, whole = np.sqrt([((moves[0] - moves[1]) ** 2).mean(), (moves[1] ** 2).mean()])
+        effects.append(_logits(each.run(case.batch)) - without)
+    missed, whole = np.sqrt([((effects[0] - effects[1]) ** 2).mean(), (effects[1] ** 2).mean()])
     return float(max(missed - NOISE_FLOOR, 0) / whole) if whole else 0.0
 
 

@@ -1,9 +1,9 @@
-"""Stored TensorRT plans of `prompt-iml build`, each with its comparison.
+"""Storage of the TensorRT plans that `prompt-iml build` made, each with its comparison.
 
 A `BlobCache` holds the bytes, so a plan is read only from a folder that no other user can write to,
 and only when its digest is right: deserialising a plan runs code in it. A build stores two blobs:
-the plans under a key of everything that shapes them, and the key that is current for a model on a
-machine.
+the plans, under a key of everything that they depend on, and that key itself, as the current one
+for a model on a machine.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ Tile = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Settings that shape plans, besides the model and the machine.
+    """Settings of a build, besides the model and the machine.
 
     Attributes:
         tiles: (height, width) in pixels; one plan each.
         batches: batch sizes, ascending; each has an optimisation profile.
-        precision: of all operators but those that stay in float32 (`engine.build.precision`).
-        plugin: for the deformable attention, see `engine.build.graph`.
+        precision: precision of all operators but those that stay in float32
+            (`engine.build.precision`).
+        plugin: implementation of the deformable attention, see `engine.build.graph`.
     """
 
     tiles: tuple[Tile, ...]
@@ -63,7 +64,7 @@ class Built:
 
 
 def plan_key(model: Model, recipe: Recipe, machine: Sequence[str]) -> str:
-    """Return the sha256 of all that shapes plans; `machine` is from `engine.runtimes.tensorrt`."""
+    """Return the sha256 of all that plans depend on; `machine` as in `engine.runtimes.tensorrt`."""
     return _digest("plans", model, machine, asdict(recipe))
 
 
@@ -75,7 +76,7 @@ def store(
     plans: Mapping[Tile, bytes],
     parity: Parity,
 ) -> str:
-    """Store plans that passed, and make them current. Returns their key.
+    """Store plans that passed the comparison, make them current, and return their key.
 
     Raises:
         ValueError: the plans did not pass.
@@ -119,6 +120,6 @@ def _read(cache: BlobCache, key: str) -> Built | None:
     return Built(plans, recipe.short_precision, about)
 
 
-def _digest(what: str, model: Model, machine: Sequence[str], more: Any = None) -> str:
-    made_of = [VERSION, what, model.sha256, file_digest(model.graph), list(machine), more]
+def _digest(kind: str, model: Model, machine: Sequence[str], more: Any = None) -> str:
+    made_of = [VERSION, kind, model.sha256, file_digest(model.graph), list(machine), more]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The interface between a scan and a runtime: an `Engine` takes a `Batch`, gives a `Detection`."""
+"""The interface of a runtime: an `Engine` that turns a `Batch` into a `Detection`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prompt_iml.engine.model.prompts import PromptSet
 
-# What pip installs for each runtime; its module has the runtime's name.
+# Arguments of `pip install` for each runtime; the runtime's name is that of its module.
 PACKAGES = {
     "openvino": "openvino",
     "onnxruntime": "onnxruntime",
@@ -40,7 +40,7 @@ class Detection:
 
     Attributes:
         mask_logits: (N, H/4, W/4) float32; above 0 means manipulated.
-        score_logit: (N,) float32, for the image as a whole.
+        score_logit: (N,) float32, one for each image as a whole.
     """
 
     mask_logits: NDArray[np.float32]
@@ -74,9 +74,9 @@ class Engine(ABC):
     """A runtime with a model loaded. Not thread-safe: one engine, one thread.
 
     Attributes:
-        name: runtime, precision and device, as rows name it: `openvino/f32/cpu`.
-        batch: images a batch that suit the runtime best.
-        depth: batches that may be pending at once.
+        name: runtime, precision and device, as in result rows: `openvino/f32/cpu`.
+        batch: number of images in a batch that suits the runtime best.
+        depth: most batches that may be pending at once.
     """
 
     name: str

@@ -19,15 +19,15 @@ from prompt_iml.engine.runtimes.protocol import PACKAGES
 
 
 class TensorRtProgram:
-    """See `engine.runtimes.overlap.Program`.
+    """TensorRT plans as a program (`engine.runtimes.overlap.Program`).
 
     Args:
         trt: the module `tensorrt`.
-        plans: by (height, width) of the tiles.
+        plans: serialised plans by (height, width) of the tiles.
         precision: as `Recipe.short_precision`: `f16`.
 
     Raises:
-        DamagedModel: a plan is of another TensorRT version or of another GPU.
+        DamagedModel: a plan was built by another TensorRT version or for another GPU.
     """
 
     def __init__(self, trt: Any, plans: Mapping[tuple[int, int], bytes], precision: str) -> None:
@@ -49,7 +49,7 @@ class TensorRtProgram:
     def _deserialized(self, plan: bytes) -> Any:
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise DamagedModel(f"{self.name} refuses a plan: run prompt-iml build here again")
+            raise DamagedModel(f"{self.name} cannot load a plan: run prompt-iml build here again")
         return engine
 
     def _context(self, shape: Shape, stream: Any) -> Any:
@@ -82,7 +82,7 @@ def import_tensorrt() -> Any:
 
 
 def machine(trt: Any, device: CudaDevice) -> list[str]:
-    """Return what plans depend on: TensorRT's version, the GPU's name and compute capability."""
+    """Return what plans depend on: TensorRT's version, the GPU's name and its capability."""
     return [trt.__version__, device.name, "{}.{}".format(*device.capability)]
 
 

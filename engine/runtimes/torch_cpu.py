@@ -13,7 +13,7 @@ from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
 
 
 class TorchEngine(Engine):
-    """The network itself in float32 on the CPU. `threads` is set for the whole process."""
+    """The PyTorch network in float32 on the CPU. `threads` is set for the whole process."""
 
     name = "torch/f32/cpu"
 

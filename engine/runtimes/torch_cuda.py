@@ -1,6 +1,6 @@
 """PyTorch on a GPU, in bfloat16 with our kernel, as an `engine.runtimes.overlap.OverlappingEngine`.
 
-PyTorch is both device (streams, events, pinned memory, CUDA graphs) and program.
+PyTorch implements both the device (streams, events, pinned memory, CUDA graphs) and the program.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class TorchProgram:
 
     Args:
         model: the model to run.
-        device: GPU, or in tests the CPU.
-        dtype: of all operators that autocast does not keep in float32.
+        device: a GPU, or in tests the CPU.
+        dtype: type of all operators that autocast does not keep in float32.
     """
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
@@ -119,7 +119,7 @@ class TorchProgram:
 
 
 def available() -> bool:
-    """Whether PyTorch sees a GPU."""
+    """Return whether PyTorch finds a GPU."""
     return torch.cuda.is_available()
 
 

@@ -67,7 +67,7 @@ class TensorRtBuilder(Builder):
             register()
         graph = graph_for(model, recipe, tile, float32)
         plan, self._timing = build_plan(
-            self._trt, graph, recipe.batches, timing_cache=self._timing, say=log
+            self._trt, graph, recipe.batches, timing_cache=self._timing, log=log
         )
         return plan
 

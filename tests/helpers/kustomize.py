@@ -18,7 +18,7 @@ KNOWN = {
 
 
 def render(folder: Path) -> list[Document]:
-    """What `kubectl kustomize FOLDER` prints.
+    """Return the output of `kubectl kustomize FOLDER`.
 
     Raises:
         ValueError: it uses a feature that is not here.

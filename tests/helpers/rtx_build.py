@@ -39,12 +39,12 @@ def main(name: str, precision: Any, tile: str, *batches: str) -> None:
     from prompt_iml.engine.model.folder import load_model
     from prompt_iml.engine.runtimes.plans import Recipe
 
-    model, said = load_model(name), list[str]()
+    model, lines = load_model(name), list[str]()
     size = (int(tile), int(tile))
     recipe = Recipe((size,), tuple(map(int, batches)), precision, "none")
     graph = graph_for(model, recipe, size)
-    plan, cache = build_plan(trt, graph, recipe.batches, say=said.append)
-    found = {"said": said, "plan": len(plan), "timing_cache": len(cache)}
+    plan, cache = build_plan(trt, graph, recipe.batches, log=lines.append)
+    found = {"log": lines, "plan": len(plan), "timing_cache": len(cache)}
     print(json.dumps(found))
 
 

@@ -1,6 +1,6 @@
-"""What the paper does not have, each part an option that the config switches on.
+"""Parts of the network that the paper does not have; the config switches the first three on.
 
-Enter: the same pixels, the file's quantisation table, or maps of the network. Leave: an addition
-to a map of the high-frequency branch (`jpeg_view`, `matches`), its tokens (`wide_stem`), or the
-score of the whole image (`score_head`).
+Pixels, the file's quantisation table or maps of the network enter. An addition to a map of the
+high-frequency branch (`jpeg_view`, `matches`), its tokens (`wide_stem`), or the score of the whole
+image (`score_head`) leaves.
 """

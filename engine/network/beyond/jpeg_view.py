@@ -1,18 +1,19 @@
 """JPEG view: histograms of an image's DCT coefficients, in units of its own quantisation table.
 
-Saving twice leaves gaps and peaks in these histograms, and a region from elsewhere has others
-than its surroundings. It needs pixels on their native 8x8 grid.
+Saving an image twice leaves gaps and peaks in these histograms, and a region from another image has
+other histograms than its surroundings. The view needs pixels on their native 8x8 grid.
 
-Paper (P): it has nothing of the kind.
+Paper (P): it has no such view.
 Choices (C):
     The idea is that of CAT-Net's DCT stream (Kwon et al., arXiv 2108.12947).
     Likelihood ratios by gaps follow Bianchi and Piva, "Image forgery localization via block-grained
-        analysis of JPEG artifacts", 2012: smoothed, the histogram of an image saved twice is that
-        of a region saved once, so what lies in a gap is of such a region.
-    Likelihood ratios by steps: where the first save was the coarser, its step can be estimated,
-        and what is no multiple of it was not saved then.
-Letters: B images, H W rows and columns (of pixels or of blocks, as the name says), C channels,
-K coefficients of a block, N sizes |c| of a coefficient, S blocks, Q candidate steps.
+        analysis of JPEG artifacts", 2012: smoothing the histogram of an image saved twice gives
+        that of a region saved once, so a coefficient in a gap is likely from such a region.
+    Likelihood ratios by steps: where the first save was coarser, its quantisation step can be
+        estimated, and a coefficient that is no multiple of it was not in the first save.
+Letters: B images, H W rows and columns (of pixels if the name begins with image or luma, else of
+blocks), C channels, K coefficients of a block, N sizes |c| of a coefficient, S blocks, Q candidate
+steps.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from torch.nn import functional
 from prompt_iml.engine.network.config import JpegViewConfig
 
 BLOCK = 8  # pixels
-AROUND = 2  # bins on either side that a histogram is smoothed over
-RARE = 1e-3  # added to shares of coefficients: below it, how many there are is chance
-FIRST_STEPS = 2, 34  # range of quantisation steps that a first save may have
-STRAY = 0.15  # share of the coefficients that are not where the first save put them
-FAINT = 0.03  # mean log likelihood ratio up to which no first save is assumed
+AROUND = 2  # a histogram is smoothed over so many bins on either side
+RARE = 1e-3  # added to shares of coefficients, since smaller shares are chance
+FIRST_STEPS = 2, 34  # range of the quantisation steps of a first save
+STRAY = 0.15  # share of coefficients that are no multiple of the first step after a second save
+FAINT = 0.03  # up to this mean log likelihood ratio no first save is assumed
 LUMA = (0.299, 0.587, 0.114)  # JFIF
 
 
 def zigzag() -> list[int]:
-    """Natural (row-major) index of each coefficient of an 8x8 block, in zig-zag order."""
+    """Return the natural (row-major) indices of an 8x8 block's coefficients in zig-zag order."""
     return sorted(
         range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8)
     )
 
 
 def dct_basis() -> Tensor:
-    """(64, 8, 8) float64: the orthonormal DCT-II of an 8x8 block, coefficients in natural order."""
+    """Return the orthonormal DCT-II of 8x8, (64, 8, 8) float64, coefficients in natural order."""
     frequency, position = torch.arange(8.0).double(), torch.arange(8.0).double()
     basis = torch.cos(math.pi * frequency[:, None] * (2 * position[None] + 1) / 16) / 2
     basis[0] /= math.sqrt(2)
@@ -50,9 +51,11 @@ def dct_basis() -> Tensor:
 
 
 def smoothing(bins: int) -> Tensor:
-    """(2, N, N) matrices that turn shares of the sizes |c| = 0, 1, ... into shares of the values c
-    of one sign, and into the same smoothed over `AROUND` values on either side. Zero for the
-    last bin, which is open."""
+    """Return (2, N, N), two matrices for shares of the sizes |c| = 0, 1, ... in a histogram.
+
+    The first gives the shares of the values c of one sign, the second these smoothed over `AROUND`
+    values on either side. Rows of the last bin, which is open, are zero.
+    """
     shares = torch.zeros(2, bins, bins)
     for size in range(bins - 1):
         shares[0, size, size] = 1 if size == 0 else 0.5
@@ -63,7 +66,7 @@ def smoothing(bins: int) -> Tensor:
 
 
 class JpegView(nn.Module):
-    """(B, 3, H, W) pixels and (B, 64) tables -> (B, H/8, W/8, C)."""
+    """The JPEG view: pixels (B, 3, H, W) and tables (B, 64) -> (B, H/8, W/8, C)."""
 
     basis: Tensor
     order: Tensor
@@ -83,26 +86,27 @@ class JpegView(nn.Module):
         if config.likelihood_ratios:
             self.register_buffer("smoothing", smoothing(config.bins), persistent=False)
             self.ratios = nn.Conv2d(2 * config.coefficients, width, 1, bias=False)
-            nn.init.zeros_(self.ratios.weight)  # C: it can be added to a trained network
+            nn.init.zeros_(self.ratios.weight)  # C: so that it can join a trained network
         self.local = nn.Conv2d(3 * width, width, 1)
         self.whole = nn.Linear(width + 64, width)
         self.out = nn.Conv2d(width, out_channels, 1)
 
     def coefficients(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
-        """(B, K, H/8, W/8): AC coefficients of the luma over the table, not rounded.
+        """Return (B, K, H/8, W/8): AC coefficients of the luma over the table, not rounded.
 
         Pixels are 0..255. The luma is rounded, which undoes most of the decoder's rounding of
-        RGB. The level shift touches the DC alone, which is not among them.
+        RGB. The level shift changes only the DC coefficient, which is not among them.
         """
         luma_B1HW = (image_B3HW * self.luma).sum(1, keepdim=True).round()
         coefficients = functional.conv2d(luma_B1HW - 128, self.basis.to(luma_B1HW), stride=BLOCK)
         return coefficients / qtable_B64[:, self.order, None, None]
 
     def forward(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
-        """Embed the histograms at a block, around it (3x3, 7x7) and over the image, and the table.
+        """Return (B, H/8, W/8, C): histograms of each block, around it and of the image, embedded.
 
-        Histograms are means of one-hot vectors. As a mean commutes with a 1x1 convolution, the
-        K*N channels are reduced to `width` before anything is averaged.
+        The surroundings are 3x3 and 7x7 blocks, and the table is embedded too. Histograms are means
+        of one-hot vectors. As a mean commutes with a 1x1 convolution, the K*N channels are reduced
+        to the width of the view before they are averaged.
         """
         with torch.autocast(image_B3HW.device.type, enabled=False):
             bin_BKHW = self.coefficients(image_B3HW, qtable_B64).abs().round()
@@ -122,8 +126,8 @@ class JpegView(nn.Module):
         return out_BCHW.permute(0, 2, 3, 1)
 
     def likelihood_ratios(self, bin_BKHW: Tensor, onehot_BKNHW: Tensor, step_BK: Tensor) -> Tensor:
-        """(B, 2K, H, W) float32: logarithms of how much likelier each coefficient is if its block
-        was saved once, by gaps, then if it was saved twice, by steps; 0 in the open bin."""
+        """Return (B, 2K, H, W) float32: log likelihood ratios of each coefficient, by gaps (saved
+        once to twice), then by steps (saved twice to once); 0 in the open bin."""
         share_BKN = onehot_BKNHW.to(self.smoothing.dtype).mean((3, 4))
         as_they_are, smoothed = self.smoothing.mT
         gaps_BKN = ((share_BKN @ smoothed + RARE) / (share_BKN @ as_they_are + RARE)).log()
@@ -134,8 +138,10 @@ class JpegView(nn.Module):
 
 
 def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
-    """(B, K, N): log of how likely each size is if a first save had the step that explains most,
-    over how likely if there was none; 0 where no step explains much, and in the open bin.
+    """Return (B, K, N): the log likelihood ratio of each size between a first save and none.
+
+    The first save has the step that explains the histogram best. The ratio is 0 where no step
+    explains it well, and in the open bin.
 
     Args:
         share_BKN: share of the coefficients at each size, in units of the last save's step.
@@ -147,11 +153,11 @@ def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
     value_BKN1 = size_N1 * last_BK11
     first_BKNQ = (value_BKN1 / steps_Q).round() * steps_Q
     again_BKNQ = (first_BKNQ / last_BK11).round() * last_BK11
-    sigma_BK11 = 0.45 + 0.1 * last_BK11  # of rounding to pixels, and of the last save
+    sigma_BK11 = 0.45 + 0.1 * last_BK11  # noise of rounding to pixels, and of the last save
     close = (-((value_BKN1 - again_BKNQ) ** 2) / (2 * sigma_BK11**2)).exp() * (first_BKNQ > 0)
     peaks = steps_Q / last_BK11.clamp(min=1.25)  # fewer sizes share the same probability
     ratio_BKNQ = ((1 - STRAY) * peaks * close + STRAY).log()
-    # Sizes near 0 are multiples of every step, and the open bin has no size.
+    # Sizes near 0 are multiples of every step, and the open bin has no single size.
     ratio_BKNQ = ratio_BKNQ * ((value_BKN1 > 1.7) & (size_N1 < share_BKN.shape[2] - 1))
     gain_BKQ = (share_BKN[..., None] * ratio_BKNQ).sum(2)
     gain_BKQ = torch.where(steps_Q > step_BK[:, :, None], gain_BKQ, -1.0)
@@ -161,7 +167,7 @@ def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
 
 
 def _mean(x_BCHW: Tensor, size: int) -> Tensor:
-    """Local mean over size x size; at the border, over what lies inside.
+    """Return the local mean over size x size; at the border, over the part inside.
 
     Computed as products of matrices, since PyTorch's pooling takes a tenth of a training step on a
     CPU.
@@ -171,7 +177,7 @@ def _mean(x_BCHW: Tensor, size: int) -> Tensor:
 
 
 def _band(n: int, half: int, like: Tensor) -> Tensor:
-    """(n, n): each row takes the mean over the places at most `half` away."""
+    """Return (n, n): the matrix of the mean over positions at most `half` away."""
     place = torch.arange(n, device=like.device)
     near = ((place[:, None] - place[None]).abs() <= half).to(like.dtype)
     return near / near.sum(1, keepdim=True)

@@ -1,12 +1,12 @@
-"""Score head: one number for the whole image, from the mask and from what led to it.
+"""Score head: one logit for the whole image, from its mask, the query and the feature maps.
 
-Paper (P): it locates and does not score; its training has no labels of images.
+Paper (P): it has no score; its training has no labels of images.
 Choices (C):
-    The score begins as the evidence in the mask alone, and learns to weigh that against the query,
-        the fused maps, and the features inside and outside of the mask. The highest pixel alone
-        would make one pixel's noise an alarm.
-    GELU, not ReLU: all of its units died within 10,000 samples.
-    Gradients pass the evidence, and not the weights of inside and outside.
+    The score begins as the evidence in the mask (its soft maxima) alone, and learns to weigh it
+        against the query, the fused maps, and the features inside and outside of the mask. The
+        maximum alone would turn the noise of one pixel into an alarm.
+    The activation is GELU: with ReLU, all units died within 10,000 samples.
+    Gradients flow through the evidence, and not through the weights of inside and outside.
 Letters: B images, H W rows and columns of the mask, S cells of the mask, D channels of the decoder,
 C channels of a fused map, K sharpnesses.
 """
@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-SHARPNESS = (0.5, 1.0, 4.0)  # of three soft maxima: near the mean, by odds, near the highest
+SHARPNESS = (0.5, 1.0, 4.0)  # of three soft maxima: near the mean, of the odds, near the maximum
 
 
 class ScoreHead(nn.Module):
@@ -31,7 +31,7 @@ class ScoreHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
         self.evidence = nn.Linear(len(SHARPNESS), 1)
-        # C: begins as the evidence alone; the rest has hundreds of numbers to be wrong about
+        # C: the score begins as the evidence alone, so that the other inputs add no noise
         nn.init.zeros_(cast("nn.Linear", self.layers[2]).weight)
         nn.init.constant_(self.evidence.weight, 1 / len(SHARPNESS))
 
@@ -42,7 +42,7 @@ class ScoreHead(nn.Module):
         mask_BHW: Tensor,
         fused_BHWC: Sequence[Tensor],
     ) -> Tensor:
-        """Logits (B,)."""
+        """Return score logits (B,)."""
         logits_BS = mask_BHW.flatten(1)
         inside_BS1 = logits_BS.detach().sigmoid()[:, :, None]
         features_BDS = features_BDHW.flatten(2)
@@ -57,9 +57,9 @@ class ScoreHead(nn.Module):
 
 
 def soft_maximum(x_BS: Tensor, sharpness: float) -> Tensor:
-    """(B,) between the mean (sharpness 0) and the maximum: log mean exp.
+    """Return the log mean exp, (B,): near the mean for a small sharpness, else near the maximum.
 
-    Not `logsumexp` less the logarithm of the size: an exported graph would keep that of one size.
+    An exported graph would fix the size in `logsumexp` minus the logarithm of the size.
     """
     x_BS = sharpness * x_BS
     highest_B1 = x_BS.detach().amax(1, keepdim=True)

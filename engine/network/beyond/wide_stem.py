@@ -2,9 +2,9 @@
 
 Paper (P): its stem is linear (equation 2, `engine.network.stems`).
 Choices (C):
-    Patches of 4 become many rectified channels, of which a second convolution makes the tokens.
-        Noise differs from noise in its strength, and no linear map from a patch to fewer numbers
-        than it has pixels keeps that.
+    Patches of 4 become many rectified channels, from which a second convolution makes the tokens.
+        Regions differ in the strength of their noise, which a linear map from a patch to fewer
+        numbers than it has pixels does not keep.
     A new block begins as the identity, so that it can be added to a trained network.
 Letters: B images, H W rows and columns, C channels.
 """
@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from prompt_iml.engine.network.stems import BayarPatches
 
-PATCH = 4  # pixels: the paper's patch; the second convolution goes on to larger ones
-GAIN = 16.0  # residuals are a few grey levels, a twentieth of the unit that images come in
+PATCH = 4  # pixels: the paper's patch; the second convolution merges them into larger ones
+GAIN = 16.0  # residuals are a few grey levels, a twentieth of the standard deviation of pixels
 
 
 class WideStem(BayarPatches):
@@ -32,7 +32,7 @@ class WideStem(BayarPatches):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
-        """(B, H/patch, W/patch, C)."""
+        """Return tokens (B, H/patch, W/patch, C)."""
         rectified_BCHW = functional.relu(GAIN * self.residuals(image_B3HW))
         tokens_BHWC = self.merge(self.blocks(rectified_BCHW)).permute(0, 2, 3, 1)
         y: Tensor = self.norm(tokens_BHWC.to(self.norm.weight.dtype))
@@ -40,7 +40,7 @@ class WideStem(BayarPatches):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions whose result is added to their input."""
+    """Two 3x3 convolutions whose output is added to their input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -50,6 +50,6 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(cast("Tensor", self.conv2.bias))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """Return (B, C, H, W)."""
         y: Tensor = x_BCHW + self.conv2(functional.relu(self.conv1(x_BCHW)))
         return y

@@ -1,4 +1,4 @@
-"""From the exported graph to a plan, and the gate that a plan must pass before anything uses it."""
+"""The build of TensorRT plans, and the comparison that a plan must pass before it is used."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_build_keeps_enough_operators_in_float32(
     exceeded: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Which ones are chosen differs between processors, as their rounding does."""
+    """The choice itself is not tested: it differs between processors, as their rounding does."""
     recipe, tolerance = replace(RECIPE, precision=precision), TOLERANCES[precision]
     _, error = float32_operators(model, recipe, batch)
     assert 0 < error <= tolerance / 2
@@ -79,7 +79,7 @@ def test_operators_are_added_while_they_help() -> None:
 
 
 def scale_a_weight(graph: onnx.ModelProto) -> None:
-    """One of the last convolutions' by 1.05."""
+    """Scale the weight of the last convolution by 1.05."""
     node = [node for node in graph.graph.node if node.op_type == "Conv"][-1]
     factor = helper.make_node("Constant", [], ["factor"], value_float=1.05)
     scaled = helper.make_node("Mul", [node.input[1], "factor"], ["scaled"])
@@ -90,20 +90,20 @@ def scale_a_weight(graph: onnx.ModelProto) -> None:
 
 
 def scale_the_mask(graph: onnx.ModelProto) -> None:
-    """By 1.05; the score still reads the right one."""
+    """Scale the mask by 1.05, but not the mask that the score is computed from."""
     rename(graph, "mask_logits")
     factor = helper.make_node("Constant", [], ["factor"], value_float=1.05)
     graph.graph.node.extend([factor, helper.make_node("Mul", ["was", "factor"], ["mask_logits"])])
 
 
 def swap_the_axes(graph: onnx.ModelProto) -> None:
-    """Of the mask."""
+    """Transpose the mask."""
     rename(graph, "mask_logits")
     graph.graph.node.append(helper.make_node("Transpose", ["was"], ["mask_logits"], perm=[0, 2, 1]))
 
 
 def forget_the_batch(graph: onnx.ModelProto) -> None:
-    """Every image gets the first one's score."""
+    """Give every image of a batch the score of the first one."""
     rename(graph, "score_logit")
     nodes = [
         helper.make_node("Constant", [], ["zero"], value_int=0),
@@ -121,7 +121,7 @@ def rename(graph: onnx.ModelProto, output: str) -> None:
 
 
 def engine_of(model: Model, folder: Path, edit: Edit) -> Engine:
-    """The model's engine, wrong on purpose."""
+    """Return an engine of the model with an edited graph."""
     shutil.copytree(model.folder, folder, dirs_exist_ok=True)
     graph = onnx.load(model.graph, load_external_data=False)
     edit(graph)
@@ -144,7 +144,7 @@ def test_an_engine_that_computes_the_same_passes(good: Parity) -> None:
 @pytest.mark.parametrize(
     ("edit", "output", "batches"),
     [
-        (scale_a_weight, "score_logit", {1, 2}),  # which reads the mask
+        (scale_a_weight, "score_logit", {1, 2}),  # the score depends on the mask
         (scale_the_mask, "mask_logits", {1, 2}),
         (swap_the_axes, "mask_logits", {1, 2}),
         (forget_the_batch, "score_logit", {2}),
@@ -173,8 +173,8 @@ def test_an_engine_that_fails_or_gives_no_numbers_is_wrong(model: Model) -> None
     assert not parity.passed
 
 
-class Bench:
-    """A builder whose plans are words, opened as an engine of the CPU on the null device."""
+class FakeBuilder:
+    """A builder of fake plans, which it opens as a CPU engine on the null device."""
 
     machine = MACHINE
 
@@ -200,15 +200,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobCache:
 
 
 def test_what_passed_is_stored_once_and_found_again(model: Model, cache: BlobCache) -> None:
-    bench = Bench(open_engine(model, "onnxruntime"))
-    summary = command.build(BuildSettings(batch=2), bench)
+    builder = FakeBuilder(open_engine(model, "onnxruntime"))
+    summary = command.build(BuildSettings(batch=2), builder)
     assert summary["stored"]
     found = plans.current(cache, model, MACHINE)
     assert found
     assert found.plans == {(256, 256): b"(256, 256)"}
     assert found.about["parity"]["worst"] == summary["parity"]["worst"]
-    command.build(BuildSettings(batch=2), bench)
-    assert len(bench.built) == 1
+    command.build(BuildSettings(batch=2), builder)
+    assert len(builder.built) == 1
     assert plans.current(cache, model, ("11.5", *MACHINE[1:])) is None
 
 
@@ -219,8 +219,8 @@ def test_what_failed_is_not_stored_and_exits_with_3(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bench = Bench(engine_of(model, tmp_path / "wrong", forget_the_batch))
-    monkeypatch.setattr(command, "TensorRtBuilder", lambda: bench)
+    builder = FakeBuilder(engine_of(model, tmp_path / "wrong", forget_the_batch))
+    monkeypatch.setattr(command, "TensorRtBuilder", lambda: builder)
     assert main(["build", "--batch", "2"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1])["stored"] is False
@@ -261,7 +261,7 @@ def test_tensorrt_builds_the_packaged_model(model: Model) -> None:
     found = rtx_build.build(str(model.folder), "float16", 256, 1)
     assert found["plan"] > 1_000_000
     assert found["timing_cache"] > 0
-    assert any("Building engine" in line for line in found["said"])
+    assert any("Building engine" in line for line in found["log"])
 
 
 def test_pytorchs_program_is_the_network_in_bfloat16(model: Model, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""The exported file: what it holds, what its operator means, and the gate before it."""
+"""The exported file: its contents, its operator, and the comparison before it is stored."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def graph(packaged: Model) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A small network of the same parts, of one size and without the JPEG view, like preset s."""
+    """A small network with the parts of preset s: one image size, no JPEG view."""
     config = replace(
         PRESETS["prompt-iml-s"],
         name="tiny",
@@ -79,7 +79,7 @@ def test_the_weights_lie_outside_the_graph(graph: onnx.ModelProto, packaged: Mod
     assert {e.value for t in outside for e in t.external_data if e.key == "location"} == {
         "model.safetensors"
     }
-    assert packaged.graph.stat().st_size < 1_000_000  # windows of 16 have an index of half of that
+    assert packaged.graph.stat().st_size < 1_000_000  # half of it is the index of windows of 16
     onnx.checker.check_model(packaged.graph)
 
 
@@ -138,7 +138,7 @@ def test_an_export_takes_batches_it_was_not_traced_with(tiny: Model, kind: str) 
 
 
 def test_an_export_merges_no_parameters(tiny: Model) -> None:
-    """Fresh biases are all zero: equal, and yet not the same."""
+    """New biases are all zero: equal, but different parameters."""
     graph = onnx.load(tiny.graph, load_external_data=False).graph
     inline = [t for t in graph.initializer if t.data_location != TensorProto.EXTERNAL]
     assert len(graph.initializer) - len(inline) == len(tiny.weights())

@@ -1,4 +1,4 @@
-"""The exported graph as TensorRT reads it, with the plugin and without."""
+"""The graph that TensorRT reads, with the plugin and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming detection, with engines whose answers are known."""
+"""Streaming detection, with engines whose outputs are known."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPES = [(1, 1), (384, 256), (512, 512), (700, 900), (100, 600), (200, 200), (5
 
 @dataclass
 class Brightness(Engine):
-    """Mask logits: the mean red of each 4x4 cell, about 100. Score: their largest."""
+    """An engine whose mask logits rise with the mean red of a cell; the score is their maximum."""
 
     name: str = "brightness"
     seen: list[tuple[int, ...]] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Brightness(Engine):
 
 
 class Fragile(Brightness):
-    """Fails on a batch that holds a poisoned tile."""
+    """An engine that fails on a batch with a poisoned tile."""
 
     def submit(self, batch: Batch) -> Done:
         done = super().submit(batch)
@@ -60,7 +60,7 @@ class Fragile(Brightness):
 
 
 class Overflowing(Brightness):
-    """Gives NaN where `Fragile` fails."""
+    """An engine that returns NaN where `Fragile` fails."""
 
     def submit(self, batch: Batch) -> Done:
         done = super().submit(batch)
@@ -69,8 +69,8 @@ class Overflowing(Brightness):
 
 
 @dataclass
-class Frugal(Brightness):
-    """Answers in the same memory each time, as a runtime may."""
+class Reusing(Brightness):
+    """An engine that returns every output in the same memory, as a runtime may."""
 
     memory: NDArray[np.float32] = field(default_factory=lambda: np.zeros((1, 128, 128), "f4"))
 
@@ -110,7 +110,7 @@ def _pixels(finding: Finding) -> NDArray[np.bool_]:
 
 
 def _same(a: Finding | InferError, b: Finding | InferError) -> bool:
-    """Bit for bit, but for the time."""
+    """Return whether two findings are equal to the bit, except for the time."""
     assert isinstance(a, Finding)
     assert isinstance(b, Finding)
     masks = np.array_equal(_pixels(a), _pixels(b))
@@ -156,7 +156,7 @@ def test_finding() -> None:
     assert (finding.mask_threshold, finding.preprocess) == (0.5, "native-256-512")
 
 
-def test_what_is_sure_of_one_place_is_less_sure_of_its_surroundings() -> None:
+def test_a_share_of_the_peak_leaves_out_weaker_regions() -> None:
     image = _square(320, 392)
     image.pixels[100:200, 100:200] = 140
     found = [
@@ -168,7 +168,7 @@ def test_what_is_sure_of_one_place_is_less_sure_of_its_surroundings() -> None:
     assert found[1].mask_threshold == pytest.approx(0.9 * found[1].logits.peak)
 
 
-def test_a_small_picture_without_a_table_is_shown_twice() -> None:
+def test_a_small_picture_without_a_table_has_two_views() -> None:
     image = _square(16, 24, (160, 200))
     once, twice = (
         _one(Image(image.pixels, table), Detector(Brightness(), NATIVE, POLICY))
@@ -182,7 +182,9 @@ def test_a_small_picture_without_a_table_is_shown_twice() -> None:
     assert twice.mask is not None
     assert twice.mask.shape == once.mask.shape == (160, 200)
     assert (once.mask != twice.mask).mean() < 0.01
-    assert once.score_raw <= twice.score_raw <= once.score_raw + 0.5  # beyond an edge it overshoots
+    assert (
+        once.score_raw <= twice.score_raw <= once.score_raw + 0.5
+    )  # bicubic scaling overshoots at edges
 
 
 def test_nothing_found() -> None:
@@ -217,7 +219,11 @@ def test_the_score_is_the_largest_of_the_tiles() -> None:
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_batches_are_always_full(batch_size: int) -> None:
     engine = Brightness()
-    enlarged = {(256, 256): 1 + 4, (512, 512): 0, (256, 512): 3}  # of 1x1, 200x200 and 100x600
+    enlarged = {
+        (256, 256): 1 + 4,
+        (512, 512): 0,
+        (256, 512): 3,
+    }  # tiles of 1x1, 200x200 and 100x600
     list(Detector(engine, NATIVE, POLICY, batch_size).detect(enumerate(map(_image, SHAPES))))
     tiles = {(256, 256): 1 + 2 + 1, (512, 512): 1 + 4 + 2, (256, 512): 2}
     tiles = {shape: count + enlarged[shape] for shape, count in tiles.items()}
@@ -287,7 +293,7 @@ def test_a_failed_image_is_given_up() -> None:
 
 def test_engines_may_reuse_their_memory() -> None:
     image = _image((700, 900))
-    found = [_one(image, Detector(engine, NATIVE, POLICY)) for engine in (Frugal(), Brightness())]
+    found = [_one(image, Detector(engine, NATIVE, POLICY)) for engine in (Reusing(), Brightness())]
     assert _same(found[0], found[1])
 
 

@@ -1,4 +1,4 @@
-"""Masks and regions from maps of logits."""
+"""Masks and regions of maps of logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prompt_iml.engine.detection.views import LogitMap, probability_map
 
 
 def _map(cells: NDArray[np.float64]) -> LogitMap:
-    """One cell a pixel: nothing to interpolate."""
+    """Return a map with one cell for each pixel, so that nothing is interpolated."""
     return LogitMap(cells.astype(np.float32), cells.shape, cells.shape)
 
 

@@ -1,4 +1,4 @@
-"""Cutting and assembling: what a tile's engine sees must come back where it was."""
+"""Cutting into tiles and assembling: outputs lie where the pixels of their tiles were."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _photo(height: int, width: int, seed: int = 0) -> Image:
 
 
 def _cell_means(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A network whose output is known: the mean red of each 4x4 cell, about 0."""
+    """Return the output of a known network: the mean red of each 4x4 cell, scaled to -2..2."""
     height, width = pixels.shape[:2]
     red = pixels[..., 0].astype(np.float32).reshape(height // 4, 4, width // 4, 4)
     return np.asarray((red.mean(axis=(1, 3)) - 128) / 64, np.float32)
@@ -61,7 +61,7 @@ def _detect(image: Image, view: View) -> LogitMap:
 
 
 def _direct(image: Image) -> NDArray[np.float32]:
-    """The same network on the whole image at once."""
+    """Return the output of the same network for the whole image at once."""
     height, width = image.pixels.shape[:2]
     grow = ((0, -height % 4), (0, -width % 4), (0, 0))
     return _cell_means(np.pad(image.pixels, grow, mode="edge"))
@@ -70,7 +70,7 @@ def _direct(image: Image) -> NDArray[np.float32]:
 def _interpolate(
     cells: NDArray[np.float32], shape: tuple[int, int], scale: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """Bilinear by the book: half-pixel centres, constant beyond the outermost ones."""
+    """Interpolate bilinearly between half-pixel centres, constant beyond the outermost."""
     axes = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(shape, scale, strict=True)]
     grid = np.meshgrid(*axes, indexing="ij")
     return np.asarray(map_coordinates(cells.astype(np.float64), grid, order=1, mode="nearest"))
@@ -142,11 +142,13 @@ def test_offsets(length: int) -> None:
     assert not any(left % BLOCK for left in tiling.lefts)
     assert steps.max() <= side - overlap
     assert steps.max() - steps.min() <= BLOCK
-    assert (len(tiling) - 1) * (side - overlap) + overlap < length + BLOCK  # no fewer would do
+    assert (len(tiling) - 1) * (
+        side - overlap
+    ) + overlap < length + BLOCK  # fewer would not cover it
 
 
 @given(st.integers(1, 2000))
-def test_little_is_padded_and_no_pixel_is_dearer_for_it(length: int) -> None:
+def test_little_is_padded_and_tiles_have_no_more_pixels(length: int) -> None:
     tiling = cut(Image(np.zeros((1, length, 3), np.uint8)), NATIVE)
     width = tiling.tile_shape[1]
     padded = next((side for side in (256, 512) if length <= side), 512)
@@ -206,9 +208,11 @@ def test_the_cap_scales_down(height: int, width: int, max_tiles: int) -> None:
     scaled = (h, w) != (height, width)
     assert len(tiling) <= max_tiles
     assert tiling.preprocess == ("native-128-scaled" if scaled else "native-128")
-    assert abs(h * width - w * height) <= max(height, width)  # proportions, to a pixel
+    assert abs(h * width - w * height) <= max(height, width)  # equal proportions, up to a pixel
     assert scaled == (_uncapped(height, width) > max_tiles)
-    assert not scaled or _uncapped(h + h // 50 + 1, w + w // 50 + 1) > max_tiles  # no larger one
+    assert (
+        not scaled or _uncapped(h + h // 50 + 1, w + w // 50 + 1) > max_tiles
+    )  # a larger one has too many
 
 
 def _uncapped(height: int, width: int) -> int:
@@ -226,12 +230,12 @@ def test_fit_names_itself() -> None:
     [
         ((128, 192), False, (256, 384)),
         ((239, 2000), False, (478, 4000)),
-        ((240, 2000), False, None),  # a 16th is mirrored, and no more
+        ((240, 2000), False, None),  # 1/16 of 256 is padded instead
         ((128, 192), True, None),
         ((8, 200_000), False, None),  # more tiles than an image may have
     ],
 )
-def test_small_pictures_without_a_table_are_shown_enlarged_too(
+def test_small_pictures_without_a_table_get_an_enlarged_view(
     shape: tuple[int, int], has_table: bool, enlarged: tuple[int, int] | None
 ) -> None:
     pixels = np.zeros((*shape, 3), np.uint8)
@@ -244,8 +248,8 @@ def test_small_pictures_without_a_table_are_shown_enlarged_too(
 
 
 @pytest.mark.parametrize("shape", [(128, 192), (129, 191), (31, 250)])
-def test_the_mean_of_two_showings_lies_where_the_image_does(shape: tuple[int, int]) -> None:
-    """Of an image that is a ramp, either map is one, and so is their mean."""
+def test_the_mean_of_two_views_keeps_positions(shape: tuple[int, int]) -> None:
+    """The image is a ramp, so both maps and their mean must be ramps."""
     ramp = np.add.outer(np.arange(shape[0]), np.arange(shape[1])) // 2
     image = Image(ramp.astype(np.uint8)[..., None].repeat(3, 2))
     tiling = cut_enlarged(image, NATIVE)

@@ -1,4 +1,4 @@
-"""Calibration, labels, and the file that carries them."""
+"""Calibration, labels, and the policy's file."""
 
 from __future__ import annotations
 

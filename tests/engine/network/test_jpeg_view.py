@@ -1,4 +1,4 @@
-"""The JPEG view against scipy's DCT, real JPEG files, and histograms counted the long way."""
+"""The JPEG view against scipy's DCT, real JPEG files, and histograms counted directly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prompt_iml.engine.network.config import JpegViewConfig
 
 
 def _blocks(luma_HW: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Orthonormal DCT of each 8x8 block: (H/8, W/8, 64)."""
+    """Return the orthonormal DCT of each 8x8 block, (H/8, W/8, 64)."""
     rows, columns = luma_HW.shape[0] // 8, luma_HW.shape[1] // 8
     blocks = luma_HW.reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3)
     transformed: NDArray[np.float64] = dctn(blocks, axes=(2, 3), norm="ortho")
@@ -35,7 +35,7 @@ def _blocks(luma_HW: NDArray[np.float64]) -> NDArray[np.float64]:
 def _saved(
     quality: int, pixels: NDArray[np.uint8] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A photograph, or other pixels, after JPEG; and the file's luma table in natural order."""
+    """Return pixels (default: a photograph) after JPEG, and the luma table in natural order."""
     sink = io.BytesIO()
     image = Image.fromarray(skimage.data.astronaut() if pixels is None else pixels)
     image.save(sink, "JPEG", quality=quality, subsampling=0)
@@ -74,11 +74,11 @@ def test_coefficients_of_a_jpeg_are_whole_numbers(quality: int, closeness: float
     image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
     found = view.coefficients(image_B3HW, torch.from_numpy(table)[None])
     shifted = view.coefficients(image_B3HW[:, :, 3:-5, 5:-3], torch.from_numpy(table)[None])
-    assert (found - found.round()).abs().mean() < closeness  # by chance, 0.25
+    assert (found - found.round()).abs().mean() < closeness  # 0.25 by chance
     assert (shifted - shifted.round()).abs().mean() > 1.5 * closeness
 
 
-def test_histograms_equal_those_counted_the_long_way() -> None:
+def test_histograms_equal_those_counted_directly() -> None:
     torch.manual_seed(0)
     view = JpegView(JpegViewConfig(coefficients=3, bins=4, channels=8), 5).double()
     image = torch.randint(0, 256, (2, 3, 64, 80)).double()
@@ -97,7 +97,7 @@ def test_histograms_equal_those_counted_the_long_way() -> None:
 
 
 def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(2 x coefficients, H/8, W/8)."""
+    """Return the likelihood ratios of an image, (2 x coefficients, H/8, W/8)."""
     view = JpegView(JpegViewConfig(likelihood_ratios=True), 8)
     image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
     table_B64 = torch.from_numpy(table)[None]
@@ -108,7 +108,7 @@ def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np
     return ratios
 
 
-def test_ratios_of_gaps_equal_those_counted_the_long_way() -> None:
+def test_ratios_of_gaps_equal_those_counted_directly() -> None:
     pixels, table = _saved(90, _saved(70)[0])
     values = np.abs(np.round(_blocks(np.round(pixels @ np.array(LUMA)) - 128) / table))
     found = _ratios(pixels, table)
@@ -135,7 +135,7 @@ def test_what_was_saved_once_is_unlikely_where_all_else_was_saved_twice() -> Non
 
 
 @pytest.mark.parametrize(("first", "last"), [(60, 95), (50, 90), (75, 100)])
-def test_the_steps_of_a_coarser_first_save_are_told(first: int, last: int) -> None:
+def test_the_steps_of_a_coarser_first_save_are_found(first: int, last: int) -> None:
     pixels, coarse = _saved(first)
     _, fine = _saved(last, pixels)
     order = zigzag()[1:5]
@@ -156,7 +156,7 @@ def test_no_first_steps_where_there_were_none_or_finer_ones(first: int | None, l
 
 
 def _table_of_steps(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(coefficients, bins)."""
+    """Return `first_steps` of an image, (coefficients, bins)."""
     values = np.abs(np.round(_blocks(np.round(pixels @ np.array(LUMA)) - 128) / table))
     sizes = torch.from_numpy(values.clip(max=15))[..., zigzag()[1:21]].long()
     shares = functional.one_hot(sizes, 16).float().mean((0, 1))[None]
@@ -165,7 +165,7 @@ def _table_of_steps(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> ND
     return ratios
 
 
-def test_the_table_tells_quantised_from_not() -> None:
+def test_the_table_changes_the_output() -> None:
     pixels, table = _saved(75)
     view = JpegView(JpegViewConfig(), 8)
     image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]

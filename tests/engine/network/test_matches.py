@@ -1,4 +1,4 @@
-"""Matches: a copy is found where it is, and nothing where there is none."""
+"""Matches: a copy is found at its place, and nothing is found without one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from prompt_iml.engine.network.beyond.matches import CELL, NEAR, Matches, best_m
 
 PHOTOGRAPH = skimage.data.astronaut()
 COPY = slice(160, 232), slice(24, 96)  # rows and columns
-DOWN, RIGHT = -133, 101  # from the copy to what was copied
+DOWN, RIGHT = -133, 101  # from the copy to its source
 
 
 def _search(pixels: NDArray[np.uint8]) -> Tensor:
-    """(6, 32, 32)."""
+    """Return the result of the search, (6, 32, 32)."""
     found: Tensor = Matches(8).search(_tensor(pixels))[0]
     return found
 
@@ -30,7 +30,7 @@ def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def _copied(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """With a part of itself on `COPY`, saved as JPEG."""
+    """Return pixels with a part of themselves copied to `COPY`, saved as JPEG."""
     rows, columns = COPY
     forged = pixels.copy()
     forged[COPY] = pixels[
@@ -49,7 +49,7 @@ def test_neighbours_in_a_copy_have_one_displacement_and_others_do_not() -> None:
     inside[22:27, 5:10] = True  # two blocks inside the copy
     assert forged[2][inside].mean() > 0.6
     assert authentic[2].mean() < 0.1
-    assert forged[4][inside].mean() > 5 * authentic[4].mean()  # with likeness
+    assert forged[4][inside].mean() > 5 * authentic[4].mean()  # times the correlation
 
 
 def test_a_match_lies_where_it_was_copied_from() -> None:
@@ -62,9 +62,9 @@ def test_a_match_lies_where_it_was_copied_from() -> None:
     assert (found_2 - torch.tensor([DOWN, RIGHT])).abs().max() <= CELL
 
 
-def test_what_is_near_is_no_match() -> None:
+def test_near_cells_are_no_match() -> None:
     torch.manual_seed(0)
-    descriptors_BPHW = torch.randn(2, 25, 24, 40).cumsum(2).cumsum(3)  # similar where near
+    descriptors_BPHW = torch.randn(2, 25, 24, 40).cumsum(2).cumsum(3)  # neighbours are similar
     descriptors_BPHW = torch.nn.functional.normalize(descriptors_BPHW, dim=1)
     _, displacement_B2HW = best_matches(descriptors_BPHW)
     assert displacement_B2HW.shape == (2, 2, 12, 20)
@@ -77,7 +77,7 @@ def test_a_flat_image_has_no_matches(level: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (512, 256), (512, 512)])
-def test_a_search_always_costs_the_same(height: int, width: int) -> None:
+def test_a_search_always_has_the_same_size(height: int, width: int) -> None:
     matches, image_B3HW = Matches(8), torch.rand(2, 3, height, width) * 255
     assert matches.search(image_B3HW).shape == (2, 6, 32, 32)
     assert matches(image_B3HW).shape == (2, height // 8, width // 8, 8)

@@ -1,4 +1,4 @@
-"""The whole network: what trains, what depends on what, and where the mask comes out."""
+"""The whole network: trainable parameters, dependencies, and the position of the mask."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _tiny(seed: int = 0) -> PromptIML:
 
 
 def _batch(size: int, height: int = 64, width: int = 96) -> tuple[Tensor, Tensor]:
-    """Random images and tables."""
+    """Return random images and tables."""
     random = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (size, height, width, 3), generator=random, dtype=torch.uint8)
     return image, torch.randint(1, 60, (size, 64), generator=random).double()
@@ -65,7 +65,7 @@ def test_parameter_counts(preset: str, prompts: int, limit: float) -> None:
 
 
 def test_weights_of_a_part_of_the_network_are_refused() -> None:
-    """Headers name it since version 1."""
+    """Headers of weights have the field since version 1."""
     assert TINY.to_dict()["fusion"] == "full"
     with pytest.raises(TypeError, match="fusion"):
         NetworkConfig.from_dict(TINY.to_dict() | {"fusion": "add"})
@@ -130,7 +130,7 @@ def _variant(variant: Variant) -> PromptIML:
 
 @VARIANTS
 def test_a_variant_trains_what_it_uses(variant: Variant, idle: set[str]) -> None:
-    """No more, or a distributed run waits for gradients that never come; and no less."""
+    """Every trainable parameter gets a gradient, since a distributed run would wait for it."""
     network, (image, table) = _variant(variant), _batch(2)
     masks, score = network.localize(network.extract(image, table.float()))
     (sum(mask.square().sum() for mask in masks) + score.sum()).backward()
@@ -164,7 +164,7 @@ def test_added_branches_are_added() -> None:
 
 
 def test_alignment_takes_from_the_values_before_it() -> None:
-    """Equations 4 to 6 of the paper, one channel and one place at a time."""
+    """Equations 4 to 6 of the paper, computed for one channel and one cell at a time."""
     torch.manual_seed(0)
     fusion = Fusion(channels=2, heads=1, points=1).double()
     sem, hfq = torch.randn(2, 1, 3, 4, 2).double()
@@ -196,7 +196,7 @@ def test_an_image_does_not_depend_on_its_batch_mates() -> None:
 
 def test_only_the_prompts_of_the_semantic_branch_train() -> None:
     network, (image, table) = _tiny(), _batch(2)
-    for parameter in network.parameters():  # heads that start at zero would pass no gradient
+    for parameter in network.parameters():  # heads that start at zero pass no gradient
         parameter.data.add_(torch.randn_like(parameter), alpha=0.01)
     masks, score = network.localize(network.extract(image, table.float()))
     torch.autograd.backward(torch.stack(masks).square().sum() + score.square().sum())
@@ -235,7 +235,7 @@ def test_every_input_changes_the_output() -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("right", "down"), [(8, 0), (0, 8)])
 def test_a_region_that_moves_takes_its_mask_along(right: int, down: int, seed: int) -> None:
-    """In a network that learned nothing: where the logits change when noise is pasted in."""
+    """Pasted noise changes the logits of an untrained network in its own place."""
     network = _tiny(seed)
     noise = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
 

@@ -1,4 +1,4 @@
-"""A branch against the reference Swin, the official checkpoints' names, and its prompts."""
+"""A branch against the reference Swin, official checkpoints, and prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _branch(config: SwinConfig) -> Swin:
 
 
 def _official(reference: nn.Module) -> dict[str, Tensor]:
-    """The reference's weights under the official names."""
+    """Return the reference's weights under the official names."""
     tensors = {}
     for name, tensor in reference.state_dict().items():
         for theirs, official in TO_OFFICIAL:
@@ -101,7 +101,7 @@ def test_swin_s_has_the_parameters_of_swin_s() -> None:
 
 
 def _swin_s_checkpoint() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the official ImageNet Swin-S at 224, window 7."""
+    """Return tensors with names and shapes of the official ImageNet Swin-S at 224, window 7."""
     shapes: dict[str, tuple[int, ...]] = {
         "patch_embed.proj.weight": (96, 3, 4, 4),
         "patch_embed.proj.bias": (96,),
@@ -140,7 +140,7 @@ def test_official_checkpoints_load(prefix: str) -> None:
         branch = _branch(SWIN_S)
     branch.to_empty(device="cpu")
     shapes = {prefix + name: shape for name, shape in _swin_s_checkpoint().items()}
-    if prefix:  # Mask2Former's: output norms, and other parts of the model
+    if prefix:  # Mask2Former has output norms, and other parts of a model
         shapes |= {f"backbone.norm{i}.weight": (96 * 2**i,) for i in range(4)}
         shapes |= {"sem_seg_head.predictor.query_feat.weight": (100, 256)}
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -173,7 +173,7 @@ def test_a_position_embedding_is_no_official_checkpoints() -> None:
 
 
 def test_prompts_are_read_as_tokens_without_position() -> None:
-    """One window, no shift: the same as attention over the prompts and tokens in one row."""
+    """In one window without shift, the result is attention over prompts and tokens together."""
     torch.manual_seed(0)
     attention = WindowAttention(channels=6, heads=2, window=3, shift=0).double()
     nn.init.normal_(attention.relative_position_bias_table)

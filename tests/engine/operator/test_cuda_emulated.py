@@ -1,4 +1,4 @@
-"""The CUDA kernels' own text, run on the CPU (`tests.helpers.emulator`), against float64."""
+"""The source of the CUDA kernels, run on the CPU (`tests.helpers.emulator`), against float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prompt_iml.engine.operator.torch_op import CudaKernel, reference
 from tests.helpers.emulator import COMPILER, Emulator, compile_emulator
 from tests.helpers.emulator.__main__ import case
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels' text with")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels with")
 
 Case = tuple[Tensor, Tensor, Tensor]
 LEVELS = [(13, 9), (7, 5), (1, 3)]
@@ -43,7 +43,7 @@ def emulator(folder: Path) -> Emulator:
 
 
 def _random_case(d: int, n: int = 2, q: int = CELLS, dtype: torch.dtype = torch.float32) -> Case:
-    """Fresh value, locations (half of them outside the map) and weights, of 3 heads."""
+    """Return random value, locations (half of them outside the map) and weights, of 3 heads."""
     seed = torch.seed()
     print(f"torch.manual_seed({seed})")
     location = torch.rand(n, q, 3, len(LEVELS), 4, 2) * 3 - 1
@@ -52,7 +52,7 @@ def _random_case(d: int, n: int = 2, q: int = CELLS, dtype: torch.dtype = torch.
 
 
 def _array(tensor: Tensor) -> NDArray[np.generic]:
-    """Without a copy; NumPy has no bfloat16."""
+    """Return an array on the tensor's memory; as int16 for halves, as NumPy has no bfloat16."""
     return tensor.view(torch.int16 if tensor.element_size() == 2 else tensor.dtype).numpy()
 
 
@@ -96,14 +96,14 @@ def test_what_is_not_finite_shows_where_it_counts_and_only_there(emulator: Emula
     weight[0, 3, 0, 2, 0], location[0, 3, 0, 2, 0] = torch.inf, 5.0
     out = _forward(emulator, (value, location, weight)).reshape(5, 3, 8)
     assert out.isnan().all(-1).nonzero().tolist() == [[1, 0], [3, 0]]
-    value[0, 0], location[:] = torch.inf, 0.9  # the first cell, which nobody samples
+    value[0, 0], location[:] = torch.inf, 0.9  # the first cell, which no location samples
     assert _forward(emulator, (value, location, torch.ones_like(weight))).isfinite().all()
 
 
 def test_half_a_cell_outside_an_infinite_neighbour_is_not_read(emulator: Emulator) -> None:
     value, location, weight = _random_case(8, n=1, q=1)
     value[:], location[:], weight[:] = torch.inf, 0.001, 0.0
-    value[0, [0, 117, 152]] = 1.0  # the corners, of which a quarter lies in reach
+    value[0, [0, 117, 152]] = 1.0  # the first cell of each level, which is in reach
     weight[..., 0] = 1 / 3
     assert _forward(emulator, (value, location, weight)).isfinite().all()
 
@@ -114,7 +114,7 @@ def test_half_a_cell_outside_an_infinite_neighbour_is_not_read(emulator: Emulato
 def test_autograd_on_tensors_that_no_kernel_could_read_as_they_are(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, d: int, dtype: torch.dtype
 ) -> None:
-    """PyTorch's function for the GPU, of which only the launch is another."""
+    """Runs PyTorch's function for the GPU; only the launch is replaced."""
     monkeypatch.setattr(deform_attn, "_launch", partial(_launch, emulator))
     value, locations, weights = _random_case(d, n=2, q=11, dtype=dtype)
     locations = torch.cat([torch.zeros(1), locations.flatten()])[1:].reshape(locations.shape)
@@ -153,7 +153,7 @@ def _launch(emulator: Emulator, plan: Launch, *tensors: Sequence[Tensor]) -> Non
 
 @pytest.mark.skipif(find_spec("cuda") is None, reason="no cuda-bindings: not on Linux")
 def test_the_driver_gets_the_kernel_and_its_parameters(emulator: Emulator, folder: Path) -> None:
-    """Through NVIDIA's bindings, in a process that takes the emulator for the driver."""
+    """Runs NVIDIA's bindings in a process where the emulator is the driver."""
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
     command = [sys.executable, "-m", "tests.helpers.emulator"]
     printed = subprocess.run(command, env=environment, check=True, capture_output=True).stdout

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU; where none is, `test_cuda_emulated` runs their text on the CPU."""
+"""The CUDA kernels on a GPU; without one, `test_cuda_emulated` runs their source on the CPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from prompt_iml.engine.operator.torch_op import CudaKernel, ms_deform_attn, refe
 from tests.bench import gpu
 from tests.bench.__main__ import main
 
-HERE = gpu.unavailable()
-on_gpu = pytest.mark.skipif(HERE is not None, reason=f"{HERE}")
+UNAVAILABLE = gpu.unavailable()
+on_gpu = pytest.mark.skipif(UNAVAILABLE is not None, reason=f"{UNAVAILABLE}")
 
 Case = tuple[Tensor, Tensor, Tensor]
 LEVELS = ((53, 37), (27, 19), (7, 5), (1, 3))
@@ -24,7 +24,7 @@ DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def _random_case(
     d: int, n: int = 2, q: int = CELLS, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Case:
-    """On the GPU; half of the points lie outside."""
+    """Return random tensors on the GPU; half of the points lie outside the map."""
     torch.manual_seed(seed)
     location = torch.rand(n, q, 3, len(LEVELS), 4, 2, device="cuda") * 3 - 1
     logits = torch.randn(n, q, 3, len(LEVELS) * 4, device="cuda")
@@ -88,10 +88,10 @@ def test_what_is_not_finite_shows_where_it_does_on_the_cpu() -> None:
 
 @on_gpu
 @DTYPES
-def test_the_text_that_tensorrt_gets_writes_its_output_and_nothing_else(
+def test_the_ptx_that_tensorrt_gets_writes_its_output_and_nothing_else(
     dtype: torch.dtype,
 ) -> None:
-    """Launched as TensorRT does: inputs, numbers, outputs, by name, that kernel's PTX alone."""
+    """Launches the PTX of one kernel by name, with TensorRT's order of parameters."""
     case = _random_case(32, dtype=dtype)
     value, locations, weights = case
     size = value.shape[0] * CELLS * 96
@@ -121,9 +121,9 @@ def test_a_cuda_graph_replays_it_on_new_input() -> None:
     torch.testing.assert_close(out, ms_deform_attn(value, LEVELS, locations, weights))
 
 
-@pytest.mark.skipif(HERE is None, reason="a GPU is here")
+@pytest.mark.skipif(UNAVAILABLE is None, reason="this machine has a GPU")
 def test_the_bench_without_a_gpu_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["gpu"])
     assert end.value.code == 2
-    assert capsys.readouterr().err == f"bench gpu: {HERE}\n"
+    assert capsys.readouterr().err == f"bench gpu: {UNAVAILABLE}\n"

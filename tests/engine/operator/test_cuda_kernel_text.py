@@ -1,4 +1,4 @@
-"""What of the CUDA kernels can be known without a GPU: launch, PTX, why they cannot run."""
+"""The CUDA kernels without a GPU: launch parameters, PTX, and reasons why they cannot run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_planned_kernel_is_in_the_ptx() -> None:
     ((1, 2**20, 16, 128), [(2**10, 2**10)], (1, 5, 16, 1, 4, 2), (1, 5, 16, 1, 4)),
     ((2**16, 9, 2, 8), [(3, 3)], (2**16, 5, 2, 1, 4, 2), (2**16, 5, 2, 1, 4)),
 ])  # fmt: skip
-def test_shapes_the_kernel_cannot_run_on_are_told(
+def test_shapes_the_kernel_cannot_run_on_are_named(
     value: tuple[int, ...],
     sizes: list[tuple[int, int]],
     locations: tuple[int, ...],

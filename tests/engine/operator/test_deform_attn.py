@@ -1,4 +1,4 @@
-"""The operator against arithmetic done one point at a time: the reference, and the CPU kernel."""
+"""The reference and the CPU kernel, compared with arithmetic done one point at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ bodies = pytest.mark.parametrize(
 def _random_case(
     shapes: Shapes, heads: int = 2, seed: int = 0, d: int = 3, n: int = 2, q: int = 5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, locations (about half of them outside the map) and weights, float64."""
+    """Return random value, locations (about half outside the map) and weights, float64."""
     torch.manual_seed(seed)
     points = 4
     value = torch.randn(n, sum(h * w for h, w in shapes), heads, d, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_gradients_are_those_of_finite_differences(attend: Attend) -> None:
 @pytest.mark.parametrize("n", [1, 16])
 @pytest.mark.parametrize("d", [1, 7, 16, 32])
 def test_the_kernel_in_float32_equals_the_reference_in_float64(d: int, n: int) -> None:
-    """On several threads, into memory that held something else."""
+    """Runs on several threads, into memory that is not empty."""
     shapes = [(13, 9), (7, 5), (1, 3)]
     case = _random_case(shapes, heads=4, d=d, n=n, q=301, seed=d * n)
     value, locations, weights = (tensor.float().numpy() for tensor in case)
@@ -126,7 +126,7 @@ def test_the_kernel_s_gradients_do_not_depend_on_threads() -> None:
 
 @bodies
 def test_what_is_not_finite_shows_where_it_counts_and_only_there(attend: Attend) -> None:
-    """A weight that is no number, also of a point outside; a value next to the map's edge."""
+    """NaN weights, also of a point outside, and an infinite value at the map's edge."""
     value, location, weight = (tensor.float() for tensor in _random_case([(4, 4)], heads=1))
     weight[0, 1, 0, 0, 2] = torch.nan
     weight[1, 3, 0, 0, 0] = torch.inf

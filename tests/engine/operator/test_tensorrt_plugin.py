@@ -1,4 +1,4 @@
-"""The plugin under TensorRT's real bindings and registry, asked what a builder asks."""
+"""The plugin under TensorRT's real bindings and registry, called as the builder does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was compiled is kept: whole, from us alone, and with the same results."""
+"""The cache of compiled networks: whole blobs, from this user alone, with the same results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_what_was_kept_comes_back(folder: Path) -> None:
+def test_a_stored_blob_is_read_back(folder: Path) -> None:
     BlobCache().write("a", b"blob")
     assert BlobCache().read("a") == b"blob"
     assert BlobCache().read("b") is None
@@ -43,31 +43,31 @@ def test_a_folder_that_others_can_write_to_is_not_read(folder: Path) -> None:
     assert BlobCache().read("a") is None
 
 
-def test_only_blobs_that_nobody_used_for_long_are_removed(folder: Path) -> None:
+def test_only_blobs_unused_for_long_are_removed(folder: Path) -> None:
     BlobCache().write("old", b"blob")
-    (folder / "letter.txt").write_bytes(b"somebody's")
+    (folder / "letter.txt").write_bytes(b"text")
     for path in folder.iterdir():
         os.utime(path, (0, 0))
     BlobCache().write("new", b"blob")
     assert {path.name for path in folder.iterdir()} == {"letter.txt", "new.blob"}
 
 
-def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_caches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PROMPT_IML_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container with a user of no name
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a container's user without a name
     BlobCache().write("a", b"blob")
     assert BlobCache().read("a") is None
 
 
-def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_caches_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     cache = BlobCache(tmp_path / "file")
     cache.write("a", b"blob")
     assert cache.read("a") is None
 
 
-def test_a_kept_engine_finds_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_engine_finds_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("prompt-iml-micro")
     pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
     batch = Batch(pixels, np.ones((1, 64), np.float32))

@@ -1,4 +1,4 @@
-"""An engine's batches on a device that reorders all that nothing holds in order."""
+"""Overlapping batches on a device that reorders all work which no stream or event orders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prompt_iml.engine.errors import DeviceFull, InferError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import UNTRAINED
 from prompt_iml.engine.model.prompts import PromptSet
-from prompt_iml.engine.runtimes.overlap import SLOTS, OverlappingEngine
+from prompt_iml.engine.runtimes.overlap import BUFFER_SETS, OverlappingEngine
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine, Pending
 from tests.helpers.null_device import HostProgram, NullDevice
 
@@ -28,7 +28,7 @@ def model() -> Model:
 
 @dataclass
 class Sum(Engine):
-    """Says which image it saw, of each cell and of the whole."""
+    """An engine whose output identifies its input: the mean red of cells and image."""
 
     name: str = "sum"
 
@@ -67,9 +67,9 @@ def test_pending_batches_do_not_mix(model: Model, seed: int, graphs: bool) -> No
     work, pending = batches(24), list[Pending]()
     for number, batch in enumerate(work):
         pending.append(engine.submit(batch))
-        if len(pending) == SLOTS:
+        if len(pending) == BUFFER_SETS:
             assert same(pending.pop(0).result(), Sum().run(work[number - 1]))
-    assert device.launches == (20 if graphs else 0)  # twice two shapes ran without, each twice
+    assert device.launches == (20 if graphs else 0)  # all but two runs of each shape
 
 
 def test_uploads_go_on_while_the_network_computes(model: Model) -> None:
@@ -81,12 +81,12 @@ def test_uploads_go_on_while_the_network_computes(model: Model) -> None:
     assert device.overlapped
 
 
-def test_a_result_can_be_asked_for_twice(model: Model) -> None:
+def test_a_result_can_be_read_twice(model: Model) -> None:
     engine = OverlappingEngine(model, NullDevice(), HostProgram(Sum(), 2))
     first, second = batches(1)[0], batches(3)[2]
     pending = engine.submit(first)
     assert same(pending.result(), Sum().run(first))
-    engine.run(second)  # in the memory that the first batch had
+    engine.run(second)  # in the buffers of the first batch
     assert same(pending.result(), Sum().run(first))
 
 
@@ -97,10 +97,10 @@ def test_a_missing_wait_would_be_seen(model: Model, monkeypatch: pytest.MonkeyPa
     assert not all(same(engine.run(batch), Sum().run(batch)) for batch in work)
 
 
-def test_a_slot_is_not_given_twice(model: Model) -> None:
+def test_buffers_of_a_pending_batch_are_not_reused(model: Model) -> None:
     engine = OverlappingEngine(model, NullDevice(), HostProgram(Sum(), 2))
     batch = batches(1)[0]
-    for _ in range(SLOTS):
+    for _ in range(BUFFER_SETS):
         engine.submit(batch)
     with pytest.raises(InferError, match="pending"):
         engine.submit(batch)

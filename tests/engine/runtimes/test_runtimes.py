@@ -1,4 +1,4 @@
-"""The packaged model in every runtime, and the files it is made of."""
+"""The packaged model in every runtime, and the files of its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
 
 RUNTIMES = ("openvino", "onnxruntime")
 TOLERANCE = 1e-2
-EDGE = 0.2  # of logits that run to 10: what one value in another bin does to its cell
+EDGE = 0.2  # of logits up to 10: one value in another bin changes its cell by so much
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def engines(model: Model) -> dict[str, Engine]:
 
 @pytest.fixture
 def copy(model: Model, tmp_path: Path) -> Path:
-    """The model folder, free to be damaged."""
+    """A copy of the model folder that a test may damage."""
     return Path(shutil.copytree(model.folder, tmp_path / "model"))
 
 
@@ -55,8 +55,8 @@ def _batch(n: int, height: int, width: int, seed: int = 0) -> Batch:
 
 
 def _assert_close(found: Detection, expected: Detection) -> None:
-    """Near everywhere, equal at most places: where a value of the JPEG view's histograms
-    lies on the edge between two bins, runtimes may count it differently."""
+    """Check that two outputs are near everywhere and almost equal at most places: runtimes may put
+    a value of the JPEG view that lies between two bins into different ones."""
     difference = np.abs(found.mask_logits - expected.mask_logits)
     assert difference.max() < EDGE
     assert np.quantile(difference, 0.99) < 3 * TOLERANCE
@@ -179,7 +179,7 @@ def test_a_model_is_found_by_name_version_and_path(model: Model) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompt-iml-mega", "prompt-iml-micro@9.9", "no/such/folder"])
-def test_an_unknown_model_is_told_the_known_ones(model: Model, name: str) -> None:
+def test_the_error_of_an_unknown_model_lists_the_known_ones(model: Model, name: str) -> None:
     with pytest.raises(UnknownModel, match=f"no model '{name}'.*{model.id}"):
         load_model(name)
 
@@ -237,7 +237,7 @@ def test_prompts_of_another_network_are_refused(model: Model, engines: dict[str,
 
 
 def test_the_same_weights_are_the_same_bytes(model: Model, tmp_path: Path) -> None:
-    """In processes of other hash seeds, too."""
+    """The bytes are equal across processes with different hash seeds."""
     header = checkpoint.read_header(model.folder / checkpoint.WEIGHTS)
     checkpoint.save_folder(
         tmp_path, weights=model.weights(), prompts=model.prompts, policy=model.policy, **header

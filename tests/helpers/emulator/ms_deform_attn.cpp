@@ -1,6 +1,6 @@
 // Runs the source of the CUDA kernels on a CPU. Each thread of a warp is a fiber that runs until it
-// reaches a barrier. Threads run in either order, so that a missing barrier shows as a wrong result;
-// a warp whose threads do not all reach a barrier ends the process.
+// reaches a barrier. Threads run in either order, so that a missing barrier gives a wrong result; a
+// warp whose threads do not all reach a barrier ends the process.
 
 #include <ucontext.h>
 
