@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from prompt_iml.cluster.training.examples import turned
+from prompt_iml.cluster.training.examples import augmented
 from prompt_iml.engine.network.beyond.jpeg_view import JpegView
 from prompt_iml.engine.network.config import JpegViewConfig
 from prompt_iml.pipeline.evaluation.comparison import auc
@@ -198,7 +198,7 @@ def test_turning_turns_mask_pixels_and_table_together() -> None:
     table = np.arange(64, dtype=np.float32)
     example = Example(pixels, table, pixels[..., 0] > 100, "splice")
     for seed in range(8):
-        part = turned(example, np.random.default_rng(seed))
+        part = augmented(example, np.random.default_rng(seed))
         assert np.array_equal(part.mask, part.pixels[..., 0] > 100)
         was_transposed = not np.array_equal(part.qtable, table)
         assert was_transposed == (np.random.default_rng(seed).random(3)[2] < 0.5)
