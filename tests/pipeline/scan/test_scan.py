@@ -51,6 +51,7 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import unit_to_json
 from tests.bench.null_model import write_null_model
 from tests.helpers.archives import TarOf
+from tests.helpers.pages import PAGES, blocks
 from tests.helpers.processes import processes_below
 from tests.helpers.stores import Bucket, Folder, Store
 
@@ -302,12 +303,12 @@ def test_no_more_actors_than_units() -> None:
     assert pool_size(1, None, units=100) == PoolSize(1, 2)
 
 
-def test_the_readme_query(scanned: Scanned, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every SQL block of the README runs on a real table."""
-    scanned.output.rename(scanned.output.with_name("demo"))
+def test_the_queries_shown(scanned: Scanned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every SQL block of the README and the pages runs on a real table."""
+    scanned.output.rename(scanned.output.with_name("scanned"))
     monkeypatch.chdir(scanned.output.parent)
-    queries = re.findall(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert queries
+    queries = [query for page in PAGES for query in blocks("sql", page.read_text())]
+    assert len(queries) > 2
     for query in queries:
         assert duckdb.sql(query).fetchall()
 
