@@ -20,7 +20,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,7 @@ _BROKEN = (
 
 # Decoders distinguish their errors only by the message.
 _TOO_LARGE = re.compile(r"too large|limit", re.I)
+_PNG_TEXT_LIMIT = re.compile("MAX_TEXT_(CHUNK|MEMORY)")
 _TRUNCATED = re.compile(r"truncated|end of file|insufficient|incomplete", re.I)
 _UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|cannot handle|pixel mode", re.I)
 
@@ -160,20 +161,53 @@ def decode(
     facts: dict[str, Any] = {"media_type": _allowed(media_type, payload, claims_image)}
     _check_boxes(payload, facts, limits)
     try:
-        picture = _DECODERS[facts["media_type"]](io.BytesIO(payload))
-        width, height = _stored_size(picture)
-        facts |= {"width": _int32(width), "height": _int32(height)}
-        facts["exif_orientation"] = _orientation(picture)
-        luma_table = _luma_table(picture)
-        quality = None if luma_table is None else estimate_quality(luma_table)
-        facts["jpeg_quality"] = quality
-        _check_size(width, height, facts, limits, _count_scans(payload, picture))
-        pixels = _to_rgb(picture, facts)
-        facts["height"], facts["width"] = pixels.shape[:2]
+        return _decode_whole(payload, facts, limits)
     except _BROKEN as error:
         raise _as_decode_error(error, payload, facts) from error
+
+
+def _decode_whole(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) -> Decoded:
+    """Decode and fill `facts`; text and profiles that Pillow finds too large are passed over."""
+    try:
+        return _decode_once(payload, facts, limits)
+    except ValueError as error:
+        if not _PNG_TEXT_LIMIT.search(str(error)):
+            raise
+    return _decode_once(_without_text(payload), facts, limits)
+
+
+def _decode_once(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) -> Decoded:
+    picture = _DECODERS[facts["media_type"]](io.BytesIO(payload))
+    width, height = _stored_size(picture)
+    facts |= {"width": _int32(width), "height": _int32(height)}
+    facts["exif_orientation"] = _orientation(picture)
+    luma_table = _luma_table(picture)
+    quality = None if luma_table is None else estimate_quality(luma_table)
+    facts["jpeg_quality"] = quality
+    _check_size(width, height, facts, limits, _count_scans(payload, picture))
+    pixels = _to_rgb(picture, facts)
+    facts["height"], facts["width"] = pixels.shape[:2]
     facts["frame_count"] = _count_frames(payload, picture)
     return Decoded(Image(pixels, luma_table, quality), facts)
+
+
+def _png_chunks(payload: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield type, start and end of each chunk of a PNG, with its length and checksum."""
+    start = 8
+    while start + 8 <= len(payload):
+        length, kind = struct.unpack_from(">I4s", payload, start)
+        yield kind, start, start + length + 12
+        start += length + 12
+
+
+def _without_text(payload: bytes) -> bytes:
+    """Return a PNG without its text and colour profile, which the pixels do not depend on."""
+    kept = (
+        payload[start:end]
+        for kind, start, end in _png_chunks(payload)
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+    )
+    return payload[:8] + b"".join(kept)
 
 
 def _allowed(media_type: str | None, payload: bytes, claims_image: bool) -> str:

@@ -295,11 +295,23 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def test_a_text_bomb_is_too_large() -> None:
+def test_large_text_and_profiles_of_a_png_are_passed_over() -> None:
     png = samples()["image/png"]
-    bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(20_000_000)))
-    with pytest.raises(TooLarge):
-        decode(png[:33] + bomb + png[33:], LIMITS)
+    zeros = zlib.compress(bytes(20_000_000))
+    for large in (
+        chunk(b"zTXt", b"a\0\0" + zeros),
+        chunk(b"iCCP", b"a\0\0" + zeros),
+        chunk(b"iTXt", b"a\0\1\0\0\0" + zeros),
+        chunk(b"tEXt", b"a\0" + bytes(1_000_000)) * 65,
+    ):
+        for payload in (png[:33] + large + png[33:], png[:-12] + large + png[-12:]):
+            assert close(decode(payload, LIMITS).image.pixels, scene())
+
+
+def test_exif_beside_a_large_text_is_read() -> None:
+    png = save(scene(), "PNG", exif=tagged(6))
+    large = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(20_000_000)))
+    assert decode(png[:33] + large + png[33:], LIMITS).facts["exif_orientation"] == 6
 
 
 def test_no_bytes_are_empty() -> None:
