@@ -51,7 +51,7 @@ from prompt_iml.engine.errors import (
     Truncated,
     Unsupported,
 )
-from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
+from prompt_iml.pipeline.images.sniff import HEAD_BYTES, RAW_FORMATS, describe_raw, sniff
 
 # Decoders are set for the whole process. The pixel limit bounds what a decoder allocates before the
 # check of `DecodeLimits`. Each image uses one thread. Rows carry the errors, so Python's warnings,
@@ -92,6 +92,13 @@ _TOO_LARGE = re.compile(r"too large|limit", re.I)
 _PNG_TEXT_LIMIT = re.compile("MAX_TEXT_(CHUNK|MEMORY)")
 _TRUNCATED = re.compile(r"truncated|end of file|insufficient|incomplete", re.I)
 _UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|cannot handle|pixel mode", re.I)
+
+# A TIFF of these colour spaces, CFA and LinearRaw, is a raw file.
+_RAW_PHOTOMETRIC = (32803, 34892)
+_RAW_MAKERS = {"CANON": "CR2", "NIKON": "NEF", "PENTAX": "PEF", "SONY": "ARW"}
+_DNG_VERSION = 50706
+_SUBIFDS = 330
+_MAX_SUBIFDS = 8  # each may be as large as the file
 
 _EXTENT_BOX = re.compile(rb"\0\0\0\x14ispe\0{4}(.{4})(.{4})", re.S)
 
@@ -160,6 +167,7 @@ def decode(
     media_type = media_type or sniff(payload[:HEAD_BYTES])
     facts: dict[str, Any] = {"media_type": _allowed(media_type, payload, claims_image)}
     _check_boxes(payload, facts, limits)
+    _check_directories(payload, facts)
     try:
         return _decode_whole(payload, facts, limits)
     except _BROKEN as error:
@@ -213,6 +221,8 @@ def _without_text(payload: bytes) -> bytes:
 def _allowed(media_type: str | None, payload: bytes, claims_image: bool) -> str:
     if media_type in ALLOWED:
         return media_type
+    if media_type in RAW_FORMATS:
+        raise Unsupported(describe_raw(RAW_FORMATS[media_type]), {"media_type": media_type})
     if media_type is not None:
         raise Unsupported(f"{media_type} is not scanned", {"media_type": media_type})
     if not claims_image:
@@ -257,6 +267,52 @@ def _check_boxes(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) ->
     if facts["media_type"] in ("image/avif", "image/heic", "image/heif"):
         for width, height in _EXTENT_BOX.findall(payload[:65536]):
             _check_size(int.from_bytes(width, "big"), int.from_bytes(height, "big"), facts, limits)
+
+
+def _check_directories(payload: bytes, facts: dict[str, Any]) -> None:
+    """Refuse a TIFF whose first picture is only a preview: a raw file or a reduced copy."""
+    if facts["media_type"] != "image/tiff":
+        return
+    first = _read_directory(payload)
+    offsets = first.get(_SUBIFDS, ())
+    offsets = offsets if isinstance(offsets, tuple) else (offsets,)
+    others = [_read_directory(payload, at) for at in offsets[:_MAX_SUBIFDS] if isinstance(at, int)]
+    is_reduced = _number(first, 254) & 1 or _number(first, 255) == 2
+    maker = str(first.get(ExifTags.Base.Make, "")).split(" ")[0].rstrip("\0").upper()
+    if _DNG_VERSION in first:
+        raise Unsupported(describe_raw("DNG"), facts)
+    if any(_number(each, 262) in _RAW_PHOTOMETRIC for each in (first, *others)):
+        raise Unsupported(describe_raw(_RAW_MAKERS.get(maker)), facts)
+    if is_reduced and maker in _RAW_MAKERS:
+        raise Unsupported(describe_raw(_RAW_MAKERS[maker]), facts)
+    if is_reduced or any(_area(each) > _area(first) for each in others):
+        raise Unsupported("the first page is a reduced copy: save the picture by itself", facts)
+
+
+def _read_directory(
+    payload: bytes, offset: int | None = None
+) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """Return the tags at an offset of a TIFF, None: of its first page; none if damaged."""
+    try:
+        header = payload[: 16 if payload[2] == 43 else 8]  # 43: BigTIFF
+        directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file = io.BytesIO(payload)
+        file.seek(directory.next if offset is None else offset)
+        directory.load(file)
+    except _BROKEN:
+        return TiffImagePlugin.ImageFileDirectory_v2()
+    return directory
+
+
+def _number(directory: TiffImagePlugin.ImageFileDirectory_v2, tag: int) -> int:
+    """Return the first value of a tag; 0 if it is missing or no whole number."""
+    value = directory.get(tag, 0)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else 0
+
+
+def _area(directory: TiffImagePlugin.ImageFileDirectory_v2) -> int:
+    return _number(directory, 256) * _number(directory, 257)
 
 
 def _check_size(

@@ -11,6 +11,12 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
     (b"II*\0\x10\0\0\0CR", "image/x-canon-cr2"),
+    (b"IIRO", "image/x-olympus-orf"),
+    (b"IIRS", "image/x-olympus-orf"),
+    (b"MMOR", "image/x-olympus-orf"),
+    (b"IIU\0", "image/x-panasonic-rw2"),
+    (b"FUJIFILMCCD-RAW", "image/x-fuji-raf"),
+    (b"FOVb", "image/x-sigma-x3f"),
     (b"II*\0", "image/tiff"),
     (b"MM\0*", "image/tiff"),
     (b"II+\0", "image/tiff"),
@@ -41,6 +47,16 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"/* XPM */", "image/x-xpixmap"),
     (b"%!PS-Adobe", "application/postscript"),
 )
+
+RAW_FORMATS = {
+    "image/x-canon-cr2": "CR2",
+    "image/x-canon-cr3": "CR3",
+    "image/x-fuji-raf": "RAF",
+    "image/x-olympus-orf": "ORF",
+    "image/x-panasonic-rw2": "RW2",
+    "image/x-sigma-x3f": "X3F",
+}
+"""Names of the camera raw formats that the first bytes tell; others look like a TIFF."""
 
 _BRANDS = {
     b"avif": "image/avif",
@@ -77,6 +93,11 @@ def sniff(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         return _sniff_brand(head)
     return _sniff_weak(head)
+
+
+def describe_raw(name: str | None) -> str:
+    """Return the message for a camera raw file, of a named format if it is known."""
+    return f"a camera raw file{f' ({name})' if name else ''}: convert it to JPEG or TIFF first"
 
 
 def _sniff_brand(head: bytes) -> str | None:

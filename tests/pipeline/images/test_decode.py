@@ -182,6 +182,87 @@ def test_samples_without_a_range_are_refused(mode: str) -> None:
     assert caught.value.facts["width"] == 3
 
 
+def tiff_pages(*pages: dict[int, int | bytes]) -> bytes:
+    """Return a little-endian TIFF of chained pages; tag 330 is the number of a page, unchained."""
+    subs = {page[330] for page in pages if 330 in page}
+    offsets = [8 + sum(6 + 12 * len(page) for page in pages[:i]) for i in range(len(pages) + 1)]
+    strips, body = b"", b""
+    for number, page in enumerate(pages):
+        entries = b""
+        for tag, value in sorted(page.items()):
+            if isinstance(value, bytes):  # a strip of pixels, or text
+                value, strips = offsets[-1] + len(strips), strips + value
+            entries += struct.pack("<HHII", tag, 4, 1, offsets[value] if tag == 330 else value)
+        following = number + 1 < len(pages) and number + 1 not in subs
+        end = offsets[number + 1] if following else 0
+        body += struct.pack("<H", len(page)) + entries + struct.pack("<I", end)
+    return struct.pack("<2sHI", b"II", 42, 8) + body + strips
+
+
+def grey_page(width: int, height: int, **more: Any) -> dict[int, int | bytes]:
+    """Return the tags of a grey page, with `t254=1` for tag 254."""
+    strip = bytes(width * height)
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: strip, 279: len(strip)}
+    return tags | {int(name[1:]): value for name, value in more.items()}
+
+
+RAW_FILES = {
+    "DNG": tiff_pages(grey_page(4, 3, t50706=0x401)),
+    "of a CFA": tiff_pages(grey_page(4, 3, t262=32803)),
+    "linear": tiff_pages(grey_page(4, 3, t262=34892)),
+    "with a preview first": tiff_pages(grey_page(4, 3, t330=1), grey_page(8, 6, t262=32803)),
+}
+
+
+@pytest.mark.parametrize("payload", RAW_FILES.values(), ids=RAW_FILES)
+def test_a_camera_raw_file_is_refused_by_name(payload: bytes) -> None:
+    with pytest.raises(Unsupported, match="a camera raw file"):
+        decode(payload, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"II*\0\x10\0\0\0CR\2\0", "CR2"),
+        (b"IIRO\x08\0\0\0", "ORF"),
+        (b"IIU\0\x18\0\0\0", "RW2"),
+        (b"FUJIFILMCCD-RAW 0201", "RAF"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1", "CR3"),
+    ],
+)
+def test_camera_raw_formats_are_named(head: bytes, name: str) -> None:
+    with pytest.raises(Unsupported, match=rf"a camera raw file \({name}\)"):
+        decode(head + bytes(64), LIMITS)
+
+
+@pytest.mark.parametrize(("make", "name"), [(b"NIKON CORPORATION", "NEF"), (b"SONY", "ARW")])
+def test_a_raw_file_is_named_by_its_camera(make: bytes, name: str) -> None:
+    preview = save(scene(), "TIFF", tiffinfo={254: 1, 271: make.decode()})
+    with pytest.raises(Unsupported, match=rf"\({name}\)"):
+        decode(preview, LIMITS)
+
+
+REDUCED_COPIES = {
+    "NewSubfileType": tiff_pages(grey_page(4, 3, t254=1), grey_page(8, 6)),
+    "SubfileType": tiff_pages(grey_page(4, 3, t255=2), grey_page(8, 6)),
+    "larger SubIFD": tiff_pages(grey_page(4, 3, t330=1), grey_page(8, 6)),
+}
+
+
+@pytest.mark.parametrize("payload", REDUCED_COPIES.values(), ids=REDUCED_COPIES)
+def test_a_reduced_copy_is_not_taken_for_the_picture(payload: bytes) -> None:
+    with pytest.raises(Unsupported, match="reduced copy"):
+        decode(payload, LIMITS)
+
+
+def test_reduced_copies_behind_the_picture_are_passed_over() -> None:
+    for later in (
+        (grey_page(4, 3, t330=1), grey_page(4, 3)),
+        (grey_page(4, 3), grey_page(2, 1, t254=1)),
+    ):
+        assert decode(tiff_pages(*later), LIMITS).facts["width"] == 4
+
+
 def tagged(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
