@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import io
 import logging
 import re
@@ -99,6 +100,9 @@ _RAW_MAKERS = {"CANON": "CR2", "NIKON": "NEF", "PENTAX": "PEF", "SONY": "ARW"}
 _DNG_VERSION = 50706
 _SUBIFDS = 330
 _MAX_SUBIFDS = 8  # each may be as large as the file
+
+# Any marker but a restart; what else follows 0xff within a scan is data or padding.
+_JPEG_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 
 _EXTENT_BOX = re.compile(rb"\0\0\0\x14ispe\0{4}(.{4})(.{4})", re.S)
 
@@ -193,7 +197,9 @@ def _decode_once(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) ->
     quality = None if luma_table is None else estimate_quality(luma_table)
     facts["jpeg_quality"] = quality
     _check_size(width, height, facts, limits, _count_scans(payload, picture))
-    pixels = _to_rgb(picture, facts)
+    if picture.mode in ("I", "F"):
+        raise Unsupported("samples are float, signed or 32-bit", facts)
+    pixels = _to_rgb(_load(picture, payload), facts)
     facts["height"], facts["width"] = pixels.shape[:2]
     facts["frame_count"] = _count_frames(payload, picture)
     return Decoded(Image(pixels, luma_table, quality), facts)
@@ -339,11 +345,77 @@ def _count_scans(payload: bytes, picture: ImageFile) -> int:
     return payload.count(b"\xff\xda")
 
 
+def _load(picture: ImageFile, payload: bytes) -> ImageFile:
+    """Decode the pixels; return the picture, reopened if it is a JPEG that lacks only its end."""
+    start = 0 if picture.fp is None else picture.fp.tell()
+    try:
+        picture.load()
+    except OSError:
+        if not isinstance(picture, JpegImagePlugin.JpegImageFile):
+            raise
+        if not _has_all_scans(payload, start, picture) or not _has_all_pixels(payload):
+            raise
+        picture = _open_endless(payload)
+        picture.load()
+    return picture
+
+
+def _has_all_scans(payload: bytes, start: int, jpeg: JpegImagePlugin.JpegImageFile) -> bool:
+    """Return whether a JPEG without an end has scans of each coefficient of each component.
+
+    Args:
+        start: where the first scan's header ends.
+    """
+    missing = {(component[0], at) for component in jpeg.layer for at in range(64)}
+    at = max(0, payload.rfind(b"\xff\xda", 0, start))
+    while found := _JPEG_SEGMENT.search(payload, at):
+        at = found.start()
+        kind, length = payload[at + 1], int.from_bytes(payload[at + 2 : at + 4], "big")
+        if kind == 0xD9 or at + 2 + length > len(payload):
+            return False  # it has an end, and another fault; or it breaks off in a header
+        if kind == 0xDA:
+            if length != 2 * payload[at + 4] + 6:
+                return False
+            missing -= _covered(payload[at + 4 : at + 2 + length], "progressive" in jpeg.info)
+        at += 2 + length
+    return not missing
+
+
+def _covered(header: bytes, is_progressive: bool) -> set[tuple[int, int]]:
+    """Return component and index of the coefficients that a scan brings to full precision."""
+    after = 1 + 2 * header[0]
+    first, last, precision = header[after : after + 3] if is_progressive else (0, 63, 0)
+    indices = range(0) if precision & 15 else range(first, last + 1)
+    return {(component, at) for component in header[1:after:2] for at in indices}
+
+
+def _next_restart(payload: bytes) -> bytes:
+    """Return the restart marker that would follow at the end of a JPEG's last scan."""
+    scan = payload.rfind(b"\xff\xda")
+    last, marker = max((payload.rfind(bytes([0xFF, m]), scan), m) for m in range(0xD0, 0xD8))
+    return bytes([0xFF, 0xD0 if last < 0 else 0xD0 + (marker + 1) % 8])
+
+
+def _open_endless(payload: bytes, following: bytes = b"") -> JpegImagePlugin.JpegImageFile:
+    """Open a JPEG without an end, as if some bytes and an end came after it."""
+    file = io.BytesIO(payload.rstrip(b"\xff") + following + b"\xff\xd9")
+    return JpegImagePlugin.JpegImageFile(file)
+
+
+def _has_all_pixels(payload: bytes) -> bool:
+    """Return whether the pixels of a JPEG without an end are independent of what follows."""
+    restart = _next_restart(payload)
+    pictures = (
+        _open_endless(payload, following)
+        for following in (b"", *(bits * 64 + restart + bits * 64 for bits in (b"\x55", b"\xfe")))
+    )
+    with contextlib.suppress(*_BROKEN):
+        return len({hashlib.sha256(picture.tobytes()).digest() for picture in pictures}) == 1
+    return False
+
+
 def _to_rgb(picture: ImageFile, facts: dict[str, Any]) -> NDArray[np.uint8]:
     """Return (H, W, 3) uint8, read-only."""
-    if picture.mode in ("I", "F"):
-        raise Unsupported("samples are float, signed or 32-bit", facts)
-    picture.load()
     image: PilImage.Image = picture
     if isinstance(picture, TiffImagePlugin.TiffImageFile):  # `load` has rotated it
         turn = _UNDO_ORIENTATION.get(facts["exif_orientation"])

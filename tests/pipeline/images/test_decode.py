@@ -420,6 +420,19 @@ def test_content_decides_whatever_the_name_claims() -> None:
     assert found.facts["media_type"] == "image/png"
 
 
+JPEGS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "fine": {"quality": 100, "subsampling": 0},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 3},
+}
+
+
+def photograph() -> Image.Image:
+    noise = np.random.default_rng(0).normal(128, 40, (75, 101, 3))
+    return Image.fromarray(noise.clip(0, 255).astype(np.uint8))
+
+
 @pytest.mark.parametrize("media_type", samples())
 def test_an_incomplete_image_is_truncated(media_type: str) -> None:
     payload = samples()[media_type]
@@ -427,6 +440,41 @@ def test_an_incomplete_image_is_truncated(media_type: str) -> None:
         with pytest.raises(Truncated) as caught:
             decode(payload[: int(part * len(payload))], LIMITS)
         assert caught.value.facts["media_type"] == media_type
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+def test_a_jpeg_that_lacks_only_its_end_is_decoded(options: dict[str, Any]) -> None:
+    payload = save(photograph(), "JPEG", **options)
+    whole = decode(payload, LIMITS)
+    for cut in (1, 2):
+        found = decode(payload[:-cut], LIMITS)
+        assert found.facts == whole.facts
+        assert close(found.image.pixels, whole.image.pixels)
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+def test_a_jpeg_that_lacks_pixels_is_truncated(options: dict[str, Any]) -> None:
+    payload = save(photograph(), "JPEG", **options)
+    for cut in (5, 9, 30, 200, len(payload) // 2):
+        with pytest.raises(Truncated):
+            decode(payload[:-cut], LIMITS)
+    with pytest.raises(Truncated):
+        decode(payload[:-200] + bytes(5), LIMITS)
+
+
+def test_a_jpeg_that_ends_before_a_restart_is_truncated() -> None:
+    payload = save(photograph(), "JPEG", restart_marker_blocks=3)
+    for marker in range(0xD0, 0xD8):
+        with pytest.raises(Truncated):
+            decode(payload[: payload.rindex(bytes([0xFF, marker]))], LIMITS)
+
+
+def test_a_progressive_jpeg_that_lacks_whole_scans_is_truncated() -> None:
+    payload = save(photograph(), "JPEG", progressive=True)
+    for _ in range(9):
+        payload = payload[: payload.rindex(b"\xff\xda")]
+        with pytest.raises(Truncated):
+            decode(payload, LIMITS)
 
 
 def test_facts_survive_a_failure() -> None:
