@@ -52,7 +52,13 @@ from prompt_iml.engine.errors import (
     Truncated,
     Unsupported,
 )
-from prompt_iml.pipeline.images.sniff import HEAD_BYTES, RAW_FORMATS, describe_raw, sniff
+from prompt_iml.pipeline.images.sniff import (
+    HEAD_BYTES,
+    RAW_FORMATS,
+    describe_raw,
+    describe_stand_in,
+    sniff,
+)
 
 # Decoders are set for the whole process. The pixel limit bounds what a decoder allocates before the
 # check of `DecodeLimits`. Each image uses one thread. Rows carry the errors, so Python's warnings,
@@ -231,6 +237,9 @@ def _allowed(media_type: str | None, payload: bytes, claims_image: bool) -> str:
         raise Unsupported(describe_raw(RAW_FORMATS[media_type]), {"media_type": media_type})
     if media_type is not None:
         raise Unsupported(f"{media_type} is not scanned", {"media_type": media_type})
+    stand_in = describe_stand_in(payload[:HEAD_BYTES])
+    if stand_in is not None:
+        raise (Unsupported if claims_image else NotAnImage)(stand_in)
     if not claims_image:
         raise NotAnImage("neither the name nor the bytes are those of an image")
     if not payload:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 HEAD_BYTES = 512
 
 # Longer prefixes come before the shorter ones that they begin with.
@@ -46,6 +48,15 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"\x01\xda\x01\x01", "image/x-sgi"),
     (b"/* XPM */", "image/x-xpixmap"),
     (b"%!PS-Adobe", "application/postscript"),
+)
+
+_GIT_LFS = re.compile(
+    rb"version https?://(git-lfs\.github\.com|hawser\.github\.com|git-media\.io)/"
+)
+# Byte order mark, XML declaration and comments may come before the page.
+_HTML = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*<(!doctype\s+html|html|head)[\s>]",
+    re.I | re.S,
 )
 
 RAW_FORMATS = {
@@ -93,6 +104,19 @@ def sniff(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         return _sniff_brand(head)
     return _sniff_weak(head)
+
+
+def describe_stand_in(head: bytes) -> str | None:
+    """Return what the bytes are if they stand in for a file that is elsewhere, else None.
+
+    Args:
+        head: the first `HEAD_BYTES` bytes, or all of them.
+    """
+    if _GIT_LFS.match(head):
+        return "a Git LFS pointer, not the image: run git lfs pull"
+    if _HTML.match(head):
+        return "an HTML page, not an image"
+    return None
 
 
 def describe_raw(name: str | None) -> str:

@@ -408,6 +408,23 @@ def test_unknown_bytes_are_unsupported_or_no_image() -> None:
             decode(payload, LIMITS, claims_image=False)
 
 
+POINTERS = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n": "a Git LFS pointer",
+    b"<!DOCTYPE html><html><body>404</body></html>": "an HTML page",
+    b"\xef\xbb\xbf\r\n <!-- a --> <!-- b --> <HTML lang='en'>": "an HTML page",
+    b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0">': "an HTML page",
+    b"<html><body><svg width='1'></svg>": "an HTML page",
+}
+
+
+@pytest.mark.parametrize(("payload", "name"), POINTERS.items(), ids=range(len(POINTERS)))
+def test_pointers_and_pages_are_named(payload: bytes, name: str) -> None:
+    with pytest.raises(Unsupported, match=f"^{name}, not "):
+        decode(payload, LIMITS)
+    with pytest.raises(NotAnImage, match=f"^{name}, not "):
+        decode(payload, LIMITS, claims_image=False)
+
+
 def test_a_format_off_the_list_is_named() -> None:
     with pytest.raises(Unsupported, match="image/jp2") as caught:
         opened(scene(), "JPEG2000")
