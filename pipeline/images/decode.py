@@ -198,7 +198,7 @@ def _decode_once(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) ->
     picture = _DECODERS[facts["media_type"]](io.BytesIO(payload))
     width, height = _stored_size(picture)
     facts |= {"width": _int32(width), "height": _int32(height)}
-    facts["exif_orientation"] = _orientation(picture)
+    facts["exif_orientation"] = _orientation(picture, payload)
     luma_table = _luma_table(picture)
     quality = None if luma_table is None else estimate_quality(luma_table)
     facts["jpeg_quality"] = quality
@@ -218,6 +218,15 @@ def _png_chunks(payload: bytes) -> Iterator[tuple[bytes, int, int]]:
         length, kind = struct.unpack_from(">I4s", payload, start)
         yield kind, start, start + length + 12
         start += length + 12
+
+
+def _riff_chunks(payload: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield type, start and end of each chunk of a WebP, with its length, without its padding."""
+    start = 12
+    while start + 8 <= len(payload):
+        kind, length = struct.unpack_from("<4sI", payload, start)
+        yield kind, start, start + 8 + length
+        start += 8 + length + length % 2
 
 
 def _without_text(payload: bytes) -> bytes:
@@ -258,15 +267,31 @@ def _int32(value: int) -> int | None:
     return value if 0 <= value < 2**31 else None
 
 
-def _orientation(picture: ImageFile) -> int | None:
+def _orientation(picture: ImageFile, payload: bytes) -> int | None:
     is_tiff = isinstance(picture, TiffImagePlugin.TiffImageFile)
     if not is_tiff and "exif" not in picture.info:
-        return None
+        exif = _late_exif(picture, payload)
+        if exif is None:
+            return None
+        picture.info["exif"] = exif
     try:
         value = picture.getexif().get(ExifTags.Base.Orientation)
     except _BROKEN:
         return None  # an image with damaged EXIF is scanned
     return value if value in range(1, 9) else None
+
+
+def _late_exif(picture: ImageFile, payload: bytes) -> bytes | None:
+    """Return the EXIF that Pillow does not see: behind a PNG's pixels, undeclared in a WebP."""
+    if isinstance(picture, PngImagePlugin.PngImageFile) and b"eXIf" in payload:
+        for kind, start, end in _png_chunks(payload):
+            if kind == b"eXIf":
+                return payload[start + 8 : end - 4]
+    if isinstance(picture, WebPImagePlugin.WebPImageFile) and b"EXIF" in payload:
+        for kind, start, end in _riff_chunks(payload):
+            if kind == b"EXIF":
+                return payload[start + 8 : end]
+    return None
 
 
 def _luma_table(picture: ImageFile) -> NDArray[np.float32] | None:

@@ -263,6 +263,10 @@ def test_reduced_copies_behind_the_picture_are_passed_over() -> None:
         assert decode(tiff_pages(*later), LIMITS).facts["width"] == 4
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def tagged(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -289,6 +293,36 @@ def test_an_orientation_that_means_nothing_is_null() -> None:
     assert opened(scene(), "JPEG", exif=tagged(9)).facts["exif_orientation"] is None
     assert opened(scene(), "JPEG", exif=b"Exif\0\0garbage").facts["exif_orientation"] is None
     assert opened(scene(), "JPEG").facts["exif_orientation"] is None
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_exif_behind_the_pixels_of_a_png_is_read(frames: int) -> None:
+    others = [scene().rotate(180 * number) for number in range(1, frames)]
+    png = save(scene(), "PNG", save_all=frames > 1, append_images=others)
+    late = png[:-12] + chunk(b"eXIf", tagged(6).tobytes()[6:]) + png[-12:]
+    found = decode(late, LIMITS)
+    assert (found.facts["exif_orientation"], found.facts["frame_count"]) == (6, frames)
+    assert close(found.image.pixels, scene())
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b""}])
+def test_exif_at_the_end_of_a_webp_is_read(options: dict[str, Any]) -> None:
+    """Whether or not the header declares it."""
+    webp, exif = save(scene(), "WEBP", **options), tagged(6).tobytes()
+    body = webp[8:] + b"EXIF" + struct.pack("<I", len(exif)) + exif + bytes(len(exif) % 2)
+    late = decode(b"RIFF" + struct.pack("<I", len(body)) + body, LIMITS)
+    assert late.facts["exif_orientation"] == 6
+    assert close(late.image.pixels, decode(webp, LIMITS).image.pixels)
+
+
+def test_exif_behind_other_segments_of_a_jpeg_is_read() -> None:
+    jpeg = save(scene(), "JPEG", comment=bytes(60_000))
+    exif = tagged(6).tobytes()
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xda"):
+        at = jpeg.index(marker)
+        late = decode(jpeg[:at] + segment + jpeg[at:], LIMITS)
+        assert late.facts["exif_orientation"] == 6
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
@@ -370,10 +404,6 @@ def test_scans_of_a_jpeg_are_limited() -> None:
     bomb = payload[:-2] + payload[last:-2] * 20 + b"\xff\xd9"
     with pytest.raises(TooLarge, match="30 scans"):
         decode(bomb, DecodeLimits(max_pixels=48 * 32))
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def test_large_text_and_profiles_of_a_png_are_passed_over() -> None:
