@@ -98,7 +98,7 @@ _BROKEN = (
 _TOO_LARGE = re.compile(r"too large|limit", re.I)
 _PNG_TEXT_LIMIT = re.compile("MAX_TEXT_(CHUNK|MEMORY)")
 _TRUNCATED = re.compile(r"truncated|end of file|insufficient|incomplete", re.I)
-_UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|cannot handle|pixel mode", re.I)
+_UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|cannot handle|(pixel|raw) mode", re.I)
 
 # A TIFF of these colour spaces, CFA and LinearRaw, is a raw file.
 _RAW_PHOTOMETRIC = (32803, 34892)
@@ -203,8 +203,7 @@ def _decode_once(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) ->
     quality = None if luma_table is None else estimate_quality(luma_table)
     facts["jpeg_quality"] = quality
     _check_size(width, height, facts, limits, _count_scans(payload, picture))
-    if picture.mode in ("I", "F"):
-        raise Unsupported("samples are float, signed or 32-bit", facts)
+    _check_samples(picture, facts)
     pixels = _to_rgb(_load(picture, payload), facts)
     facts["height"], facts["width"] = pixels.shape[:2]
     facts["frame_count"] = _count_frames(payload, picture)
@@ -377,6 +376,20 @@ def _count_scans(payload: bytes, picture: ImageFile) -> int:
     if interleaved and "progressive" not in picture.info:
         return 1
     return payload.count(b"\xff\xda")
+
+
+def _check_samples(picture: ImageFile, facts: dict[str, Any]) -> None:
+    """Refuse samples without an agreed range, and layouts of TIFF that Pillow decodes wrongly."""
+    tags = getattr(picture, "tag_v2", {})
+    if picture.mode in ("I", "F") or tags.get(339, (1,))[0] == 2:
+        raise Unsupported("samples are float, signed or 32-bit", facts)
+    is_compressed = tags.get(259, 1) != 1
+    is_wide = not is_compressed and max(tags.get(258, (1,))) > 8
+    is_separate = tags.get(284) == 2 and tags.get(277, 1) > 1
+    if is_separate and (is_wide or picture.mode in ("LA", "La", "PA", "LAB")):
+        raise Unsupported("TIFF: this kind of separate colour planes is not read", facts)
+    if tags.get(262) == 6 and not is_compressed and tags.get(530, (1, 1)) != (1, 1):
+        raise Unsupported("TIFF: subsampled YCbCr without compression is not read", facts)
 
 
 def _load(picture: ImageFile, payload: bytes) -> ImageFile:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import zlib
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pillow_heif
 import pytest
+import tifffile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -265,6 +267,90 @@ def test_reduced_copies_behind_the_picture_are_passed_over() -> None:
 
 def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+TIFF_SAMPLES = ["?", "u1", "u2", "u4", "i1", "i2", "f2", "f4"]
+TIFF_COLOURS = {
+    "minisblack": 1, "miniswhite": 1, "grey and alpha": 2, "rgb": 3, "rgba": 4, "separated": 4,
+    "cielab": 3,
+}  # fmt: skip
+TIFF_LAYOUTS = list(
+    product(
+        TIFF_COLOURS,
+        ("contig", "separate"),
+        ("<", ">"),
+        ({}, {"tile": (16, 16)}),
+        (None, "deflate"),
+    )
+)
+
+
+def ramps(dtype: str, bands: int) -> NDArray[Any]:
+    """Return (32, 48, bands) over the whole range of the samples, in another direction each."""
+    x = np.linspace(0, 1, 48)[None, :].repeat(32, 0)
+    bands_of_unit = np.stack([x, 1 - x, x * x, 0.2 + 0.8 * x][:bands], -1)
+    if dtype == "?":
+        return bands_of_unit > 0.5
+    if dtype.startswith("f"):
+        return bands_of_unit.astype(dtype)
+    info = np.iinfo(dtype)
+    return (info.min + bands_of_unit * (float(info.max) - info.min)).astype(dtype)
+
+
+def shown(samples: NDArray[Any], colour: str) -> NDArray[Any]:
+    """Return what a viewer shows of (H, W, bands) of unsigned samples, 0..255."""
+    unit = samples / (1 if samples.dtype == bool else np.iinfo(samples.dtype).max)
+    if colour == "miniswhite":
+        unit = 1 - unit
+    if colour == "separated":
+        unit = (1 - unit[..., :3]) * (1 - unit[..., 3:])
+    if colour in ("grey and alpha", "rgba"):
+        unit = unit[..., :-1] * unit[..., -1:] + 1 - unit[..., -1:]
+    return np.broadcast_to(unit * 255, (32, 48, 3))
+
+
+def tiff_of(samples: NDArray[Any], colour: str, planar: str, order: str, **options: Any) -> bytes:
+    if "alpha" in colour or colour == "rgba":
+        options["extrasamples"] = ["unassalpha"]
+    if samples.shape[-1] == 1:
+        samples = samples[..., 0]
+    else:
+        options["planarconfig"] = planar
+        samples = samples if planar == "contig" else np.moveaxis(samples, -1, 0)
+    photometric = {"grey and alpha": "minisblack", "rgba": "rgb"}.get(colour, colour)
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, byteorder=order, photometric=photometric, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", TIFF_SAMPLES)
+def test_every_layout_of_tiff_is_decoded_right_or_refused(dtype: str) -> None:
+    """Layouts that tifffile writes; what is known to be readable must be read."""
+    for colour, planar, order, tile, compression in TIFF_LAYOUTS:
+        samples = ramps(dtype, TIFF_COLOURS[colour])
+        if dtype == "?" and samples.shape[-1] > 1:
+            continue
+        layout = (colour, planar, order, tile, compression)
+        payload = tiff_of(samples, colour, planar, order, compression=compression, **tile)
+        try:
+            found = decode(payload, LIMITS).image.pixels
+        except (Unsupported, DecodeError):
+            is_common = planar == "contig" and colour in ("minisblack", "rgb", "rgba")
+            assert not (is_common and dtype in ("?", "u1", "u2")), layout
+            continue
+        assert dtype in ("?", "u1", "u2"), layout
+        if colour == "cielab":  # the stored numbers have another meaning; as interleaved
+            assert close(
+                found, decode(tiff_of(samples, colour, "contig", "<"), LIMITS).image.pixels
+            )
+        else:
+            assert np.abs(found - shown(samples, colour)).max() <= 4, layout
+
+
+def test_subsampled_ycbcr_without_compression_is_refused() -> None:
+    tags = {530: (2, 2)}
+    with pytest.raises(Unsupported, match="YCbCr"):
+        opened(scene().convert("YCbCr"), "TIFF", tiffinfo=tags)
 
 
 def tagged(orientation: int) -> Image.Exif:
