@@ -313,11 +313,10 @@ def _check_directories(payload: bytes, facts: dict[str, Any]) -> None:
     if facts["media_type"] != "image/tiff":
         return
     first = _read_directory(payload)
-    offsets = first.get(_SUBIFDS, ())
-    offsets = offsets if isinstance(offsets, tuple) else (offsets,)
-    others = [_read_directory(payload, at) for at in offsets[:_MAX_SUBIFDS] if isinstance(at, int)]
+    offsets = _values(first, _SUBIFDS)[:_MAX_SUBIFDS]
+    others = [_read_directory(payload, at) for at in offsets if isinstance(at, int)]
     is_reduced = _number(first, 254) & 1 or _number(first, 255) == 2
-    maker = str(first.get(ExifTags.Base.Make, "")).split(" ")[0].rstrip("\0").upper()
+    maker = str((*_values(first, ExifTags.Base.Make), "")[0]).split(" ")[0].rstrip("\0").upper()
     if _DNG_VERSION in first:
         raise Unsupported(describe_raw("DNG"), facts)
     if any(_number(each, 262) in _RAW_PHOTOMETRIC for each in (first, *others)):
@@ -343,10 +342,18 @@ def _read_directory(
     return directory
 
 
+def _values(directory: TiffImagePlugin.ImageFileDirectory_v2, tag: int) -> tuple[Any, ...]:
+    """Return the values of a tag; none if it is missing or damaged."""
+    try:
+        value = directory.get(tag, ())
+    except _BROKEN:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _number(directory: TiffImagePlugin.ImageFileDirectory_v2, tag: int) -> int:
-    """Return the first value of a tag; 0 if it is missing or no whole number."""
-    value = directory.get(tag, 0)
-    value = value[0] if isinstance(value, tuple) and value else value
+    """Return the first value of a tag; 0 if it is no whole number."""
+    value = (*_values(directory, tag), 0)[0]
     return value if isinstance(value, int) else 0
 
 
