@@ -28,10 +28,25 @@ LONG = (
     "test_cycle", "test_train_run", "test_chaos", "test_submit", "test_export", "test_poison",
 )  # fmt: skip
 
+# Files whose tests start Ray or servers, train, export, build or compile.
+SLOW = {
+    *LONG, "test_autoscaler", "test_bad_images", "test_build", "test_cuda_emulated",
+    "test_cuda_kernel_text", "test_demo", "test_estimate", "test_evaluation_commands",
+    "test_hostile_folder", "test_metrics", "test_package", "test_preflight", "test_retrain",
+    "test_retry", "test_runtimes", "test_scan", "test_serve", "test_store_faults",
+    "test_stored_output", "test_train", "test_validation",
+}  # fmt: skip
+SERVED = {"cluster", "s3_endpoint"}  # fixtures that start Ray or a server
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of long files first."""
+    """Run the tests of long files first, and mark those for `make test-fast`."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+    for item in items:
+        fixtures, parameters = item.fixturenames, getattr(item, "callspec", None)  # type: ignore
+        on_s3 = parameters is not None and "s3" in parameters.params.values()
+        if item.path.stem not in SLOW and not on_s3 and not SERVED & set(fixtures):
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(scope="session")
