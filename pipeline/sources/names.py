@@ -44,6 +44,6 @@ def is_hidden(name: str) -> bool:
     return (name.startswith(".") and name not in (".", "..")) or name in _BOOKKEEPING
 
 
-def in_hidden(path: str) -> bool:
-    """Return whether any part of a relative path is hidden."""
-    return any(is_hidden(part) for part in path.split("/"))
+def is_apple_double(name: str) -> bool:
+    """Return whether a member has the name of a file in which macOS keeps attributes of another."""
+    return name.rpartition("/")[2].startswith("._")

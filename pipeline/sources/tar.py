@@ -7,22 +7,25 @@ the end of the archive, where this module reports the damage.
 from __future__ import annotations
 
 import gzip
+import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
 from prompt_iml.engine.errors import DamagedShard, FetchError, ImageError, Unsupported
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
-from prompt_iml.pipeline.sources.names import claims_to_be_image, in_hidden
+from prompt_iml.pipeline.sources.names import claims_to_be_image, is_apple_double
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Sample, too_large
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_EXTENSION = 1 << 20  # bytes of a long name or a pax header; real ones have hundreds
 SIZE_DIGITS = 18  # maximum for a member's size, which the table must hold; more is damage
+LINKED_BYTES = 64 << 20  # of earlier members that links may point to, with their names
 _BLOCK = tarfile.BLOCKSIZE
+_LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -30,22 +33,16 @@ _EXTENSIONS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-_WITHOUT_BODY = (
-    tarfile.LNKTYPE,
-    tarfile.SYMTYPE,
-    tarfile.CHRTYPE,
-    tarfile.BLKTYPE,
-    tarfile.DIRTYPE,
-    tarfile.FIFOTYPE,
-)
+_WITHOUT_BODY = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 
 def read_tar(uri: str, *, max_object_bytes: int) -> Iterator[Sample]:
     """Yield the images of a tar shard, plain or gzip, in order.
 
-    A regular file is an image by its content or by its extension; hidden names, sidecars, links
-    and folders are skipped. Where the shard is damaged, one failed sample without a member
-    names the byte (of the unpacked stream) and is the last.
+    A regular file is an image by its content or by its extension; sidecars, folders and the
+    AppleDouble files of macOS are skipped. A link gives the bytes of the earlier member that it
+    points to, or is a failed sample. Where the shard is damaged, one failed sample without a
+    member names the byte (of the unpacked stream) and is the last.
     """
     try:
         with storage.open_stream(uri) as stream:
@@ -72,11 +69,18 @@ def _unpacked(stream: BinaryIO) -> BinaryIO:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Regular file in the archive; its body comes next in the stream."""
+    """Regular file in the archive, whose body comes next in the stream, or a link.
+
+    Attributes:
+        target: name of the member that a link points to; empty for a regular file.
+        is_symbolic: whether the link is a symbolic one.
+    """
 
     name: str
     size_bytes: int
     is_sparse: bool
+    target: str = ""
+    is_symbolic: bool = False
 
 
 class _Archive:
@@ -86,6 +90,7 @@ class _Archive:
         self._uri = uri
         self._stream = stream
         self.position = 0
+        self.is_packed = isinstance(stream, gzip.GzipFile)
 
     def read(self, count: int) -> bytes:
         """Read exactly `count` bytes; raises `DamagedShard`."""
@@ -108,28 +113,106 @@ class _Archive:
         while count > 0:
             count -= len(self.read(min(count, 1 << 20)))
 
+    def read_again(self, position: int, count: int) -> bytes:
+        """Read bytes before this position of an archive that is not packed."""
+        self._stream.seek(position)
+        data = self._stream.read(count)
+        self._stream.seek(self.position)
+        return data
+
     def damaged(self, what: str) -> DamagedShard:
         """Return the error for damage at this position."""
         return DamagedShard(f"{storage.display_name(self._uri)} at byte {self.position}: {what}")
 
 
+class _Images:
+    """Images of an archive that links may point to; the oldest are forgotten.
+
+    Bytes are kept for a packed archive, whose stream cannot go back, and positions for others.
+    """
+
+    def __init__(self, archive: _Archive) -> None:
+        self._archive = archive
+        self._kept: dict[str, tuple[Sample, int, int]] = {}
+        self._bytes = 0
+
+    def add(self, name: str, sample: Sample, position: int, size_bytes: int) -> None:
+        """Keep the image of a member whose body lies at a position."""
+        if not self._archive.is_packed:
+            sample = replace(sample, data=None)
+        self._drop(posixpath.normpath(name))
+        self._kept[posixpath.normpath(name)] = sample, position, size_bytes
+        self._bytes += _kept_bytes(name, sample)
+        while self._bytes > LINKED_BYTES:
+            self._drop(next(iter(self._kept)))
+
+    def linked(self, link: _Member) -> Sample | None:
+        """Return the image that a link shows; None if it is not kept."""
+        folder = posixpath.dirname(link.name) if link.is_symbolic else ""
+        found = self._kept.get(posixpath.normpath(posixpath.join(folder, link.target)))
+        if found is None:
+            return None
+        sample, position, size_bytes = found
+        claims_image = claims_to_be_image(link.name)
+        shown = replace(sample, member=link.name, claims_image=claims_image)
+        if shown.error is None and shown.data is None:
+            shown = replace(shown, data=self._archive.read_again(position, size_bytes))
+        self.add(link.name, shown, position, size_bytes)
+        return shown
+
+    def _drop(self, key: str) -> None:
+        if key in self._kept:
+            self._bytes -= _kept_bytes(key, self._kept.pop(key)[0])
+
+
+def _kept_bytes(name: str, sample: Sample) -> int:
+    return 4 * len(posixpath.normpath(name)) + 500 + len(sample.data or b"")
+
+
 def _read(uri: str, stream: BinaryIO, max_object_bytes: int) -> Iterator[Sample]:
     archive = _Archive(uri, stream)
+    images = _Images(archive)
     for member in _members(archive):
-        head = archive.read(min(member.size_bytes, HEAD_BYTES))
-        rest = member.size_bytes - len(head)
-        claims_image, media_type = claims_to_be_image(member.name), sniff(head)
-        if not (claims_image or media_type) or in_hidden(member.name):
-            archive.skip(rest)
-        elif error := _refusal(member, max_object_bytes):
-            yield Sample(uri, member.name, error=error)
-            archive.skip(rest)
+        if member.target:
+            sample = images.linked(member) or _broken_link(uri, member)
         else:
-            data = head + archive.read(rest)
-            yield Sample(
-                uri, member.name, data=data, claims_image=claims_image, media_type=media_type
-            )
+            position = archive.position
+            sample = _image(uri, archive, member, max_object_bytes)
+            if sample:
+                images.add(member.name, sample, position, member.size_bytes)
+        if sample:
+            yield sample
         archive.skip(-member.size_bytes % _BLOCK)
+
+
+def _image(uri: str, archive: _Archive, member: _Member, max_object_bytes: int) -> Sample | None:
+    """Read the body of a member; None if it is no image."""
+    head = archive.read(min(member.size_bytes, HEAD_BYTES))
+    rest = member.size_bytes - len(head)
+    claims_image, media_type = claims_to_be_image(member.name), sniff(head)
+    claims = claims_image and not is_apple_double(member.name)
+    error = _refusal(member, max_object_bytes)
+    if error or not (claims or media_type):
+        archive.skip(rest)
+        return Sample(uri, member.name, error=error) if claims or media_type else None
+    return Sample(
+        uri,
+        member.name,
+        data=head + archive.read(rest),
+        claims_image=claims_image,
+        media_type=media_type,
+    )
+
+
+def _broken_link(uri: str, link: _Member) -> Sample | None:
+    """Return the failed sample of a link with the name of an image; None for other links."""
+    if not claims_to_be_image(link.name) or is_apple_double(link.name):
+        return None
+    kind, option = ("symbolic", "") if link.is_symbolic else ("hard", "hard-")
+    target = storage.display_name(link.target)[:100]
+    why = "which is no image of this shard before the link, or lies too far before it"
+    fix = f"write the shard with tar --{option}dereference"
+    return Sample(uri, link.name, error=Unsupported(f"a {kind} link to {target}, {why}: {fix}"))
 
 
 def _refusal(member: _Member, max_object_bytes: int) -> ImageError | None:
@@ -139,7 +222,9 @@ def _refusal(member: _Member, max_object_bytes: int) -> ImageError | None:
 
 
 def _members(archive: _Archive) -> Iterator[_Member]:
-    """Yield the regular files; a body and its padding must be read before the next is taken.
+    """Yield the regular files and the links.
+
+    A body and its padding must be read before the next member is taken.
 
     Blocks of zeros mark an end. Reading continues after them, as in `tar --ignore-zeros`, so that a
     part that was overwritten with zeros does not hide the rest.
@@ -156,7 +241,9 @@ def _members(archive: _Archive) -> Iterator[_Member]:
             continue
         if header.type == tarfile.GNUTYPE_SPARSE:
             _skip_sparse_map(archive, block)
-        if header.type not in _WITHOUT_BODY:
+        if header.type in _LINKS:
+            yield _link(header, extended)
+        elif header.type not in _WITHOUT_BODY:
             yield _member(archive, header, extended)
         extended = {}
     if not ended:
@@ -182,14 +269,21 @@ def _member(archive: _Archive, header: tarfile.TarInfo, extended: dict[str, str]
     return _Member(name, int(size), is_sparse)
 
 
+def _link(header: tarfile.TarInfo, extended: dict[str, str]) -> _Member:
+    name = extended.get("path") or header.name
+    target = extended.get("linkpath") or header.linkname or "."
+    return _Member(name, 0, False, target, header.type == tarfile.SYMTYPE)
+
+
 def _extension(archive: _Archive, header: tarfile.TarInfo) -> dict[str, str]:
     """Read a long name or pax header, and return the properties of the next member."""
     if not 0 <= header.size <= MAX_EXTENSION:
         raise archive.damaged(f"an extended header of {header.size} bytes")
     body = archive.read(header.size)
     archive.skip(-header.size % _BLOCK)
-    if header.type == tarfile.GNUTYPE_LONGNAME:
-        return {"path": body.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+    if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        key = "path" if header.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
+        return {key: body.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
         return _pax_records(archive, body)
     return {}

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ from prompt_iml.engine.errors import (
     Unsupported,
     UsageError,
 )
-from prompt_iml.pipeline.sources import inputs, list_units, read_unit
+from prompt_iml.pipeline.sources import inputs, list_units, read_unit, tar
 from prompt_iml.pipeline.sources.names import claims_to_be_image
 from prompt_iml.pipeline.storage import listing
 from prompt_iml.pipeline.units import Sample, Unit
@@ -395,12 +395,12 @@ def test_members_that_are_images(folder: Folder, tar_of: TarOf) -> None:
         "0.json": b"{}",
         "._a.jpg": b"2",
         "x/.h/a.jpg": b"3",
+        "_temporary/.b.jpg": b"4",
     }
     samples = scan(folder.put("a.tar", tar_of(members)))
+    skipped = ("0.json", "._a.jpg")
     assert {s.member: s.data for s in samples} == {
-        "./a.JPG": b"1",
-        "no_suffix": png,
-        "empty.jpg": b"",
+        name: data for name, data in members.items() if name not in skipped
     }
 
 
@@ -414,15 +414,71 @@ def test_long_names(format: int, folder: Folder, tar_of: TarOf) -> None:  # noqa
     ]
 
 
-def test_links_and_folders_in_a_tar_are_passed_over(folder: Folder) -> None:
+def tar_of_links(
+    links: dict[str, tuple[bytes, str]],
+    mode: Literal["w", "w:gz"] = "w",
+    first: Photographs = MEMBERS,
+) -> bytes:
+    """Return a shard of members, and then of links or other entries: type and target."""
     sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as archive:
-        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
-            member = tarfile.TarInfo(f"{kind.decode()}.jpg")
-            member.type, member.linkname = kind, "x.jpg"
+    with tarfile.open(fileobj=sink, mode=mode) as archive:
+        for name, data in first.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for name, (kind, target) in links.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
             archive.addfile(member)
-        archive.addfile(tarfile.TarInfo("real.jpg"))
-    assert [s.member for s in scan(folder.put("a.tar", sink.getvalue()))] == ["real.jpg"]
+    return sink.getvalue()
+
+
+def test_folders_and_devices_in_a_tar_are_no_images(folder: Folder) -> None:
+    kinds = (tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+    shard = tar_of_links({f"{kind.decode()}.jpg": (kind, "") for kind in kinds})
+    assert [s.member for s in scan(folder.put("a.tar", shard))] == ["a.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_links_in_a_tar_give_what_they_point_to(mode: Literal["w", "w:gz"], folder: Folder) -> None:
+    long = f"{'l' * 150}.jpg"
+    links = {
+        "hard.jpg": (tarfile.LNKTYPE, "./a.jpg"),
+        "hard.txt": (tarfile.LNKTYPE, "b.txt"),
+        long: (tarfile.LNKTYPE, "hard.jpg"),
+        "x/.soft": (tarfile.SYMTYPE, f"../{long}"),
+        "x/folder": (tarfile.SYMTYPE, "."),
+    }
+    *_, hard, again, soft = scan(folder.put("a.tar", tar_of_links(links, mode)))
+    assert [s.member for s in (hard, again, soft)] == ["hard.jpg", long, "x/.soft"]
+    assert {s.data for s in (hard, again, soft)} == {MEMBERS["a.jpg"]}
+    assert (soft.claims_image, soft.media_type) == (False, "image/jpeg")
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_to_nothing_is_a_failed_row(kind: bytes, folder: Folder) -> None:
+    shard = tar_of_links({"gone.jpg": (kind, "blobs/a"), "gone": (kind, "blobs/a")}, first={})
+    (sample,) = scan(folder.put("a.tar", shard))
+    assert sample.member == "gone.jpg"
+    assert isinstance(sample.error, Unsupported)
+    assert "link to blobs/a, which is no image of this shard" in str(sample.error)
+
+
+def test_a_link_to_a_member_over_the_limit_is_over_it_too(folder: Folder) -> None:
+    shard = folder.put("a.tar", tar_of_links({"l.jpg": (tarfile.LNKTYPE, "a.jpg")}))
+    codes = [s.error and s.error.code for s in read(units(shard), max_object_bytes=999)]
+    assert codes == ["too_large", None, "too_large"]
+
+
+@pytest.mark.parametrize(("mode", "code"), [("w", None), ("w:gz", "unsupported")])
+def test_what_links_may_point_to_is_bounded(
+    mode: Literal["w", "w:gz"], code: str | None, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packed stream keeps the last images; a plain one goes back to any."""
+    monkeypatch.setattr(tar, "LINKED_BYTES", 1500 + 1000)
+    links = {"far.jpg": (tarfile.LNKTYPE, "a.jpg"), "near.jpg": (tarfile.LNKTYPE, "c.jpg")}
+    samples = scan(folder.put("a.tar", tar_of_links(links, mode)))
+    assert [s.error and s.error.code for s in samples] == [None, None, code, None]
 
 
 def test_a_member_over_the_limit_is_not_read(folder: Folder, tar_of: TarOf) -> None:
