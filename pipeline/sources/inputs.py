@@ -26,6 +26,7 @@ from prompt_iml.pipeline.sources.names import (
     kind_of_name,
 )
 from prompt_iml.pipeline.sources.parquet import column_of_images, open_parquet
+from prompt_iml.pipeline.sources.tables import decoded_head
 from prompt_iml.pipeline.sources.tar import is_tar
 from prompt_iml.pipeline.sources.uri_list import PARQUET_MAGIC, is_list, read_list
 from prompt_iml.pipeline.storage import storage
@@ -33,7 +34,7 @@ from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.units import ObjectRef
 
 _WILDCARD = re.compile(r"[*?[]")
-_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def entries_of(
     """
     with _usage_errors(source.uri):
         if source.file:
-            kind = _kind_of_content(source.file, image_column) if format == "auto" else format
+            kind = _kind_of_input(source.file, image_column) if format == "auto" else format
             yield from _expand(source.file, kind, trust_lists)
             return
         matches = 0
@@ -146,7 +147,12 @@ def _expand(ref: ObjectRef, kind: Kind, trust_lists: bool) -> Iterator[Entry]:
         yield Entry(kind, ref)
 
 
-def _kind_of_content(ref: ObjectRef, image_column: str | None) -> Kind:
+def _kind_of_input(ref: ObjectRef, image_column: str | None) -> Kind:
+    """Detect the kind of a file by its content.
+
+    Raises:
+        UsageError: it is neither an image nor a shard nor a list.
+    """
     with storage.open_stream(ref.uri) as stream:
         head = stream.read(8 * HEAD_BYTES)
     named = kind_of_name(ref.uri)
@@ -154,8 +160,14 @@ def _kind_of_content(ref: ObjectRef, image_column: str | None) -> Kind:
         return _kind_of_parquet(ref.uri, image_column)
     if named == "tar" or is_tar(head):
         return "tar"
-    is_text = not (claims_to_be_image(ref.uri) or sniff(head) or _CONTROL.search(head))
-    return "list" if is_text and is_list(ref.uri, head) else "objects"
+    if claims_to_be_image(ref.uri) or sniff(head):
+        return "objects"
+    if not _CONTROL.search(decoded_head(head)) and is_list(ref.uri, head):
+        return "list"
+    raise UsageError(
+        f"{storage.display_name(ref.uri)} is neither an image nor a shard (tar, Parquet) nor a "
+        "list: give a folder, one of these, or a list with one path a line or a column `uri`"
+    )
 
 
 def _kind_of_parquet(uri: str, image_column: str | None) -> Kind:

@@ -1,25 +1,32 @@
-"""Reading of lists of URIs: text, CSV or Parquet."""
+"""Reading of lists of URIs: tables in text or Parquet."""
 
 from __future__ import annotations
 
 import csv
-import io
+import os
 import posixpath
 from collections.abc import Iterator
-from itertools import chain
-from typing import BinaryIO
+from functools import partial
 
 import pyarrow as pa
 
 from prompt_iml.engine.errors import Denied, FetchError, UsageError
 from prompt_iml.pipeline.logs import one_line
-from prompt_iml.pipeline.sources.parquet import ID_COLUMNS, open_parquet, text
+from prompt_iml.pipeline.sources.parquet import open_parquet, text
+from prompt_iml.pipeline.sources.tables import (
+    ID_COLUMNS,
+    ROWS_TRIED,
+    URI_COLUMNS,
+    decoded_head,
+    first_of,
+    is_blank,
+    layout_of,
+    read_table,
+)
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef
 
-URI_COLUMNS = ("uri", "url", "path", "image")
 PARQUET_MAGIC = b"PAR1"
-ENTRIES_TRIED = 10
 LOCAL_FILE = "a list in an object store names a local file: add --trust-lists to read it"
 
 Entry = tuple[str, str | None]
@@ -28,10 +35,10 @@ Entry = tuple[str, str | None]
 def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
     """Yield the objects that a list names, one per line or row.
 
-    A list is text with one URI per line (blank lines and `#` comments are skipped), or CSV or
-    Parquet with a column `uri`, `url`, `path` or `image` and optionally `content_id` or `id`.
-    Relative names are relative to the list's folder. An entry that cannot be read is also an
-    object, which fails when it is read.
+    A list is a text table (see `layout_of`) or a Parquet file with one of `URI_COLUMNS` and
+    optionally one of `ID_COLUMNS`. Relative names are relative to the list's folder or, where a
+    local list has no such file there, to the working directory. An entry that cannot be read is
+    also an object, which fails when it is read.
 
     Args:
         uri: URI of the list.
@@ -46,42 +53,50 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
     with storage.open_stream(uri) as stream:
         is_parquet = stream.read(4) == PARQUET_MAGIC
         stream.seek(0)
-        entries = _parquet_entries(uri) if is_parquet else _text_entries(stream)
+        shown, exists = storage.display_name(uri), partial(_exists, folder=folder)
+        entries = _parquet_entries(uri) if is_parquet else read_table(stream, shown, exists)
         try:
             for name, content_id in entries:
-                named = _absolute(name, folder)
+                named = _found(name, folder)
                 is_strange = storage.is_s3(uri) and named.startswith("file://")
                 refused = LOCAL_FILE if is_strange and not trust_lists else ""
-                yield ObjectRef(named, content_id=content_id, refused=refused)
+                shown_id = storage.display_name(content_id or "") or None
+                yield ObjectRef(named, content_id=shown_id, refused=refused)
         except csv.Error as error:
-            raise UsageError(f"{storage.display_name(uri)} is no CSV: {error}") from error
+            raise UsageError(f"{shown} is no CSV: {error}") from error
         except pa.ArrowException as error:
-            name, reason = storage.display_name(uri), one_line(error)[:200]
-            raise UsageError(f"{name} is damaged: {reason}") from error
+            raise UsageError(f"{shown} is damaged: {one_line(error)[:200]}") from error
 
 
 def is_list(uri: str, head: bytes) -> bool:
     """Return whether a text file with this head is a list rather than, say, a README.
 
-    A list has a URI or the name of a file among its first entries, or the header of a list, or only
+    A list has a layout (see `layout_of`), or the name of a file among its first entries, or only
     comments; an empty file is a list by its extension.
     """
-    text_head = head.decode("utf-8-sig", "surrogateescape")
-    lines = [line.strip() for line in text_head.splitlines() if not _is_blank(line)]
+    text_head = decoded_head(head)
+    lines = [line for line in text_head.splitlines() if not is_blank(line)]
     if not lines:
         return bool(head) or uri.lower().endswith((".txt", ".csv", ".tsv", ".lst", ".list"))
-    if _first_of(URI_COLUMNS, _header(lines[0])) is not None:
-        return True
     folder = uri.rpartition("/")[0]
-    return any("://" in line or _is_file(_absolute(line, folder)) for line in lines[:ENTRIES_TRIED])
+    if layout_of(lines[: ROWS_TRIED + 1], partial(_exists, folder=folder)):
+        return True
+    return any(_may_exist(line.strip(), folder) for line in lines[:ROWS_TRIED])
 
 
-def _is_file(uri: str) -> bool:
+def _exists(name: str, folder: str) -> bool:
     try:
-        return storage.look_up(uri) is not None
+        return storage.look_up(_found(name, folder)) is not None
+    except (FetchError, UsageError):
+        return False
+
+
+def _may_exist(name: str, folder: str) -> bool:
+    try:
+        return storage.look_up(_absolute(name, folder)) is not None
     except Denied:  # which a store may also return for a missing object
         return True
-    except FetchError:
+    except (FetchError, UsageError):
         return False
 
 
@@ -97,7 +112,7 @@ def _parquet_entries(uri: str) -> Iterator[Entry]:
     with open_parquet(uri) as file:
         schema = file.schema_arrow
         texts = [field.name for field in schema if _is_text(field.type)]
-        found = _first_of(URI_COLUMNS, texts)
+        found = first_of(URI_COLUMNS, texts)
         if found is None:
             raise UsageError(
                 f"{storage.display_name(uri)}: no column of image bytes or of URIs "
@@ -111,38 +126,14 @@ def _parquet_entries(uri: str) -> Iterator[Entry]:
                 yield (name or b"").decode("utf-8", "surrogateescape"), content_id
 
 
-def _text_entries(stream: BinaryIO) -> Iterator[Entry]:
-    lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-    first = next((line for line in lines if not _is_blank(line)), "")
-    header = _header(first)
-    column, id_column = _first_of(URI_COLUMNS, header), _first_of(ID_COLUMNS, header)
-    if column is None:
-        yield from ((line.strip(), None) for line in chain([first], lines) if not _is_blank(line))
-        return
-    for row in filter(None, csv.reader(lines, delimiter=_delimiter(first))):
-        yield _cell(row, column), storage.display_name(_cell(row, id_column)) or None
-
-
-def _header(line: str) -> list[str]:
-    fields = next(csv.reader([line], delimiter=_delimiter(line)), [])
-    return [name.strip().lower() for name in fields]
-
-
-def _delimiter(header: str) -> str:
-    return "\t" if "\t" in header else ","
-
-
-def _is_blank(line: str) -> bool:
-    return not line.strip() or line.startswith("#")
-
-
-def _first_of(names: tuple[str, ...], header: list[str]) -> int | None:
-    """Return the index in the header of the first name that it contains; None without any."""
-    return next((header.index(name) for name in names if name in header), None)
-
-
-def _cell(row: list[str], column: int | None) -> str:
-    return row[column].strip() if column is not None and column < len(row) else ""
+def _found(name: str, folder: str) -> str:
+    """Return the URI of an entry: in the list's folder or, if only there, where the user is."""
+    named = _absolute(name, folder)
+    is_relative = not (name.startswith("/") or "://" in name or storage.is_s3(folder))
+    if is_relative and name and not os.path.lexists(storage.local_path(named)):
+        here = storage.canonical(name)
+        return here if os.path.lexists(storage.local_path(here)) else named
+    return named
 
 
 def _absolute(name: str, folder: str) -> str:

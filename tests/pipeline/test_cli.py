@@ -28,13 +28,14 @@ def test_flags_are_frozen() -> None:
     assert lines == FLAGS.read_text().splitlines()
 
 
-# Each runs in a folder with photo.jpg and an empty folder, in an install without torch; the second
-# text is what the message must name.
+# Each runs in a folder with photo.jpg, README and an empty folder, in an install without torch; the
+# second text is what the message must name.
 WRONG = [
     ("scn", "scan, demo, report"),
     ("scan nothere --output out", "nothere"),
     ("scan *.png --output out", "*.png"),
     ("scan empty --output out", "nothing to scan"),
+    ("scan README --output out", "README is neither an image nor a shard"),
     ("scan photo.jpg", "--output"),
     ("scan --output out", "INPUTS"),
     ("scan photo.jpg --output photo.jpg/out", "choose another --output"),
@@ -96,6 +97,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "empty").mkdir()
     (folder / "photo.jpg").write_bytes(b"a photograph")
+    (folder / "README").write_text("Some photographs.")
     commands = [command for command, _ in WRONG]
     ran = subprocess.run(
         [sys.executable, "-c", DRIVER],
@@ -116,7 +118,7 @@ def test_a_wrong_command_is_one_line_at_once_and_leaves_nothing(
     assert (code, out, loaded, light) == (2, "", [], True)
     assert err.count("\n") == 1
     assert named in err
-    assert files == ["empty", "photo.jpg"]
+    assert files == ["README", "empty", "photo.jpg"]
 
 
 RENAMED = [

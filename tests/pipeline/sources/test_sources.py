@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from prompt_iml.engine.errors import (
     Unsupported,
     UsageError,
 )
-from prompt_iml.pipeline.sources import inputs, list_units, read_unit, tar
+from prompt_iml.pipeline.sources import list_units, read_unit, tar, uri_list
 from prompt_iml.pipeline.sources.names import claims_to_be_image
 from prompt_iml.pipeline.storage import listing
 from prompt_iml.pipeline.units import Sample, Unit
@@ -156,10 +158,13 @@ def test_a_photograph_is_an_input(store: Store, photographs: Photographs) -> Non
     assert [s.data for s in read(found)] == list(photographs.values())
 
 
-def test_a_file_that_is_nothing_we_know_is_an_object(folder: Folder) -> None:
-    assert scan(folder.put("noise", b"\x00\x01")) == [
-        Sample(f"{folder.uri}/noise", data=b"\x00\x01", claims_image=False)
-    ]
+@pytest.mark.parametrize("data", [b"", b"\x00\x01", b"READ ME\n\nSome photographs.\n", b"in\n.\n"])
+def test_an_input_that_is_nothing_we_know_is_refused(data: bytes, folder: Folder) -> None:
+    folder.put("in/a.jpg", b"data")
+    name = folder.put("noise", data)
+    with pytest.raises(UsageError, match=r"noise is neither an image nor .*: give a folder"):
+        units(name)
+    assert [s.data for s in scan(name, format="objects")] == [data]
 
 
 def test_format_overrules(folder: Folder, tar_of: TarOf) -> None:
@@ -369,7 +374,9 @@ def test_one_long_line_is_no_list(folder: Folder) -> None:
         (b"in\n.\n", False),
         (b"", False),
         (b"x" * 9000, False),
+        (b'{"caption": "in/a.jpg"}\n', False),
         (b"none.jpg\nin/a.jpg\n", True),
+        (b"gone.jpg\n", True),
         (b"s3://bucket/a.jpg\n", True),
         (b"id,path\n", True),
     ],
@@ -378,9 +385,64 @@ def test_a_list_is_distinguished_from_other_text(
     text: bytes, is_list: bool, folder: Folder
 ) -> None:
     folder.put("in/a.jpg", b"data")
-    source = inputs.resolve(folder.put("README", text))
-    named = [entry.ref.uri for entry in inputs.entries_of(source, "auto", None, False)]
-    assert (named != [f"{folder.uri}/README"]) is is_list
+    assert uri_list.is_list(folder.put("README", text), text) is is_list
+
+
+ENTRIES = ["../in/0.jpg", "../in/1.jpg"]
+
+
+def jsonl(*rows: dict[str, Any]) -> bytes:
+    return lines(*map(json.dumps, rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("pairs.txt", lines(*(f"{entry},None" for entry in ENTRIES))),
+        ("masks.txt", lines(*(f"{entry},{entry}.png" for entry in ENTRIES))),
+        ("labels.txt", lines(*(f"{entry} 0" for entry in ENTRIES))),
+        ("odd-header.tsv", lines("label\tpicture", *(f"0\t{entry}" for entry in ENTRIES))),
+        ("metadata.csv", lines("file_name,text", *(f"{entry},a cat" for entry in ENTRIES))),
+        ("semicolons.csv", lines('uri;"label"', *(f"{entry};1" for entry in ENTRIES))),
+        ("excel.csv", b"\xef\xbb\xbf" + lines("sep=;", "uri;label", *(f"{e};1" for e in ENTRIES))),
+        ("rows.jsonl", jsonl(*({"id": 7, "file_name": entry} for entry in ENTRIES))),
+        ("utf16.txt", "\r\n".join(ENTRIES).encode("utf-16")),
+        ("utf16be.txt", "\r\n".join(ENTRIES).encode("utf-16-be")),
+        ("packed.txt.gz", gzip.compress(lines(*ENTRIES))),
+        ("from-here.txt", lines("in/0.jpg", "in/1.jpg")),
+        ("commas.txt", lines("../in/0,1.jpg", "../in/1.jpg")),
+    ],
+)
+def test_a_list_is_read_as_people_write_it(
+    name: str, data: bytes, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.path)
+    for image in ("0.jpg", "1.jpg", "0,1.jpg"):
+        folder.put(f"in/{image}", image.encode())
+    samples = scan(folder.put(f"lists/{name}", data))
+    first = b"0,1.jpg" if name == "commas.txt" else b"0.jpg"
+    assert [s.data for s in samples] == [first, b"1.jpg"]
+    assert {s.content_id for s in samples} == ({"7"} if name == "rows.jsonl" else {None})
+
+
+def test_the_first_entries_of_a_list_may_be_gone(folder: Folder) -> None:
+    folder.put("in/0.jpg", b"data")
+    gone = [f"in/gone{n}.jpg" for n in range(12)]
+    samples = scan(folder.put("list.txt", lines(*gone, "in/0.jpg")))
+    assert [s.error and s.error.code for s in samples] == ["not_found"] * 12 + [None]
+
+
+def test_a_broken_line_of_json_is_a_failed_row(folder: Folder) -> None:
+    folder.put("0.jpg", b"data")
+    data = jsonl({"uri": "0.jpg"}, {"uri": 3}) + b'\n{"uri": \n' + b'{"a":' * 100_000
+    samples = scan(folder.put("list.jsonl", data))
+    assert [s.error is None for s in samples] == [True, False, False, False]
+
+
+def test_a_damaged_gzip_list_is_refused(folder: Folder) -> None:
+    packed = gzip.compress(lines("a.jpg", *(f"{n}.jpg" for n in range(999))))
+    with pytest.raises(UsageError, match=r"list\.gz: "):
+        units(folder.put("list.gz", packed[: len(packed) // 2]), format="list")
 
 
 # Tar shards.
