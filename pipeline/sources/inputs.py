@@ -19,21 +19,24 @@ from prompt_iml.engine.errors import (
 )
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
 from prompt_iml.pipeline.sources.names import (
+    UNREAD_ARCHIVE,
     Format,
     Kind,
     claims_to_be_image,
     is_hidden,
+    is_unread_archive,
     kind_of_name,
 )
 from prompt_iml.pipeline.sources.parquet import column_of_images, open_parquet
 from prompt_iml.pipeline.sources.tables import decoded_head
-from prompt_iml.pipeline.sources.tar import is_tar
+from prompt_iml.pipeline.sources.tar import is_archive
 from prompt_iml.pipeline.sources.uri_list import PARQUET_MAGIC, is_list, read_list
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.units import ObjectRef
 
 _WILDCARD = re.compile(r"[*?[]")
+_UNREAD_MAGIC = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 
 
@@ -155,18 +158,21 @@ def _kind_of_input(ref: ObjectRef, image_column: str | None) -> Kind:
     """
     with storage.open_stream(ref.uri) as stream:
         head = stream.read(8 * HEAD_BYTES)
+        has_members = is_archive(stream)
     named = kind_of_name(ref.uri)
     if named == "parquet" or head.startswith(PARQUET_MAGIC):
         return _kind_of_parquet(ref.uri, image_column)
-    if named == "tar" or is_tar(head):
+    if named == "tar" or has_members:
         return "tar"
+    if is_unread_archive(ref.uri) or head.startswith(_UNREAD_MAGIC):
+        raise UsageError(f"{storage.display_name(ref.uri)} is {UNREAD_ARCHIVE}")
     if claims_to_be_image(ref.uri) or sniff(head):
         return "objects"
     if not _CONTROL.search(decoded_head(head)) and is_list(ref.uri, head):
         return "list"
     raise UsageError(
-        f"{storage.display_name(ref.uri)} is neither an image nor a shard (tar, Parquet) nor a "
-        "list: give a folder, one of these, or a list with one path a line or a column `uri`"
+        f"{storage.display_name(ref.uri)} is neither an image nor a shard (tar, zip, Parquet) nor "
+        "a list: give a folder, one of these, or a list with one path a line or a column `uri`"
     )
 
 

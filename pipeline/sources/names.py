@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 Kind = Literal["objects", "tar", "parquet", "list"]
@@ -16,6 +17,14 @@ _IMAGE_SUFFIXES = (
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
 )
 
+_TAR_SUFFIXES = (
+    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".zip",
+)  # fmt: skip
+_UNREAD_ARCHIVE = re.compile(
+    r"\.(7z|rar|zipx|tzst|tlz|ace|arj|cab|lha|lzh|tar\.(zst|lz4|lz|lzma|lzo|br|z))(\.\d{2,3})?$"
+)
+UNREAD_ARCHIVE = "an archive that is not read: unpack it, or write a tar or zip"
+
 # Names that Spark, Hive and prompt-iml write beside data, and cameras do not.
 _BOOKKEEPING = frozenset(
     ["_runs", "_SUCCESS", "_metadata", "_common_metadata", "_temporary", "_delta_log"]
@@ -27,10 +36,15 @@ def claims_to_be_image(name: str) -> bool:
     return name.lower().endswith(_IMAGE_SUFFIXES)
 
 
+def is_unread_archive(name: str) -> bool:
+    """Return whether a name has the extension of an archive of an unsupported format."""
+    return bool(_UNREAD_ARCHIVE.search(name.lower()[-16:]))
+
+
 def kind_of_name(name: str) -> Kind:
-    """Return the kind of a shard by its extension; any other file is an object."""
+    """Return the kind of a shard by its extension (`tar` for a zip); other files are objects."""
     lowered = name.lower()
-    if lowered.endswith((".tar", ".tar.gz", ".tgz")):
+    if lowered.endswith(_TAR_SUFFIXES):
         return "tar"
     return "parquet" if lowered.endswith(".parquet") else "objects"
 

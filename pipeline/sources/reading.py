@@ -16,7 +16,11 @@ from prompt_iml.engine.errors import (
     Unsupported,
     UsageError,
 )
-from prompt_iml.pipeline.sources.names import claims_to_be_image
+from prompt_iml.pipeline.sources.names import (
+    UNREAD_ARCHIVE,
+    claims_to_be_image,
+    is_unread_archive,
+)
 from prompt_iml.pipeline.sources.parquet import read_parquet
 from prompt_iml.pipeline.sources.tar import read_tar
 from prompt_iml.pipeline.storage import storage
@@ -82,6 +86,8 @@ def _fetch(ref: ObjectRef, max_object_bytes: int) -> Sample:
     try:
         if ref.refused:
             raise Denied(ref.refused)
+        if is_unread_archive(ref.uri):
+            raise Unsupported(f"{storage.display_name(ref.uri)} is {UNREAD_ARCHIVE}")
         size = ref.size_bytes if ref.size_bytes >= 0 else _size_bytes(ref.uri)
         error: ImageError | None = too_large(size, max_object_bytes)
         data = None if error else storage.read_bytes(ref.uri, size)

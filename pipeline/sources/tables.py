@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from prompt_iml.engine.errors import DamagedShard
 from prompt_iml.pipeline.sources.names import claims_to_be_image, kind_of_name
-from prompt_iml.pipeline.sources.tar import GZIP_MAGIC
+from prompt_iml.pipeline.sources.packed import GZIP_MAGIC
 
 URI_COLUMNS = (
     "uri", "url", "path", "image", "file_name", "filename", "file", "filepath", "file_path",

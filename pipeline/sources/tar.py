@@ -6,21 +6,20 @@ the end of the archive, where this module reports the damage.
 
 from __future__ import annotations
 
-import gzip
 import posixpath
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from prompt_iml.engine.errors import DamagedShard, FetchError, ImageError, Unsupported
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
 from prompt_iml.pipeline.sources.names import claims_to_be_image, is_apple_double
+from prompt_iml.pipeline.sources.packed import DAMAGED, unpacked
+from prompt_iml.pipeline.sources.zipped import is_zip, read_zip
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Sample, too_large
 
-GZIP_MAGIC = b"\x1f\x8b"
 MAX_EXTENSION = 1 << 20  # bytes of a long name or a pax header; real ones have hundreds
 SIZE_DIGITS = 18  # maximum for a member's size, which the table must hold; more is damage
 LINKED_BYTES = 64 << 20  # of earlier members that links may point to, with their names
@@ -37,7 +36,7 @@ _WITHOUT_BODY = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFO
 
 
 def read_tar(uri: str, *, max_object_bytes: int) -> Iterator[Sample]:
-    """Yield the images of a tar shard, plain or gzip, in order.
+    """Yield the images of a tar shard, plain or compressed, or of a zip, in order.
 
     A regular file is an image by its content or by its extension; sidecars, folders and the
     AppleDouble files of macOS are skipped. A link gives the bytes of the earlier member that it
@@ -46,25 +45,22 @@ def read_tar(uri: str, *, max_object_bytes: int) -> Iterator[Sample]:
     """
     try:
         with storage.open_stream(uri) as stream:
-            yield from _read(uri, _unpacked(stream), max_object_bytes)
+            if is_zip(stream):
+                yield from read_zip(uri, stream, max_object_bytes=max_object_bytes)
+            else:
+                yield from _read(uri, *unpacked(stream), max_object_bytes)
     except FetchError as error:
         yield Sample(uri, error=error)
 
 
-def is_tar(head: bytes) -> bool:
-    """Return whether a file with this head (512 bytes or more) is a tar, plain or gzip."""
-    if head.startswith(GZIP_MAGIC):
-        try:
-            head = zlib.decompressobj(wbits=31).decompress(head, _BLOCK)
-        except zlib.error:
-            return False
-    return head[257:262] == b"ustar"
-
-
-def _unpacked(stream: BinaryIO) -> BinaryIO:
-    packed = stream.read(2) == GZIP_MAGIC
-    stream.seek(0)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if packed else stream
+def is_archive(stream: BinaryIO) -> bool:
+    """Return whether a stream is a tar, plain or compressed, or a zip."""
+    if is_zip(stream):
+        return True
+    try:
+        return unpacked(stream)[0].read(_BLOCK)[257:262] == b"ustar"
+    except DAMAGED:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +82,11 @@ class _Member:
 class _Archive:
     """Forward reader of a shard, whose errors name the position."""
 
-    def __init__(self, uri: str, stream: BinaryIO) -> None:
+    def __init__(self, uri: str, stream: BinaryIO, compression: str) -> None:
         self._uri = uri
         self._stream = stream
         self.position = 0
-        self.is_packed = isinstance(stream, gzip.GzipFile)
+        self.compression = compression
 
     def read(self, count: int) -> bytes:
         """Read exactly `count` bytes; raises `DamagedShard`."""
@@ -103,8 +99,8 @@ class _Archive:
         """Read `count` bytes, or fewer at the end of the file."""
         try:
             data = self._stream.read(count)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise self.damaged(f"gzip: {error}") from error
+        except DAMAGED as error:
+            raise self.damaged(f"{self.compression}: {error}") from error
         self.position += len(data)
         return data
 
@@ -138,7 +134,7 @@ class _Images:
 
     def add(self, name: str, sample: Sample, position: int, size_bytes: int) -> None:
         """Keep the image of a member whose body lies at a position."""
-        if not self._archive.is_packed:
+        if not self._archive.compression:
             sample = replace(sample, data=None)
         self._drop(posixpath.normpath(name))
         self._kept[posixpath.normpath(name)] = sample, position, size_bytes
@@ -169,8 +165,8 @@ def _kept_bytes(name: str, sample: Sample) -> int:
     return 4 * len(posixpath.normpath(name)) + 500 + len(sample.data or b"")
 
 
-def _read(uri: str, stream: BinaryIO, max_object_bytes: int) -> Iterator[Sample]:
-    archive = _Archive(uri, stream)
+def _read(uri: str, stream: BinaryIO, compression: str, max_object_bytes: int) -> Iterator[Sample]:
+    archive = _Archive(uri, stream, compression)
     images = _Images(archive)
     for member in _members(archive):
         if member.target:

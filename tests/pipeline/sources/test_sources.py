@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
+import stat
+import struct
 import tarfile
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +32,7 @@ from prompt_iml.engine.errors import (
     Unsupported,
     UsageError,
 )
-from prompt_iml.pipeline.sources import list_units, read_unit, tar, uri_list
+from prompt_iml.pipeline.sources import list_units, read_unit, tar, uri_list, zipped
 from prompt_iml.pipeline.sources.names import claims_to_be_image
 from prompt_iml.pipeline.storage import listing
 from prompt_iml.pipeline.units import Sample, Unit
@@ -666,6 +671,101 @@ def test_a_sparse_member_is_refused_and_passed(folder: Folder, tar_of: TarOf) ->
     samples = scan(folder.put("a.tar", bytes(shard)))
     assert [s.member for s in samples] == ["sparse.jpg", "a.jpg", "c.jpg"]
     assert isinstance(samples[0].error, Unsupported)
+
+
+# Other archives.
+
+
+def zip_of(members: Photographs, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", **options) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_tars_of_other_compressions(
+    pack: Callable[[bytes], bytes], folder: Folder, photographs: Photographs, tar_of: TarOf
+) -> None:
+    shard = tar_of(photographs)
+    packed = pack(shard[:4000]) + pack(shard[4000:])  # as parallel compressors write
+    names = [folder.put(name, packed) for name in ("a.tar.bz2", "a.txz", "unnamed")]
+    assert [s.data for s in scan(*names)] == [*photographs.values()] * 3
+    *_, damage = scan(folder.put("a.tar.xz", pack(shard)[:-40]))
+    assert isinstance(damage.error, DamagedShard)
+
+
+def test_an_xz_that_asks_for_much_memory_is_refused(folder: Folder, tar_of: TarOf) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 256 << 20}]
+    shard = lzma.compress(tar_of(MEMBERS), filters=filters)
+    (damage,) = scan(folder.put("a.tar.xz", shard))
+    assert isinstance(damage.error, DamagedShard)
+
+
+def test_a_zip_is_a_shard(store: Store, photographs: Photographs) -> None:
+    others = {"notes.txt": b"text", "__MACOSX/._a.jpg": b"attributes", "d.jpg/": b""}
+    shard = zip_of(others | photographs, compression=zipfile.ZIP_DEFLATED)
+    samples = scan(store.put("in/a.zip", shard), store.put("unnamed", shard), f"{store.uri}/in")
+    assert [s.data for s in samples] == [*photographs.values()] * 3
+    assert [s.member for s in samples] == [*photographs] * 3
+
+
+def test_members_of_a_zip_that_cannot_be_read(folder: Folder) -> None:
+    shard = zip_of({"ok.jpg": b"1", "spoilt.jpg": b"spoilt", "big.jpg": b"b" * 3000})
+    link = zipfile.ZipInfo("link.jpg")
+    link.external_attr = stat.S_IFLNK << 16
+    sink = io.BytesIO(shard.replace(b"spoilt.jpgspoilt", b"spoilt.jpgspoilT"))
+    with zipfile.ZipFile(sink, "a") as archive:
+        archive.writestr(link, "ok.jpg")
+        archive.writestr("lzma.jpg", b"1", zipfile.ZIP_LZMA)
+    samples = read(units(folder.put("a.zip", sink.getvalue())), max_object_bytes=2999)
+    assert {s.member: s.error and s.error.code for s in samples} == {
+        "ok.jpg": None,
+        "spoilt.jpg": "damaged_shard",
+        "big.jpg": "too_large",
+        "link.jpg": "unsupported",
+        "lzma.jpg": "unsupported",
+    }
+
+
+def test_an_encrypted_zip_is_refused(folder: Folder) -> None:
+    shard = bytearray(zip_of({"a.jpg": b"1"}))
+    for magic, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        shard[shard.index(magic) + at] |= 1
+    (sample,) = scan(folder.put("a.zip", bytes(shard)))
+    assert isinstance(sample.error, Unsupported)
+    assert "encrypted" in str(sample.error)
+
+
+@pytest.mark.parametrize("cut", [0, 100, -1])
+def test_a_damaged_zip_is_one_failed_sample(cut: int, folder: Folder) -> None:
+    (damage,) = scan(folder.put("a.zip", zip_of(MEMBERS)[:cut]))
+    assert isinstance(damage.error, DamagedShard)
+    assert "a.zip" in str(damage.error)
+
+
+def test_zip_bombs_are_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One body that all members share, and a directory of many members."""
+    shard = zip_of({f"{n}.jpg": b"x" * 500 for n in range(9)})
+    at, end = shard.index(b"PK\1\2"), shard.index(b"PK\5\6")
+    entry = shard[at : shard.index(b"PK\1\2", at + 1)]
+    body = shard[: shard.index(b"PK\3\4", 1)]
+    tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 9 * len(entry), len(body), 0)
+    (overlap,) = scan(folder.put("a.zip", body + 9 * entry + tail))
+    assert "overlap" in str(overlap.error)
+    monkeypatch.setattr(zipped, "MAX_DIRECTORY", end - at - 1)
+    (directory,) = scan(folder.put("b.zip", shard))
+    assert isinstance(directory.error, DamagedShard)
+
+
+@pytest.mark.parametrize("name", ["a.7z", "a.RAR", "a.tar.zst", "a.7z.001"])
+def test_archives_that_are_not_read_are_named(name: str, folder: Folder) -> None:
+    shard = folder.put(f"in/{name}", b"packed")
+    with pytest.raises(UsageError, match=f"{name} is an archive that is not read: unpack it"):
+        units(shard)
+    (sample,) = scan(f"{folder.uri}/in")
+    assert isinstance(sample.error, Unsupported)
 
 
 # Parquet.
