@@ -20,6 +20,11 @@ BATCH_BYTES = 16 << 20
 MAX_BATCH_ROWS = 1024
 INDEX_BYTES = 16  # upper bound per value, with its share of page headers
 ID_COLUMNS = ("content_id", "id")
+# What pyarrow raises on files that it does not foresee; its `ArrowException`s are other types too.
+READER_ERRORS = (
+    pa.ArrowException, OSError, KeyError, ValueError, IndexError, TypeError, RuntimeError,
+    OverflowError,
+)  # fmt: skip
 RESULTS_MARK = b"prompt_iml.schema_version"
 
 _USUAL_NAMES = (
@@ -45,7 +50,7 @@ def open_parquet(
         try:
             # Without pre_buffer a row group is streamed, not held in memory whole.
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
-        except (pa.ArrowException, OSError) as error:
+        except READER_ERRORS as error:
             raise DamagedShard(f"{storage.display_name(uri)}: {one_line(error)}") from error
         if columns := dictionaries(file):
             file = pq.ParquetFile(
@@ -66,6 +71,7 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
 
     Raises:
         UsageError: `wanted` cannot hold bytes, or several columns can and none has a usual name.
+        DamagedShard: the only columns that can have a name, or a field, that is there twice.
     """
     usable: list[str] = [
         field.name
@@ -81,6 +87,8 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
             f"columns that may: {', '.join(usable) or 'none'}; all: {', '.join(schema.names)}"
         )
     if not usable:
+        if doubled := [field.name for field in schema if _is_doubled(field, schema)]:
+            raise DamagedShard(f"{file}: column {doubled[0]}, or a field of it, is there twice")
         return None
     structs = [name for name in usable if pa.types.is_struct(schema.field(name).type)]
     usual = [name for usual in _USUAL_NAMES for name in usable if name.lower() == usual]
@@ -97,11 +105,12 @@ def plan_parquet(
 ) -> list[Unit] | None:
     """Split a file's row groups into units of about `images_per_unit` rows.
 
-    A file that cannot be read is one unit, which fails when it is read. A part of prompt-iml's own
+    A file that cannot be read, or whose column of images is not clear, is one unit, which fails
+    when it is read. A part of prompt-iml's own
     results gives no unit. The result is None for a file without image bytes.
 
     Raises:
-        UsageError: as `column_of_images`, or a column is `required` and there is none.
+        UsageError: a column is `required`, and there is none or it is not clear which.
     """
     whole = Unit("parquet", ref.uri, ref.size_bytes, ref.etag, column=image_column or "")
     try:
@@ -115,6 +124,10 @@ def plan_parquet(
                     replace(whole, column=column), file.metadata, images_per_unit
                 )
     except FetchError:
+        return [whole]
+    except UsageError:
+        if required:
+            raise
         return [whole]
     if required:
         raise UsageError(
@@ -195,7 +208,8 @@ def _read_row_group(
 ) -> Iterator[Sample]:
     metadata = file.metadata.row_group(group)
     end = row + metadata.num_rows
-    ids = [name for name in ID_COLUMNS if name in file.schema_arrow.names][:1]
+    names = file.schema_arrow.names
+    ids = [name for name in ID_COLUMNS if names.count(name) == 1][:1]
     image_bytes = _column_bytes(metadata, column, "total_uncompressed_size") // (end - row or 1)
     batches = file.iter_batches(
         batch_size=max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // (image_bytes or 1))),
@@ -208,7 +222,7 @@ def _read_row_group(
             for cells in zip(*(batch.column(name) for name in [column, *ids]), strict=True):
                 yield _sample(uri, row, cells, max_object_bytes)
                 row += 1
-    except (pa.ArrowException, OSError) as error:
+    except READER_ERRORS as error:
         rows = f"rows {row} to {end - 1} (row group {group}): {one_line(error)}"
         yield Sample(uri, str(row), error=DamagedShard(f"{storage.display_name(uri)} {rows}"))
 
@@ -260,6 +274,13 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     )
+
+
+def _is_doubled(field: pa.Field, schema: pa.Schema) -> bool:
+    """Return whether a column may hold bytes, but cannot be told from another of its name."""
+    if pa.types.is_struct(field.type) and len(field.type.get_all_field_indices("bytes")) > 1:
+        return True
+    return _holds_bytes(field.type) and schema.names.count(field.name) > 1
 
 
 def _column_bytes(row_group: Any, column: str, measure: str) -> int:

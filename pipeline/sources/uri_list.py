@@ -111,14 +111,15 @@ def _is_text(kind: pa.DataType) -> bool:
 def _parquet_entries(uri: str) -> Iterator[Entry]:
     with open_parquet(uri) as file:
         schema = file.schema_arrow
-        texts = [field.name for field in schema if _is_text(field.type)]
+        single = [name for name in schema.names if schema.names.count(name) == 1]
+        texts = [name for name in single if _is_text(schema.field(name).type)]
         found = first_of(URI_COLUMNS, texts)
         if found is None:
             raise UsageError(
                 f"{storage.display_name(uri)}: no column of image bytes or of URIs "
                 f"({', '.join(URI_COLUMNS)}); there are: {', '.join(schema.names)}"
             )
-        ids = [name for name in ID_COLUMNS if name in schema.names][:1]
+        ids = [name for name in ID_COLUMNS if name in single][:1]
         for batch in file.iter_batches(columns=[texts[found], *ids]):
             names = batch.column(texts[found]).cast(pa.large_string()).cast(pa.large_binary())
             content_ids = map(text, batch.column(ids[0])) if ids else [None] * len(names)

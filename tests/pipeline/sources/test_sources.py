@@ -862,6 +862,43 @@ def test_two_columns_of_one_name_are_no_image_column(folder: Folder) -> None:
     assert [s.data for s in scan(folder.put("a.parquet", sink.getvalue()))] == [b"x"]
 
 
+def parquet_of(names: list[str], arrays: list[Any]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array(each) for each in arrays], names), sink)
+    return sink.getvalue()
+
+
+TWICE = pa.StructArray.from_arrays([pa.array([b"x"])] * 2, names=["bytes", "bytes"])
+
+
+@pytest.mark.parametrize(
+    ("names", "arrays", "code"),
+    [
+        (["image", "id", "id"], [[b"x"], ["a"], ["b"]], None),
+        (["image", "image"], [[b"x"], [b"y"]], "damaged_shard"),
+        (["image"], [TWICE], "damaged_shard"),
+        (["left", "right"], [[b"x"], [b"y"]], "damaged_shard"),
+    ],
+)
+def test_an_odd_parquet_does_not_end_the_scan_of_a_folder(
+    names: list[str], arrays: list[Any], code: str | None, folder: Folder
+) -> None:
+    folder.put("in/odd.parquet", parquet_of(names, arrays))
+    folder.put("in/well.parquet", parquet({"image": [b"y"], "id": ["a"]}))
+    odd, well = scan(f"{folder.uri}/in")
+    assert (odd.error and odd.error.code, odd.content_id) == (code, None)
+    assert code is None or "odd.parquet" in str(odd.error)
+    assert well.data == b"y"
+
+
+@pytest.mark.parametrize(("names", "arrays"), [(["image"] * 2, [[b"x"]] * 2), (["image"], [TWICE])])
+def test_an_input_with_a_column_twice_is_a_failed_row(
+    names: list[str], arrays: list[Any], folder: Folder
+) -> None:
+    (odd,) = scan(folder.put("odd.parquet", parquet_of(names, arrays)))
+    assert "odd.parquet: column image, or a field of it, is there twice" in str(odd.error)
+
+
 def test_an_id_that_python_has_no_value_for_is_none(folder: Folder) -> None:
     ids = pa.array([2**62], pa.timestamp("us"))
     (sample,) = scan(folder.put("a.parquet", parquet({"image": [b"x"], "id": ids})))
