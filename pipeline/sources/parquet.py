@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prompt_iml.engine.errors import DamagedShard, Empty, FetchError, UsageError
+from prompt_iml.engine.errors import DamagedShard, Empty, FetchError, Unsupported, UsageError
+from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
 from prompt_iml.pipeline.logs import one_line
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
@@ -67,17 +68,15 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
     """Return the column with the bytes of images; None if no column can hold them.
 
     Candidates, in order: a struct with `bytes` (Hugging Face), a binary column with a usual name,
-    the only binary column.
+    the only binary column; without any of these, Spark's image struct or a list of one of them.
 
     Raises:
         UsageError: `wanted` cannot hold bytes, or several columns can and none has a usual name.
         DamagedShard: the only columns that can have a name, or a field, that is there twice.
     """
-    usable: list[str] = [
-        field.name
-        for field in schema
-        if _holds_bytes(field.type) and schema.names.count(field.name) == 1
-    ]
+    single = [field for field in schema if schema.names.count(field.name) == 1]
+    usable: list[str] = [field.name for field in single if _holds_bytes(field.type)]
+    usable = usable or [field.name for field in single if _holds_nested_bytes(field.type)]
     file = storage.display_name(uri)
     if wanted in usable:
         return wanted
@@ -228,22 +227,54 @@ def _read_row_group(
 
 
 def _sample(uri: str, row: int, cells: tuple[Any, ...], max_object_bytes: int) -> Sample:
-    value, content_id = _bytes_and_path(cells[0])
+    content_id = None
+    try:
+        value, content_id = _bytes_and_path(cells[0])
+    except Unsupported as error:
+        return Sample(uri, str(row), text(cells[1]) if cells[1:] else None, error=error)
+    path = content_id
     if len(cells) > 1:
         content_id = text(cells[1])
     if value is None:
-        return Sample(uri, str(row), content_id, error=Empty("null in place of image bytes"))
+        return Sample(uri, str(row), content_id, error=_no_bytes(path))
     if error := too_large(value.as_buffer().size, max_object_bytes):
         return Sample(uri, str(row), content_id, error=error)
     return Sample(uri, str(row), content_id, value.as_py(), claims_image=False)
 
 
+def _no_bytes(path: str | None) -> Empty:
+    if path is None:
+        return Empty("null in place of image bytes")
+    shown = one_line(path)[:150]
+    return Empty(f"no image bytes, only the path {shown}: embed the bytes, or scan the files")
+
+
 def _bytes_and_path(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
+    """Return the image in a cell, and its path.
+
+    Raises:
+        Unsupported: a list of several images, or pixels in place of a file.
+    """
+    if isinstance(cell, pa.ListScalar):
+        return _only_image(cell)
     if not isinstance(cell, pa.StructScalar):
         return _value(cell), None
     if not cell.is_valid:
         return None, None
-    return _value(cell["bytes"]), text(cell["path"]) if "path" in cell else None
+    if "bytes" in cell:
+        return _value(cell["bytes"]), text(cell["path"]) if "path" in cell else None
+    value = _value(cell["data"])
+    if value is not None and sniff(bytes(value.as_buffer()[:HEAD_BYTES])) is None:
+        raise Unsupported("pixels that Spark has decoded: write the bytes of the files")
+    return value, text(cell["origin"])
+
+
+def _only_image(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
+    """Return the image and its path of a list of at most one."""
+    images = cell.values if cell.is_valid else ()
+    if len(images) > 1:
+        raise Unsupported(f"a list of {len(images)} images: write one image a row")
+    return _bytes_and_path(images[0]) if len(images) else (None, None)
 
 
 def _value(cell: Any) -> pa.BinaryScalar | None:
@@ -274,6 +305,15 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     )
+
+
+def _holds_nested_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_bytes(kind.value_type) or _holds_nested_bytes(kind.value_type)
+    if not pa.types.is_struct(kind) or kind.get_field_index("origin") < 0:
+        return False
+    index = kind.get_field_index("data")
+    return index >= 0 and _holds_bytes(kind.field(index).type)
 
 
 def _is_doubled(field: pa.Field, schema: pa.Schema) -> bool:

@@ -868,6 +868,47 @@ def parquet_of(names: list[str], arrays: list[Any]) -> bytes:
     return sink.getvalue()
 
 
+JPEG = b"\xff\xd8\xff" + b"x" * 2000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"bytes": JPEG, "path": "a.jpg"}],
+        [JPEG],
+        {"origin": "a.jpg", "height": 1, "data": JPEG},
+        [{"origin": "a.jpg", "height": 1, "data": JPEG}],
+    ],
+)
+def test_images_that_are_nested(value: Any, folder: Folder) -> None:
+    folder.put("in/a.parquet", parquet({"images": [value] * 50, "text": ["x"] * 50}))
+    samples = scan(f"{folder.uri}/in")
+    assert [(s.data, s.error) for s in samples] == [(JPEG, None)] * 50
+    assert {s.content_id for s in samples} == {None if value == [JPEG] else "a.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "message"),
+    [
+        ([JPEG, JPEG], "unsupported", "a list of 2 images: write one image a row"),
+        ([], "empty", "null"),
+        ({"origin": "a.jpg", "data": b"\0" * 900}, "unsupported", "pixels that Spark"),
+        ({"bytes": None, "path": "in/a.jpg"}, "empty", "only the path in/a.jpg: embed"),
+    ],
+)
+def test_rows_without_one_image_are_named(
+    value: Any, code: str, message: str, folder: Folder
+) -> None:
+    key = "bytes" if "bytes" in value else "data"
+    other = [JPEG] if isinstance(value, list) else value | {key: JPEG}
+    ids = ["1", "2"]
+    uri = folder.put("a.parquet", parquet({"image": [value, other], "id": ids}))
+    sample = scan(uri)[0]
+    assert sample.error
+    assert (sample.error.code, sample.content_id) == (code, "1")
+    assert message in str(sample.error)
+
+
 TWICE = pa.StructArray.from_arrays([pa.array([b"x"])] * 2, names=["bytes", "bytes"])
 
 
