@@ -230,8 +230,8 @@ def _sample(uri: str, row: int, cells: tuple[Any, ...], max_object_bytes: int) -
     content_id = None
     try:
         value, content_id = _bytes_and_path(cells[0])
-    except Unsupported as error:
-        return Sample(uri, str(row), text(cells[1]) if cells[1:] else None, error=error)
+    except Unsupported as refusal:
+        return Sample(uri, str(row), text(cells[1]) if cells[1:] else None, error=refusal)
     path = content_id
     if len(cells) > 1:
         content_id = text(cells[1])
@@ -271,7 +271,7 @@ def _bytes_and_path(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
 
 def _only_image(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
     """Return the image and its path of a list of at most one."""
-    images = cell.values if cell.is_valid else ()
+    images: Any = cell.values if cell.is_valid else []
     if len(images) > 1:
         raise Unsupported(f"a list of {len(images)} images: write one image a row")
     return _bytes_and_path(images[0]) if len(images) else (None, None)
