@@ -27,7 +27,7 @@ from prompt_iml.pipeline.sources.names import (
     is_unread_archive,
     kind_of_name,
 )
-from prompt_iml.pipeline.sources.parquet import column_of_images, open_parquet
+from prompt_iml.pipeline.sources.parquet import base64_column, column_of_images, open_parquet
 from prompt_iml.pipeline.sources.tables import decoded_head
 from prompt_iml.pipeline.sources.tar import is_archive
 from prompt_iml.pipeline.sources.uri_list import PARQUET_MAGIC, is_list, read_list
@@ -179,6 +179,7 @@ def _kind_of_input(ref: ObjectRef, image_column: str | None) -> Kind:
 def _kind_of_parquet(uri: str, image_column: str | None) -> Kind:
     try:
         with open_parquet(uri) as file:
-            return "parquet" if column_of_images(uri, file.schema_arrow, image_column) else "list"
+            column = column_of_images(uri, file.schema_arrow, image_column) or base64_column(file)
+            return "parquet" if column else "list"
     except FetchError:
         return "parquet"  # reading it reports the error

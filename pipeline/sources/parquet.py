@@ -26,6 +26,8 @@ READER_ERRORS = (
     pa.ArrowException, OSError, KeyError, ValueError, IndexError, TypeError, RuntimeError,
     OverflowError,
 )  # fmt: skip
+BASE64_LENGTH = 200  # characters at least of an image; shorter texts may be paths
+_BASE64_STARTS = ("data:image/", "/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 RESULTS_MARK = b"prompt_iml.schema_version"
 
 _USUAL_NAMES = (
@@ -99,6 +101,21 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
     )
 
 
+def base64_column(file: pq.ParquetFile) -> str | None:
+    """Return the column whose first value is an image as base64 text; None without any."""
+    single = [f for f in file.schema_arrow if file.schema_arrow.names.count(f.name) == 1]
+    texts = [f.name for f in single if f.type in (pa.string(), pa.large_string())]
+    for name in [name for name in texts if name.lower() in _USUAL_NAMES]:
+        try:
+            batch = next(file.iter_batches(batch_size=1, columns=[name]), None)
+        except READER_ERRORS:  # a damaged page
+            continue
+        value = text(batch.column(0)[0]) if batch and len(batch) else None
+        if value and len(value) >= BASE64_LENGTH and value.startswith(_BASE64_STARTS):
+            return str(name)
+    return None
+
+
 def plan_parquet(
     ref: ObjectRef, *, images_per_unit: int, image_column: str | None, required: bool
 ) -> list[Unit] | None:
@@ -122,6 +139,8 @@ def plan_parquet(
                 return _row_group_units(
                     replace(whole, column=column), file.metadata, images_per_unit
                 )
+            if base64_column(file):
+                return [whole]
     except FetchError:
         return [whole]
     except UsageError:
@@ -163,7 +182,7 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
         with open_parquet(unit.uri, partial(_repeating, unit)) as file:
             column = column_of_images(unit.uri, file.schema_arrow, unit.column or None)
             if column is None:
-                raise DamagedShard(f"{storage.display_name(unit.uri)}: no column of image bytes")
+                raise DamagedShard(f"{storage.display_name(unit.uri)}: {_lack(file)}")
             counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             if unit.last > len(counts):
                 fewer = f"has {len(counts)} row groups, fewer than when it was listed"
@@ -180,6 +199,12 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
     except UsageError as error:  # the file has changed since it was planned
         damage = DamagedShard(str(error))
         yield Sample(unit.uri, str(row) if row else None, error=damage)
+
+
+def _lack(file: pq.ParquetFile) -> str:
+    if name := base64_column(file):
+        return f"column {name} holds base64 text, which is not read: write it as bytes"
+    return "no column of image bytes"
 
 
 def _repeating(unit: Unit, file: pq.ParquetFile) -> list[str]:

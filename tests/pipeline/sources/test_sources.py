@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import io
@@ -907,6 +908,13 @@ def test_rows_without_one_image_are_named(
     assert sample.error
     assert (sample.error.code, sample.content_id) == (code, "1")
     assert message in str(sample.error)
+
+
+def test_base64_in_parquet_is_named(folder: Folder) -> None:
+    uri = folder.put("in/a.parquet", parquet({"image": [base64.b64encode(JPEG).decode()]}))
+    for name in (uri, f"{folder.uri}/in"):
+        (sample,) = scan(name)
+        assert "a.parquet: column image holds base64 text" in str(sample.error)
 
 
 TWICE = pa.StructArray.from_arrays([pa.array([b"x"])] * 2, names=["bytes", "bytes"])
