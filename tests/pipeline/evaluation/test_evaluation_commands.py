@@ -88,8 +88,8 @@ def test_a_wrong_flag_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ("none.csv", "none.csv: no such file"),
-        (".", ".: no such file"),
+        ("none.csv", "cannot read none.csv: No such file or directory: check the path"),
+        (".", ". is a folder: give a file"),
         ("columns.csv", "add the column image, mask"),
         ("binary.csv", "no CSV file in UTF-8"),
         ("images.csv", "none.png: no such file, though images.csv names it"),
@@ -105,7 +105,7 @@ def test_a_wrong_manifest_is_one_line_and_writes_nothing(
 ) -> None:
     """Neither the heading of a table nor a file is written, and no model is loaded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(f"pipeline.{command}.load_model", None)
+    monkeypatch.setattr(f"prompt_iml.pipeline.evaluation.{command}.load_model", None)
     (tmp_path / "columns.csv").write_text("picture\n")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xd8\n")
     (tmp_path / "images.csv").write_text("image,mask\nnone.png,\n")

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prompt_iml.engine.errors import Unsupported
 from prompt_iml.pipeline.sources import list_units, read_unit
 from prompt_iml.pipeline.units import Sample
 from tests.helpers.archives import TarOf
@@ -87,7 +88,11 @@ def test_members_with_hostile_names_are_only_names(tmp_path: Path) -> None:
             header = tarfile.TarInfo("link.jpg")
             header.type, header.linkname = kind, "/etc/passwd"
             archive.addfile(header)
-    assert [sample.member for sample in read(str(path))] == names
+    *named, symbolic, hard = read(str(path))
+    assert [sample.member for sample in named] == names
+    for link in (symbolic, hard):  # outside the archive: a row with a reason, and no bytes
+        assert (link.member, link.data) == ("link.jpg", None)
+        assert isinstance(link.error, Unsupported)
     assert [p.name for p in tmp_path.iterdir()] == ["hostile.tar"]
 
 
