@@ -1,4 +1,4 @@
-"""What the README and the pages show is what the code does."""
+"""The README and the pages show commands, code and paths that work."""
 
 from __future__ import annotations
 

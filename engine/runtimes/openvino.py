@@ -18,14 +18,13 @@ from openvino.frontend.onnx import ConversionExtension
 
 from prompt_iml.engine.errors import DamagedModel, InferError
 from prompt_iml.engine.model.folder import WEIGHTS_DIGEST, Model, check_digest, file_digest
-from prompt_iml.engine.model.prompts import PromptSet, graph_inputs
 from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
-from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
+from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, GraphEngine
 
 
-class OpenVinoEngine(Engine):
+class OpenVinoEngine(GraphEngine):
     """An engine in float32 on the CPU.
 
     The graph is compiled for each batch shape when the shape first occurs: fixed shapes run
@@ -59,19 +58,12 @@ class OpenVinoEngine(Engine):
             raise DamagedModel(f"{self.name} cannot load {model.graph}: {_line(error)}") from error
         check_digest(_recorded_digest(self._graph), model)
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
-        self._model = model
         self._cache = BlobCache()
-        self.load_prompts(model.prompts)
-
-    def load_prompts(self, prompts: PromptSet) -> None:
-        """Use another prompt set from the next batch on."""
-        self._prompts = graph_inputs(prompts, self._model.config)
+        super().__init__(model)
 
     def submit(self, batch: Batch) -> Done:
         """Run the batch. Raises `InferError` when OpenVINO fails."""
-        feeds: dict[str, NDArray[np.generic]] = {"image": batch.image, **self._prompts}
-        if self._model.config.jpeg_view:
-            feeds["qtable"] = batch.qtable
+        feeds = self._feeds(batch)
         try:
             outputs = self._request(feeds).infer(feeds, share_inputs=True)
         except RuntimeError as error:

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_iml.engine.model.prompts import PromptSet
+from prompt_iml.engine.model.folder import Model
+from prompt_iml.engine.model.prompts import PromptSet, graph_inputs
 
 # Arguments of `pip install` for each runtime; the runtime's name is that of its module.
 PACKAGES = {
@@ -98,3 +99,24 @@ class Engine(ABC):
     def run(self, batch: Batch) -> Detection:
         """Run one batch and return its output. Raises as `submit` and `Pending.result`."""
         return self.submit(batch).result()
+
+
+class GraphEngine(Engine):
+    """An engine of the exported graph, which takes prompts as inputs.
+
+    Args:
+        model: whose graph the engine has loaded.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.load_prompts(model.prompts)
+
+    def load_prompts(self, prompts: PromptSet) -> None:
+        """Use another prompt set from the next batch on."""
+        self._prompts = graph_inputs(prompts, self._model.config)
+
+    def _feeds(self, batch: Batch) -> dict[str, NDArray[np.generic]]:
+        """Return the graph's inputs by name."""
+        table = {"qtable": batch.qtable} if self._model.config.jpeg_view else {}
+        return {"image": batch.image, **self._prompts, **table}

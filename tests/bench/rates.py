@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.protocol import Batch
 from tests.bench.loops import decode_shards, run_engine
 from tests.bench.photographs import SIDE
+from tests.helpers.processes import scan_command
 
 PROCESSES = 2
 
@@ -86,15 +86,7 @@ def decode_rate(shards: list[Path]) -> Rate:
 
 def scan_rate(source: Path, output: Path, model: str, engine: str = "auto") -> Rate:
     """`prompt-iml scan` as a user starts it; the rate is that between its first and last row."""
-    command = [
-        sys.executable,
-        "-m",
-        "prompt_iml.pipeline.cli",
-        "scan",
-        str(source),
-        "--output",
-        str(output),
-    ]
+    command = scan_command(source, output)
     pool = ["--address", "local", "--max-actors", str(PROCESSES)]
     started = time.perf_counter()
     chosen = ["--model", model, "--engine", engine]

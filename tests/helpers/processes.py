@@ -5,12 +5,19 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 from prompt_iml.cluster.training.curves import read_curves
 
 TIMEOUT = 240  # seconds
+
+
+def scan_command(source: Path, output: Path) -> list[str]:
+    """Return `prompt-iml scan SOURCE --output OUTPUT`, for more flags to follow."""
+    scan = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan"]
+    return [*scan, str(source), "--output", str(output)]
 
 
 def wait_for_reports(curves: str, number: int, driver: subprocess.Popen[bytes]) -> None:

@@ -31,6 +31,7 @@ from tests.bench.scale.picture import draw
 from tests.bench.scale.recorder import Recorder, Sample, growth, rate
 from tests.helpers.archives import pack_tar
 from tests.helpers.ports import free_port, wait_for
+from tests.helpers.processes import scan_command
 
 FILES = 1_000_000  # real, in folders of a thousand
 KEYS = 1_000_000  # listed over HTTP
@@ -87,15 +88,7 @@ def scanned(
     source: Path, output: Path, per_part: int, model: str, seconds: float | None = None
 ) -> list[Sample]:
     """Scan by the command line, until it ends or `seconds` are over."""
-    command = [
-        sys.executable,
-        "-m",
-        "prompt_iml.pipeline.cli",
-        "scan",
-        str(source),
-        "--output",
-        str(output),
-    ]
+    command = scan_command(source, output)
     chosen = ["--model", model, "--address", "local", "--max-actors", "2"]
     if model != "prompt-iml-micro":
         chosen += ["--engine", "onnxruntime"]  # its calls cost least: the pipeline is measured

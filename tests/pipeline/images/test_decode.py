@@ -393,7 +393,7 @@ def test_exif_behind_the_pixels_of_a_png_is_read(frames: int) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b""}])
 def test_exif_at_the_end_of_a_webp_is_read(options: dict[str, Any]) -> None:
-    """Whether or not the header declares it."""
+    """The header may declare it or not."""
     webp, exif = save(scene(), "WEBP", **options), tagged(6).tobytes()
     body = webp[8:] + b"EXIF" + struct.pack("<I", len(exif)) + exif + bytes(len(exif) % 2)
     late = decode(b"RIFF" + struct.pack("<I", len(body)) + body, LIMITS)
