@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -32,9 +33,7 @@ def packed(folder: str | None) -> Iterator[Path | None]:
     root = Path(folder)
     if not root.is_dir():
         raise MissingInput(f"--working-dir {folder} is not a folder")
-    files = [
-        path for path in sorted(root.rglob("*")) if path.is_file() and _is_uploaded(path, root)
-    ]
+    files = sorted(_files(root))
     _log_files(root, files)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "working_dir.zip"
@@ -47,9 +46,24 @@ def packed(folder: str | None) -> Iterator[Path | None]:
         yield package
 
 
-def _is_uploaded(path: Path, root: Path) -> bool:
-    parts = path.relative_to(root).parts
-    return not any(part.startswith(".") or part == "__pycache__" for part in parts)
+def _files(root: Path) -> Iterator[Path]:
+    """Yield the files to upload. A folder to which a link leads goes by the link's name, once.
+
+    So the package of a checkout, which is links to its folders, arrives as plain files.
+    """
+    links = {path.resolve() for path in root.rglob("*") if path.is_symlink() and path.is_dir()}
+    seen = {root.resolve()}
+    for name, folders, files in os.walk(root, followlinks=True):
+        within = [Path(name, each) for each in folders if _is_uploaded(each)]
+        within = [path for path in within if path.is_symlink() or path.resolve() not in links]
+        folders[:] = [path.name for path in within if path.resolve() not in seen]
+        seen.update(path.resolve() for path in within)
+        paths = (Path(name, each) for each in files if _is_uploaded(each))
+        yield from (path for path in paths if path.is_file())
+
+
+def _is_uploaded(name: str) -> bool:
+    return not name.startswith(".") and name != "__pycache__"
 
 
 def _log_files(root: Path, files: list[Path]) -> None:

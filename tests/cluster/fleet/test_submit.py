@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,19 @@ def test_uploaded_files_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Uploading 2 files" in log
     assert json.dumps("list.txt")[1:-1] in log
     assert ".env" not in log
+
+
+def test_what_links_lead_to_is_uploaded_once_by_their_name(tmp_path: Path) -> None:
+    """The package of a checkout is links to its folders; a link in a circle ends."""
+    for name in ("part/module.py", "part/__pycache__/module.pyc", "package/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "package/part").symlink_to("../part")
+    (tmp_path / "part/above").symlink_to("..")
+    with packed(str(tmp_path)) as package:
+        assert package
+        names = zipfile.ZipFile(package).namelist()
+    assert names == ["package/__init__.py", "package/part/module.py"]
 
 
 def test_a_large_working_directory_is_refused(
