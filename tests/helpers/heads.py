@@ -20,6 +20,7 @@ PORTS = (
     "runtime-env-agent-port", "metrics-export-port", "node-manager-port", "object-manager-port",
     "ray-client-server-port",
 )  # fmt: skip
+ATTEMPTS = 3
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -43,23 +44,40 @@ def ray_head(
     """
     ports = ports or free_ports()
     with contextlib.nullcontext(folder) if folder else short_folder() as sessions:
+        command = ["ray", "start", "--head", "--block", f"--temp-dir={sessions}", *flags]
+        command += [f"--{name}={port}" for name, port in ports.items()]
+        process = _start(command, env, ports)
+        try:
+            yield ports
+        finally:
+            _kill(process)
+
+
+def _start(
+    command: list[str], env: Mapping[str, str], ports: Mapping[str, int]
+) -> subprocess.Popen[bytes]:
+    """Start a head that answers. On a busy machine Ray gives up after some seconds: try again."""
+    for attempt in range(ATTEMPTS):
         process = subprocess.Popen(
-            ["ray", "start", "--head", "--block"]
-            + [f"--temp-dir={sessions}", *flags]
-            + [f"--{name}={port}" for name, port in ports.items()],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             for name in ("dashboard-port", "dashboard-agent-listen-port"):
-                wait_for(ports[name], seconds=120)
-            yield ports
-        finally:
-            for pid in [*processes_below(process.pid, ""), process.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+                wait_for(ports[name], seconds=120, server=process)
+        except TimeoutError:
+            _kill(process)
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return process
+    raise AssertionError
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    for pid in [*processes_below(process.pid, ""), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
 
 
@@ -14,9 +15,15 @@ def free_port() -> int:
     return port
 
 
-def wait_for(port: int, seconds: int = 30) -> None:
-    """Wait until a server listens on the port; raises TimeoutError after `seconds`."""
+def wait_for(port: int, seconds: int = 30, server: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until a server listens on the port.
+
+    Raises:
+        TimeoutError: nothing listens after `seconds`, or the server has ended.
+    """
     for _ in range(10 * seconds):
+        if server is not None and server.poll() is not None:
+            break
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 return
