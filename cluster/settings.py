@@ -24,7 +24,10 @@ class TrainingFlags(RayFlags):
     """Flags of the commands that train."""
 
     photos: str
-    """Folder of authentic photographs: camera/, camera.csv, coco/."""
+    """Folder of authentic photographs: camera/, camera.csv, coco/ and perhaps web/, web.csv."""
+    negatives: str | None = None
+    """Folder of authentic pictures that are no photographs, such as screenshots and scans, with a
+    CSV file of the same name beside it."""
     output: str
     """Folder for checkpoints, curves and weights, local or s3://."""
     samples: int = Field(50_000, ge=1)

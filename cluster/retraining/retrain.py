@@ -55,7 +55,7 @@ from prompt_iml.pipeline.storage import storage
 Tensors = Mapping[str, NDArray[Any]]
 
 # Settings that determine the prompts; with the labels and the current prompt set they name a cycle.
-TRAINING = ("photos", "samples", "batch", "learning_rate", "seed")
+TRAINING = ("photos", "negatives", "samples", "batch", "learning_rate", "seed")
 COMPARED_RUNTIMES = ("openvino", "onnxruntime")
 
 

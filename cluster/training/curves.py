@@ -58,7 +58,7 @@ def picture(reports: list[Report]) -> bytes:
     left, right = figure.subplots(1, 2)
     samples = [int(report["samples"]) for report in reports]
     left.plot(samples, [float(report["loss"]) for report in reports], label="loss")
-    for name in ("f1", "pixel_auc", "score_auc", "flagged"):
+    for name in ("f1", "average_f1", "pixel_auc", "score_auc", "flagged"):
         right.plot(samples, [float(report[name]) for report in reports], label=name)
     for axes in (left, right):
         axes.set_xlabel("samples")

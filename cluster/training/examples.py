@@ -6,6 +6,7 @@ Input: numbers of examples. Output: forged and authentic images.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from prompt_iml.cluster.settings import TrainSettings
+from prompt_iml.cluster.settings import TrainingFlags, TrainSettings
 from prompt_iml.pipeline.forgery.generator import Example, Generator
-from prompt_iml.pipeline.forgery.photos import list_photos, split
+from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
 
 Columns = dict[str, NDArray[np.generic]]
 
@@ -46,13 +47,13 @@ class GeneratedExamples:
     Example `i` of a seed is always the same, in any process and any order.
 
     Args:
-        photos: folder of the photographs.
+        photos: authentic pictures to train on.
         labels: URI of a labels file, or None.
         seed: of all examples.
     """
 
-    def __init__(self, photos: str, labels: str | None, seed: int) -> None:
-        self._generator = Generator.read(split(list_photos(Path(photos)))[0])
+    def __init__(self, photos: Sequence[Photo], labels: str | None, seed: int) -> None:
+        self._generator = Generator.read(photos)
         self._labelled = _labelled(labels) if labels else None
         self._seed = seed
 
@@ -86,7 +87,7 @@ def examples(settings: TrainSettings, first: int) -> Dataset:
     tables = [pa.table({NUMBER: block}) for block in blocks]
     made: Dataset = ray.data.from_blocks(tables).map_batches(
         GeneratedExamples,
-        fn_constructor_args=(settings.photos, settings.labels, settings.seed),
+        fn_constructor_args=(training_photos(settings)[0], settings.labels, settings.seed),
         batch_size=BATCH,
         num_cpus=1.0 if settings.gpus else GENERATOR_CPUS,
         compute=ActorPoolStrategy(min_size=1, max_size=_generators(settings)),
@@ -105,6 +106,16 @@ class Paced(ExecutionCallback):
     def on_execution_step(self, executor: object) -> None:
         """Sleep after a round."""
         time.sleep(PAUSE)
+
+
+def training_photos(settings: TrainingFlags) -> tuple[list[Photo], list[Photo]]:
+    """Return the authentic pictures of a run: those to train on, and those that are held back.
+
+    Raises:
+        FileNotFoundError: a folder's list of pictures is not there.
+    """
+    negatives = Path(settings.negatives) if settings.negatives else None
+    return split(list_photos(Path(settings.photos), negatives))
 
 
 def _generators(settings: TrainSettings) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.evaluate import evaluate
+from prompt_iml.cluster.training.examples import training_photos
 from prompt_iml.cluster.training.losses import training_loss
 from prompt_iml.cluster.training.schedule import learning_rate, precision, weight_decay_groups
 from prompt_iml.cluster.training.variants import make_variant
@@ -32,12 +34,12 @@ from prompt_iml.engine.network.model import PromptIML
 from prompt_iml.engine.network.swin import load_official
 from prompt_iml.engine.runtimes.torch_cpu import load_network
 from prompt_iml.pipeline.forgery.generator import Example, Generator
-from prompt_iml.pipeline.forgery.photos import list_photos, split
 from prompt_iml.pipeline.storage import storage
 
 DECAY = 0.02
 CLIP = 2.0
 FILE = "checkpoint.safetensors"
+AVERAGE_STEPS = 1000  # the average of the weights is over about so many steps
 
 
 class Objective(nn.Module):
@@ -61,6 +63,8 @@ class Run:
         train: `prompts` to train only the prompts, or `all`.
 
     Attributes:
+        average: exponential moving average of the parameters that train, by name.
+        steps: number of steps that it is over.
         samples: number of examples seen by all processes together.
         best: highest F1 of an evaluation so far.
         since_best: number of evaluations since then.
@@ -73,7 +77,11 @@ class Run:
         groups = weight_decay_groups(network, DECAY)
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0)
-        self.samples, self.best, self.since_best = 0, 0.0, 0
+        self.samples, self.best, self.since_best, self.steps = 0, 0.0, 0, 0
+        self.average = {n: p.detach().clone() for n, p in self._training()}
+
+    def _training(self) -> list[tuple[str, Tensor]]:
+        return [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
 
     def step(self, loss: Tensor, rate: float) -> None:
         """Take one step of the optimiser, at learning rate `rate`."""
@@ -83,6 +91,15 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
+        self.steps += 1
+        # In the beginning the average is over all steps so far.
+        share = 1 / min(self.steps, AVERAGE_STEPS)
+        for name, parameter in self._training():
+            self.average[name].lerp_(parameter.detach(), share)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Return the network's tensors, with the average of those that train."""
+        return self.network.state_dict() | self.average
 
     def count_evaluation(self, f1: float) -> None:
         """Update `best` and `since_best`; an F1 of nan (no forged example) is not better."""
@@ -95,7 +112,8 @@ class Run:
         tensors = {f"network.{n}": t for n, t in self.network.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{n}": t for n, t in state.items()}
-        progress = {n: repr(getattr(self, n)) for n in ("samples", "best", "since_best")}
+        tensors |= {f"average.{n}": t for n, t in self.average.items()}
+        progress = {n: repr(getattr(self, n)) for n in ("samples", "steps", "best", "since_best")}
         save_file(tensors, folder / FILE, progress)
 
     def load(self, folder: Path) -> None:
@@ -103,6 +121,7 @@ class Run:
         with safe_open(folder / FILE, "pt") as file:
             progress = file.metadata()
         self.samples, self.since_best = int(progress["samples"]), int(progress["since_best"])
+        self.steps = int(progress["steps"])
         self.best = float(progress["best"])
         states = defaultdict[int, dict[str, Tensor]](dict)
         tensors = load_file(folder / FILE)
@@ -110,12 +129,12 @@ class Run:
             _, index, key = name.split(".")
             states[int(index)][key] = tensors[name]
         self.network.load_state_dict(network_tensors(tensors))
+        self.average = network_tensors(tensors, "average.")
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": states})
 
 
-def network_tensors(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the network's tensors of a checkpoint, by their names in the network."""
-    prefix = "network."
+def network_tensors(checkpoint: dict[str, Tensor], prefix: str = "network.") -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint with a prefix, by their names in the network."""
     return {n.removeprefix(prefix): t for n, t in checkpoint.items() if n.startswith(prefix)}
 
 
@@ -241,17 +260,26 @@ def _report(
         checkpoint = None
         if ray.train.get_context().get_world_rank() == 0:
             evaluation = evaluate(run.network, held_back)["all"]
+            average = evaluate(_with(run.network, run.averaged()), held_back)["all"]
             run.count_evaluation(evaluation.f1)
             run.save(Path(folder))
             checkpoint = Checkpoint.from_directory(folder)
             metrics = {"samples": run.samples, "loss": float(np.mean(losses)), **asdict(evaluation)}
+            metrics |= {"average_f1": average.f1, "average_score_auc": average.score_auc}
             stop = 0 < settings.patience <= run.since_best
         ray.train.report(metrics, checkpoint)
     return bool(broadcast_from_rank_zero(stop))
 
 
+def _with(network: PromptIML, tensors: dict[str, Tensor]) -> PromptIML:
+    """Return a copy of a network that has other tensors."""
+    other = copy.deepcopy(network)
+    other.load_state_dict(tensors)
+    return other
+
+
 def _held_back(settings: TrainSettings) -> list[Example]:
-    generator = Generator.read(split(list_photos(Path(settings.photos)))[1])
+    generator = Generator.read(training_photos(settings)[1])
     # Training never uses 2 as third number; (0, 5) and (0, 5, 0) are the same seed to NumPy.
     numbers = range(settings.eval_examples)
     return [generator.example(settings.seed, number, 2) for number in numbers]

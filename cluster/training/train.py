@@ -37,7 +37,7 @@ from torch import Tensor
 from prompt_iml.cluster.retraining.labels import read_labels
 from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.curves import CURVES, Curves, read_curves
-from prompt_iml.cluster.training.examples import TRAINING_CPUS, examples
+from prompt_iml.cluster.training.examples import TRAINING_CPUS, examples, training_photos
 from prompt_iml.cluster.training.loop import (
     FILE,
     Run,
@@ -49,13 +49,14 @@ from prompt_iml.cluster.training.loop import (
 from prompt_iml.engine.errors import MissingInput, PromptImlError, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.forgery.history import FRAME
-from prompt_iml.pipeline.forgery.photos import can_donate, list_photos, split
+from prompt_iml.pipeline.forgery.photos import can_donate
 from prompt_iml.pipeline.scan.actors import quiet_ray_data
 from prompt_iml.pipeline.scan.session import ray_session
 from prompt_iml.pipeline.storage import storage
 
 RUN = "ray"  # Ray Train's own folder in the output
 WEIGHTS = "weights.safetensors"
+AVERAGE = "average.safetensors"  # the same, with the average of the weights over the last steps
 CONFIG = "config.json"
 MAX_FAILURES = 3
 BEST_BY = "f1"  # the field of a report that chooses the best checkpoint
@@ -105,12 +106,12 @@ def train(settings: TrainSettings) -> Trained:
 
 def _check(settings: TrainSettings) -> None:
     try:
-        photos = list_photos(Path(settings.photos))
+        photos = training_photos(settings)
     except FileNotFoundError as error:
         raise MissingInput(
             f"--photos {settings.photos} has no photographs: {error.filename} is missing"
         ) from error
-    for purpose, side in zip(("to train on", "to hold back"), split(photos), strict=True):
+    for purpose, side in zip(("to train on", "to hold back"), photos, strict=True):
         if not any(can_donate(photo) for photo in side):
             raise MissingInput(
                 f"--photos {settings.photos} has no photograph of {FRAME} pixels or more with "
@@ -141,6 +142,8 @@ def _for_workers(settings: TrainSettings) -> TrainSettings:
     given = {name: getattr(settings, name) for name in names}
     paths = {name: storage.canonical(path) for name, path in given.items() if path}
     paths["photos"] = str(Path(settings.photos).absolute())
+    if settings.negatives:
+        paths["negatives"] = str(Path(settings.negatives).absolute())
     if settings.start:
         paths["start"] = _absolute_start(settings.start)
     return settings.model_copy(update=paths)
@@ -176,7 +179,11 @@ def _fit(settings: TrainSettings) -> None:
     except TrainingFailedError as error:
         raise PromptImlError(f"training failed: {error}") from error
     with _chosen(result, settings).as_directory() as folder:
-        tensors = network_tensors(load_file(Path(folder) / FILE))
+        checkpoint = load_file(Path(folder) / FILE)
+    tensors = network_tensors(checkpoint)
+    average = tensors | network_tensors(checkpoint, "average.")
+    _check_frozen(settings, average)
+    storage.create_once(f"{settings.output}/{AVERAGE}", save(average))
     _check_frozen(settings, tensors)
     storage.create_once(f"{settings.output}/{WEIGHTS}", save(tensors))
 

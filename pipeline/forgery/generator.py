@@ -26,7 +26,6 @@ from scipy import ndimage
 from prompt_iml.engine.detection.views import pad
 from prompt_iml.pipeline.forgery.edits import Edit, copy_move, remove, retouch, splice
 from prompt_iml.pipeline.forgery.history import (
-    FRAME,
     SIDE,
     Floats,
     History,
@@ -42,7 +41,15 @@ from prompt_iml.pipeline.forgery.history import (
     sample_history,
     sample_save,
 )
-from prompt_iml.pipeline.forgery.photos import Photo, Scene, list_photos, read_scene, split
+from prompt_iml.pipeline.forgery.photos import (
+    Photo,
+    Scene,
+    is_large,
+    list_photos,
+    read_scene,
+    sampling_weights,
+    split,
+)
 from prompt_iml.pipeline.forgery.shapes import fits, free_shape, placed
 
 Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch", "labelled"]
@@ -51,6 +58,7 @@ Mask = NDArray[np.bool_]
 KINDS: dict[Kind, float] = {
     "authentic": 0.5, "splice": 0.2, "copy-move": 0.25, "removal": 0.025, "retouch": 0.025,
 }  # fmt: skip
+NEGATIVE_AUTHENTIC = 0.6  # share of the screenshots, renders and scans that are never edited
 NEAR = (0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)  # scales of an object among similar ones
 TRIES = 20
 LEAST_MANIPULATED = 0.003  # share of a picture's pixels
@@ -79,13 +87,17 @@ class Generator:
     Args:
         scenes: photographs; each may be a host.
         tables: quantisation tables of cameras.
+        weights: probability of each photograph; without them, all are alike.
 
     Raises:
         ValueError: no photograph has outlines.
     """
 
-    def __init__(self, scenes: Sequence[Scene], tables: Sequence[Tables]) -> None:
+    def __init__(
+        self, scenes: Sequence[Scene], tables: Sequence[Tables], weights: Floats | None = None
+    ) -> None:
         self.scenes, self.tables = scenes, tables
+        self.weights = None if weights is None else weights.tolist()
         self.donors = [scene for scene in scenes if scene.polygons]
         if not self.donors:
             raise ValueError("no photograph of 304 pixels or more with outlines among the photos")
@@ -97,9 +109,10 @@ class Generator:
         Raises:
             ValueError: no photograph is large enough, or none has outlines.
         """
-        scenes = [read_scene(photo) for photo in photos]
+        large = [photo for photo in photos if is_large(photo)]
         tables = {found for photo in photos if (found := read_tables(photo.path.read_bytes()))}
-        return cls([s for s in scenes if min(s.pixels.shape[:2]) >= FRAME], sorted(tables))
+        scenes = [read_scene(photo) for photo in large]
+        return cls(scenes, sorted(tables), sampling_weights(large) if large else None)
 
     def example(self, *seed: int) -> Example:
         """Return the example of this seed: the same photographs and seed give the same pixels."""
@@ -112,8 +125,10 @@ class Generator:
 
     def sample(self, rng: np.random.Generator) -> tuple[Scene, History, Kind]:
         """Sample a photograph, its history and the kind of manipulation, independently."""
-        scene = choose(self.scenes, rng)
+        scene = choose(self.scenes, rng, self.weights)
         history = sample_history(rng, self.tables)
+        if scene.negative and rng.random() < NEGATIVE_AUTHENTIC:
+            return scene, history, "authentic"
         return scene, history, choose(list(KINDS), rng, list(KINDS.values()))
 
     def generate(
@@ -174,7 +189,7 @@ class Generator:
             scene = choose(self.donors, rng)
             outline = choose(scene.polygons, rng)
         else:
-            scene = choose(self.scenes, rng)
+            scene = choose(self.scenes, rng, self.weights)
             outline = placed(free_shape(rng), min(scene.pixels.shape[:2]), rng)
         patch = _around(scene, outline, 1.0)
         if rng.random() >= 0.85:

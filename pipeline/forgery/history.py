@@ -236,8 +236,10 @@ def resave(pixels: Pixels, save: Save | None) -> Pixels:
 
 
 def read_tables(data: bytes) -> Tables:
-    """Return the luma and chroma tables of a JPEG file, natural order."""
+    """Return the luma and chroma tables of a JPEG file, natural order; none of other files."""
     with Image.open(io.BytesIO(data)) as image:
+        if image.format != "JPEG":
+            return ()
         found = image.quantization  # type: ignore[attr-defined]
         tables = [tuple(map(int, found[layer[3]])) for layer in image.layer[:2]]  # type: ignore
     return tuple(tables)
