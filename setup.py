@@ -1,4 +1,4 @@
-"""The compiled kernel, and a wheel that serves every Python.
+"""The compiled kernels, and a wheel that serves every Python.
 
 The kernel is plain C++ behind a C interface, loaded by ctypes, so its file bears no Python version
 and the wheel is `py3-none-<platform>`. All other settings are in pyproject.toml.
@@ -37,8 +37,8 @@ setup(
     ext_modules=[
         Extension(
             "prompt_iml.engine.operator._cpu",
-            sources=[f"{FOLDER}/ms_deform_attn_cpu.cpp"],
-            depends=[f"{FOLDER}/ms_deform_attn.h"],
+            sources=[f"{FOLDER}/ms_deform_attn_cpu.cpp", f"{FOLDER}/matches_cpu.cpp"],
+            depends=[f"{FOLDER}/ms_deform_attn.h", f"{FOLDER}/clones.h"],
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-fvisibility=hidden", "-pthread"],
             extra_link_args=["-pthread"],

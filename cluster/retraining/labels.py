@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from prompt_iml.engine.detection.context import Context, picture_context, tile_matches
 from prompt_iml.engine.detection.detector import Detector
 from prompt_iml.engine.errors import (
     BadLabels,
@@ -128,6 +129,9 @@ class LabelledImage:
         return not self.held_back and min(self.height, self.width) >= SIDE
 
 
+_Decoded = tuple[Pixels, NDArray[np.float32], Context]
+
+
 class LabelledExamples:
     """Source of training examples, like `Generator`, from labelled images.
 
@@ -146,7 +150,7 @@ class LabelledExamples:
             for manipulated in (False, True)
             if (group := [image for image in images if image.manipulated == manipulated])
         ]
-        self._decoded: dict[str, tuple[Pixels, NDArray[np.float32]]] = {}
+        self._decoded: dict[str, _Decoded] = {}
         self._free_bytes = PIXEL_BYTES
 
     def example(self, *seed: int) -> Example:
@@ -158,22 +162,25 @@ class LabelledExamples:
         """
         rng = np.random.default_rng(seed)
         image = choose(choose(self._classes, rng), rng)
-        pixels, qtable = self._pixels(image)
+        pixels, qtable, context = self._decode(image)
         mask = mask_of(image)
         row, column = _corner(mask, rng)
         window = slice(row, row + SIDE), slice(column, column + SIDE)
         kind: Kind = "labelled" if image.manipulated else "authentic"
-        return Example(pixels[window], qtable, mask[window], kind)
+        matches = tile_matches(context, row, column, (SIDE, SIDE))
+        context = Context(context.histogram, matches)
+        return Example(pixels[window], qtable, mask[window], kind, context)
 
-    def _pixels(self, image: LabelledImage) -> tuple[Pixels, NDArray[np.float32]]:
+    def _decode(self, image: LabelledImage) -> _Decoded:
         if image.sha256 in self._decoded:
             return self._decoded[image.sha256]
         found = decode(image.data, DecodeLimits()).image
         table = np.ones(64, np.float32) if found.luma_table is None else found.luma_table
+        decoded = found.pixels, table, picture_context(found.pixels, table)
         if found.pixels.nbytes <= self._free_bytes:
             self._free_bytes -= found.pixels.nbytes
-            self._decoded[image.sha256] = found.pixels, table
-        return found.pixels, table
+            self._decoded[image.sha256] = decoded
+        return decoded
 
 
 def read_labels(labels: str) -> list[Label]:

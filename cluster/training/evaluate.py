@@ -71,9 +71,8 @@ class Prediction:
 
 def _predict(network: PromptIML, examples: Sequence[Example]) -> list[Prediction]:
     device = next(network.parameters()).device
-    images = torch.from_numpy(np.stack([example.pixels for example in examples]))
-    qtables = torch.from_numpy(np.stack([example.qtable for example in examples]))
-    mask_BHW, score_B = network(images.to(device), qtables.to(device))
+    columns = zip(*(each.inputs for each in examples), strict=True)
+    mask_BHW, score_B = network(*(torch.from_numpy(np.stack(c)).to(device) for c in columns))
     mask_B1HW = functional.interpolate(mask_BHW[:, None], (SIDE, SIDE), mode="bilinear")
     masks = mask_B1HW[:, 0].cpu().numpy()
     return [Prediction(*each) for each in zip(examples, masks, score_B.tolist(), strict=True)]

@@ -18,6 +18,8 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from prompt_iml.cluster.settings import TrainingFlags, TrainSettings
+from prompt_iml.engine.detection.context import COEFFICIENTS, Context
+from prompt_iml.engine.network.beyond.dct import zigzag
 from prompt_iml.pipeline.forgery.generator import Example, Generator
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
 
@@ -61,12 +63,15 @@ class GeneratedExamples:
         """Make the examples of a batch of numbers, (N,).
 
         Returns:
-            `image` (N, 256, 256, 3) uint8, `qtable` (N, 64) float32, `mask` (N, 256, 256) bool.
+            `image` (N, 256, 256, 3) uint8, `qtable` (N, 64) float32, `histogram` and `matches` as
+            in `engine.runtimes.protocol.Batch`, `mask` (N, 256, 256) bool.
         """
         made = [self.example(int(number)) for number in batch[NUMBER]]
         return {
             "image": np.stack([example.pixels for example in made]),
             "qtable": np.stack([example.qtable for example in made]),
+            "histogram": np.stack([example.context.histogram for example in made]),
+            "matches": np.stack([example.context.matches for example in made]),
             "mask": np.stack([example.mask for example in made]),
         }
 
@@ -125,17 +130,28 @@ def _generators(settings: TrainSettings) -> int:
 
 
 def augmented(example: Example, rng: np.random.Generator) -> Example:
-    """Flip and transpose an example at random; its quantisation table is transposed with it."""
+    """Flip and transpose an example at random, with its quantisation table and its context."""
     pixels, mask, qtable = example.pixels, example.mask, example.qtable
+    histogram, matches = example.context.histogram, example.context.matches
     across, down, transposed = rng.random(3) < 0.5
     if across:
-        pixels, mask = pixels[:, ::-1], mask[:, ::-1]
+        pixels, mask, matches = pixels[:, ::-1], mask[:, ::-1], matches[:, :, ::-1]
     if down:
-        pixels, mask = pixels[::-1], mask[::-1]
+        pixels, mask, matches = pixels[::-1], mask[::-1], matches[:, ::-1]
     if transposed:
-        pixels, mask = pixels.swapaxes(0, 1), mask.T
+        pixels, mask, matches = pixels.swapaxes(0, 1), mask.T, matches.swapaxes(1, 2)
         qtable = qtable.reshape(8, 8).T.reshape(64)
-    return Example(pixels, qtable, mask, example.kind)
+        histogram = histogram[_TRANSPOSED]
+    return Example(pixels, qtable, mask, example.kind, Context(histogram, matches))
+
+
+def _transposed_coefficients() -> list[int]:
+    """Return the place among the histogram's coefficients of each one's transposed one."""
+    order = zigzag()[1 : COEFFICIENTS + 1]
+    return [order.index(natural % 8 * 8 + natural // 8) for natural in order]
+
+
+_TRANSPOSED = _transposed_coefficients()
 
 
 def _labelled(uri: str) -> Examples:

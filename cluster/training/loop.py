@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,10 @@ class Objective(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image_BHW3: Tensor, qtable_B64: Tensor, mask_BHW: Tensor) -> Tensor:
-        """Return the loss of a batch, a scalar."""
-        fused_BHWC = self.network.extract(image_BHW3, qtable_B64)
+    def forward(self, inputs: Sequence[Tensor], mask_BHW: Tensor) -> Tensor:
+        """Return the loss of a batch, a scalar; `inputs` are the network's but for the prompts."""
+        image, qtable, histogram, matches = inputs
+        fused_BHWC = self.network.extract(image, qtable, histogram, matches)
         return training_loss(*self.network.localize(fused_BHWC), mask_BHW)
 
 
@@ -205,7 +206,10 @@ def _load_prompts(network: PromptIML, uri: str) -> None:
 def _new_parts(network: PromptIML) -> dict[str, Tensor]:
     """Return tensors that earlier weights may lack; untrained, they do not change the output."""
     parts = "high_frequency.patch_embed.blocks.", "jpeg_view.ratios.", "matches."
-    return {n: t for n, t in network.state_dict().items() if n.startswith(parts)}
+    layers = len(network.config.swin.depths)
+    prompts = {f"{PREFIX}{i}" for i in range(layers, len(network.prompts))}
+    state = network.state_dict().items()
+    return {n: t for n, t in state if n.startswith(parts) or n in prompts}
 
 
 def _read_weights(uri: str) -> dict[str, Tensor]:
@@ -232,7 +236,8 @@ def train_worker(fields: dict[str, Any]) -> None:
     together = each * processes
     for batch in _batches(each):
         with precision("cuda" if settings.gpus else "cpu"):
-            loss = objective(batch["image"], batch["qtable"].float(), batch["mask"])
+            inputs = [batch[name] for name in ("image", "qtable", "histogram", "matches")]
+            loss = objective(inputs, batch["mask"])
         run.step(loss, learning_rate(run.samples / settings.samples, settings.learning_rate))
         losses.append(loss.item())
         before, run.samples = run.samples, run.samples + together

@@ -77,9 +77,7 @@ def emulated_error(
         The error as `engine.runtimes.parity.Difference` defines it.
     """
     _, height, width, _ = batch.image.shape
-    feeds = {"image": batch.image, **graph_inputs(model.prompts, model.config)}
-    if model.config.jpeg_view:
-        feeds["qtable"] = batch.qtable
+    feeds = {**batch.inputs(model.config), **graph_inputs(model.prompts, model.config)}
     graph = graph_for(model, recipe, (height, width), float32, emulated=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -31,6 +31,7 @@ from onnxscript import optimizer
 from safetensors.torch import load_file
 from torch.export import Dim
 
+from prompt_iml.engine.detection.context import BINS, COEFFICIENTS
 from prompt_iml.engine.errors import PromptImlError
 from prompt_iml.engine.model.folder import (
     GRAPH,
@@ -44,7 +45,8 @@ from prompt_iml.engine.model.folder import (
 )
 from prompt_iml.engine.model.policy import UNTRAINED, Policy
 from prompt_iml.engine.model.prompts import PREFIX, PromptSet
-from prompt_iml.engine.network.config import PRESETS, NetworkConfig
+from prompt_iml.engine.network.beyond.dct import BLOCK
+from prompt_iml.engine.network.config import MATCH_FEATURES, PRESETS, NetworkConfig
 from prompt_iml.engine.network.model import PromptIML
 from prompt_iml.engine.operator.onnx_op import DOMAIN, FUNCTION, OPSET, VERSION
 from prompt_iml.engine.runtimes.open import open_engine
@@ -150,21 +152,32 @@ def _trace(network: PromptIML) -> ir.Model:
     batch = Dim("batch", min=1)
     height = width = config.sides[-1]
     image_dims: dict[int, Any] = {0: batch}
+    block_dims: dict[int, Any] = {0: batch}
     if len(config.sides) > 1:  # different and not 1, or the tracer would fix a dimension
         step = math.gcd(*config.sides)
         height, width = 2 * step, 3 * step
-        image_dims |= {1: step * Dim("rows", min=1), 2: step * Dim("columns", min=1)}
-    image = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    qtable = torch.ones(2, 64) if config.jpeg_view else None
+        rows, columns = Dim("rows", min=1), Dim("columns", min=1)
+        image_dims |= {1: step * rows, 2: step * columns}
+        block_dims |= {2: step // BLOCK * rows, 3: step // BLOCK * columns}
     prompts = [prompt.detach() for prompt in network.prompts]
-    qtable_dims = {0: batch} if config.jpeg_view else None
+    batch_only = {0: batch}
+    examples = {
+        "image": (torch.zeros(2, height, width, 3, dtype=torch.uint8), image_dims),
+        "qtable": (torch.ones(2, 64), batch_only),
+        "histogram": (torch.full((2, COEFFICIENTS, BINS), 1 / BINS), batch_only),
+        "matches": (
+            torch.zeros(2, MATCH_FEATURES, height // BLOCK, width // BLOCK),
+            block_dims,
+        ),
+    }
+    taken = [examples[n] if n in config.input_names else (None, None) for n in examples]
     with warnings.catch_warnings(action="ignore"):  # of the exporter about itself
         program = torch.onnx.export(
             network,
-            (image, qtable, prompts),
+            (*(tensor for tensor, _ in taken), prompts),
             input_names=_input_names(config),
             output_names=["mask_logits", "score_logit"],
-            dynamic_shapes=(image_dims, qtable_dims, [None] * len(prompts)),
+            dynamic_shapes=(*(dims for _, dims in taken), [None] * len(prompts)),
             opset_version=OPSET,
             dynamo=True,
             optimize=False,
@@ -175,8 +188,7 @@ def _trace(network: PromptIML) -> ir.Model:
 
 
 def _input_names(config: NetworkConfig) -> list[str]:
-    prompts = [f"prompts_{stage}" for stage in range(len(config.swin.depths))]
-    return ["image", *(["qtable"] if config.jpeg_view else []), *prompts]
+    return [*config.input_names, *(f"prompts_{i}" for i in range(len(config.prompt_shapes)))]
 
 
 def _simplify(model: ir.Model) -> None:
@@ -207,9 +219,16 @@ def _strip(model: ir.Model, config: NetworkConfig) -> None:
     mask_height, mask_width = (
         f"{side}/4" if isinstance(side, str) else side // 4 for side in (height, width)
     )
-    graph.inputs[0].shape = ir.Shape(["N", height, width, 3])
-    if config.jpeg_view:
-        graph.inputs[1].shape = ir.Shape(["N", 64])
+    blocks = [f"{s}/8" if isinstance(s, str) else s // BLOCK for s in (height, width)]
+    shapes: dict[str | None, list[int | str]] = {
+        "image": ["N", height, width, 3],
+        "qtable": ["N", 64],
+        "histogram": ["N", COEFFICIENTS, BINS],
+        "matches": ["N", MATCH_FEATURES, *blocks],
+    }
+    for value in graph.inputs:
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[value.name])
     mask_logits.shape = ir.Shape(["N", mask_height, mask_width])
     score_logit.shape = ir.Shape(["N"])
 

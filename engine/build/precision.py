@@ -19,6 +19,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
+from prompt_iml.engine.network.beyond.dct import BLOCK
+from prompt_iml.engine.network.config import MATCH_FEATURES
 from prompt_iml.engine.operator.onnx_op import NAME
 from prompt_iml.engine.runtimes.plans import Precision
 
@@ -39,8 +41,11 @@ def specialised(model: ir.Model, height: int, width: int) -> ir.Model:
 
     Half of the nodes compute with sizes, and fold into constants.
     """
-    image = model.graph.inputs[0]
-    image.shape = ir.Shape(["N", height, width, 3])
+    for value in model.graph.inputs:
+        if value.name == "image":
+            value.shape = ir.Shape(["N", height, width, 3])
+        elif value.name == "matches":
+            value.shape = ir.Shape(["N", MATCH_FEATURES, height // BLOCK, width // BLOCK])
     optimizer.fold_constants(model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     passes.RemoveUnusedNodesPass()(model)
     passes.CommonSubexpressionEliminationPass()(model)

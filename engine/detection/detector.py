@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from prompt_iml.engine.detection.context import NO_CONTEXT, Context, picture_context, tile_matches
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.detection.postprocess import Region, localize
 from prompt_iml.engine.detection.views import (
@@ -86,12 +87,14 @@ class _TileOutput:
 
 @dataclass(slots=True)
 class _ImageView:
-    """One view of an image: its tiling, and the outputs of the tiles that have run, in order.
+    """One view of an image: its tiling, its context, and the outputs of the tiles that have run, in
+    order.
 
     All tiles of a view have one shape, so they pass through one queue and stay in order.
     """
 
     tiling: Tiling
+    context: Context
     outputs: list[_TileOutput] = field(default_factory=list)
 
     @property
@@ -190,10 +193,13 @@ class _Batcher(Generic[K]):
 
         The batch is larger only if `size` was halved after its tiles left the queue.
         """
-        pixels = [cut_tile(tile.view.tiling, tile.number) for tile in tiles]
-        tables = [tile.view.tiling.qtable for tile in tiles]
-        lack = self.size - len(tiles)
-        batch = Batch(_stack(pixels + pixels[-1:] * lack), _stack(tables + tables[-1:] * lack))
+        padded = tiles + tiles[-1:] * (self.size - len(tiles))
+        batch = Batch(
+            _stack([cut_tile(tile.view.tiling, tile.number) for tile in padded]),
+            _stack([tile.view.tiling.qtable for tile in padded]),
+            _stack([tile.view.context.histogram for tile in padded]),
+            _stack([_tile_matches(tile) for tile in padded]),
+        )
         self.observe(len(tiles), len(batch.image))
         start = time.perf_counter()
         output: Pending | InferError
@@ -275,7 +281,7 @@ class Detector:
         batcher = _Batcher[K](self.engine, self.batch_size, self.observe)
         for key, image in images:
             tilings = cut(image, self.view), cut_enlarged(image, self.view)
-            views = [_ImageView(tiling) for tiling in tilings if tiling]
+            views = [_ImageView(each, self._context(each)) for each in tilings if each]
             for tiles in batcher.add(_PendingImage(key, views, image.jpeg_quality)):
                 pending.append(batcher.submit(tiles))
                 yield from self._collect(batcher, pending, self.engine.depth - 1)
@@ -283,6 +289,12 @@ class Detector:
             pending.append(batcher.submit(tiles))
             yield from self._collect(batcher, pending, self.engine.depth - 1)
         yield from self._collect(batcher, pending, 0)
+
+    def _context(self, tiling: Tiling) -> Context:
+        """Return the context of a view's pixels, or an empty one if the network takes none."""
+        if self.view.context:
+            return picture_context(tiling.pixels, tiling.qtable)
+        return NO_CONTEXT
 
     def _collect(
         self, batcher: _Batcher[K], pending: deque[_PendingBatch[K]], limit: int
@@ -328,6 +340,11 @@ class Detector:
             preprocess=image.views[-1].tiling.preprocess,
             infer_ms=sum(output.infer_ms for view in image.views for output in view.outputs),
         )
+
+
+def _tile_matches(tile: _Tile[K]) -> NDArray[np.float32]:
+    top, left = tile.view.tiling.place(tile.number)
+    return tile_matches(tile.view.context, top, left, tile.view.tiling.tile_shape)
 
 
 def _parts(tiles: list[_Tile[K]], size: int) -> list[list[_Tile[K]]]:

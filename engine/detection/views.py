@@ -49,11 +49,13 @@ class View:
             fills, or nearly fills; `fit` scales to the largest.
         max_tiles: most tiles of the largest side for one image, or as many pixels in smaller
             ones (64 of 512 cover 12 megapixels); a larger image is first scaled down to fit.
+        context: whether the network takes the context of the picture.
     """
 
     name: Literal["fit", "native"]
     sides: tuple[int, ...] = (256, 512)
     max_tiles: int = 64
+    context: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,11 @@ class Tiling:
 
     def __len__(self) -> int:
         return len(self.tops) * len(self.lefts)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the offset (top, left) of one tile; tiles are numbered row by row."""
+        row, column = divmod(index, len(self.lefts))
+        return self.tops[row], self.lefts[column]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +165,7 @@ def tile(tiling: Tiling, index: int) -> NDArray[np.uint8]:
     coefficients of its original up to their sign.
     """
     height, width = tiling.tile_shape
-    row, column = divmod(index, len(tiling.lefts))
-    top, left = tiling.tops[row], tiling.lefts[column]
+    top, left = tiling.place(index)
     inside = tiling.pixels[top : top + height, left : left + width]
     return inside if inside.shape[:2] == tiling.tile_shape else pad(inside, height, width)
 

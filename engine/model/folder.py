@@ -80,7 +80,8 @@ class Model:
         name = self.config.views[0]
         if name not in ("fit", "native"):
             raise DamagedModel(f"{self.id}: this version knows no view {name}")
-        return View("fit" if name == "fit" else "native", self.config.sides)
+        takes_context = len(self.config.input_names) > 1
+        return View("fit" if name == "fit" else "native", self.config.sides, context=takes_context)
 
     @property
     def graph(self) -> Path:

@@ -22,10 +22,11 @@ _METADATA = "prompt_set"  # a single key, because safetensors writes several in 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptSet:
-    """Prompts of every block of the semantic branch; an input of every engine.
+    """Prompts of every block that takes some; an input of every engine.
 
     Attributes:
-        tensors: (K, P, C) float32 for each stage: K blocks, P prompts of a block, C channels.
+        tensors: (K, P, C) float32 for each layer, as `NetworkConfig.prompt_shapes` lists them: K
+            blocks, P prompts of a block, C channels.
         parent: id of the set that re-training started from, or None.
         metrics: measurements of the evaluation when the set was made, by name.
     """
@@ -101,11 +102,7 @@ def graph_inputs(prompts: PromptSet, config: NetworkConfig) -> dict[str, NDArray
 
 def check_fits(prompts: PromptSet, config: NetworkConfig) -> None:
     """Raise `UsageError` unless the set has the shapes this network takes."""
-    swin = config.swin
-    expected = [
-        (depth, config.prompts, channels)
-        for depth, channels in zip(swin.depths, swin.stage_channels, strict=True)
-    ]
+    expected = config.prompt_shapes
     shapes = [tensor.shape for tensor in prompts.tensors]
     if shapes != expected:
         raise UsageError(f"prompt set {prompts.id} is {shapes}, {config.name} takes {expected}")

@@ -22,11 +22,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from prompt_iml.engine.network.beyond.jpeg_view import BLOCK, JpegView
+from prompt_iml.engine.network.beyond.dct import BLOCK
+from prompt_iml.engine.network.beyond.jpeg_view import JpegView
 from prompt_iml.engine.network.beyond.matches import Matches
 from prompt_iml.engine.network.beyond.score_head import ScoreHead
 from prompt_iml.engine.network.beyond.wide_stem import WideStem
-from prompt_iml.engine.network.config import NetworkConfig
+from prompt_iml.engine.network.config import NetworkConfig, SwinConfig
 from prompt_iml.engine.network.decoder import MASK_STRIDE, MaskDecoder, PixelDecoder
 from prompt_iml.engine.network.fusion import Fusion
 from prompt_iml.engine.network.stems import HighFrequencyStem, PatchEmbedding
@@ -34,7 +35,7 @@ from prompt_iml.engine.network.swin import Swin, SwinLayer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # C: ImageNet's, of values 0..1
 
-Layer = tuple[SwinLayer, SwinLayer, nn.Module, Tensor]
+Layer = tuple[SwinLayer, SwinLayer, nn.Module, Tensor, Tensor | None]
 
 
 class PromptIML(nn.Module):
@@ -49,11 +50,13 @@ class PromptIML(nn.Module):
         swin, channels = config.swin, config.swin.stage_channels
         self.semantic = Swin(swin, PatchEmbedding(swin.channels, swin.patch, swin.position_grid))
         self.high_frequency = Swin(swin, _high_frequency_stem(config))
-        self.prompts = nn.ParameterList(_prompts(config))
+        self.prompts = nn.ParameterList(
+            _prompts(shape, config.swin) for shape in config.prompt_shapes
+        )
         self.block_stage = swin.strides.index(BLOCK)
         beside = channels[self.block_stage]
         self.jpeg_view = JpegView(config.jpeg_view, beside) if config.jpeg_view else None
-        self.matches = Matches(beside) if config.matches else None
+        self.matches = Matches(beside) if config.match_map else None
         self.fusion = nn.ModuleList(
             Fusion(c, heads, config.fusion_points)
             for c, heads in zip(channels, swin.heads, strict=True)
@@ -71,6 +74,8 @@ class PromptIML(nn.Module):
         self,
         image_BHW3: Tensor,
         qtable_B64: Tensor | None = None,
+        histogram_BKN: Tensor | None = None,
+        matches_BFHW: Tensor | None = None,
         prompts: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Locate manipulated pixels, and score the image.
@@ -79,32 +84,46 @@ class PromptIML(nn.Module):
             image_BHW3: RGB, 0..255, uint8 or floating.
             qtable_B64: JPEG luma quantisation tables in natural order, ones where there is
                 none; needed where the JPEG view is on.
-            prompts: (K, P, C) a layer, instead of the network's own.
+            histogram_BKN: histograms of the whole pictures; needed where the JPEG view is on.
+            matches_BFHW: matches of each block of 8x8 pixels; needed where the match map is on.
+            prompts: (K, P, C) a layer, of the semantic branch and then, if it has prompts, of the
+                high-frequency branch; instead of the network's own.
 
         Returns:
             Mask logits (B, H/4, W/4), above 0 means manipulated, and score logits (B,).
         """
-        masks, score_B = self.localize(self.extract(image_BHW3, qtable_B64, prompts))
+        context = qtable_B64, histogram_BKN, matches_BFHW
+        masks, score_B = self.localize(self.extract(image_BHW3, *context, prompts))
         return masks[-1], score_B
 
     def extract(
         self,
         image_BHW3: Tensor,
         qtable_B64: Tensor | None = None,
+        histogram_BKN: Tensor | None = None,
+        matches_BFHW: Tensor | None = None,
         prompts: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Return the fused map (B, H/s, W/s, C) of each layer: the feature extraction network of
         P 3.2. Arguments are those of `forward`."""
         pixels_BHW3 = image_BHW3.to(self.mean.dtype)
         normal_B3HW = ((pixels_BHW3 - self.mean) / self.std).permute(0, 3, 1, 2)
-        additions_BHWC = self._beyond(pixels_BHW3.permute(0, 3, 1, 2), qtable_B64)
+        additions_BHWC: list[Tensor] = []
+        if self.jpeg_view is not None:
+            pixels_B3HW = pixels_BHW3.permute(0, 3, 1, 2)
+            additions_BHWC.append(self.jpeg_view(pixels_B3HW, qtable_B64, histogram_BKN))
+        if self.matches is not None:
+            additions_BHWC.append(self.matches(matches_BFHW))
         sem = self.semantic.patch_embed(normal_B3HW)  # P eq. 1
         hfq = self.high_frequency.patch_embed(normal_B3HW)  # P eq. 2
         fused: list[Tensor] = []
-        for stage, (sem_layer, hfq_layer, fuse, prompts_KPC) in enumerate(self._layers(prompts)):
+        # Prompts enter the high-frequency branch as they do the semantic one; the paper's has none.
+        for stage, (sem_layer, hfq_layer, fuse, prompts_KPC, hfq_prompts_KPC) in enumerate(
+            self._layers(prompts)
+        ):
             if stage == self.block_stage:
                 hfq = sum(additions_BHWC, hfq)
-            sem, hfq = sem_layer(sem, prompts_KPC), hfq_layer(hfq)  # P eq. 8 and 3
+            sem, hfq = sem_layer(sem, prompts_KPC), hfq_layer(hfq, hfq_prompts_KPC)  # P eq. 8, 3
             sem, hfq, both = fuse(sem, hfq)  # P eq. 4 to 7
             sem, hfq = sem_layer.downsample(sem), hfq_layer.downsample(hfq)
             fused.append(both)
@@ -118,19 +137,12 @@ class PromptIML(nn.Module):
         return masks_BHW, self.score_head(query_BD, features_BDHW, masks_BHW[-1], fused_BHWC)
 
     def _layers(self, prompts: Sequence[Tensor] | None) -> Iterator[Layer]:
-        """Return for each stage: semantic layer, high-frequency layer, fusion, prompts."""
+        """Return for each stage: semantic layer, high-frequency layer, fusion, and the prompts of
+        both layers."""
         semantic, high_frequency = self.semantic.stages(), self.high_frequency.stages()
-        return zip(semantic, high_frequency, self.fusion, prompts or self.prompts, strict=True)
-
-    def _beyond(self, pixels_B3HW: Tensor, qtable_B64: Tensor | None) -> list[Tensor]:
-        """Return additions (B, H/8, W/8, C) to the high-frequency branch for the layer whose tokens
-        are 8 pixels apart like JPEG's blocks. The paper does not have them."""
-        additions_BHWC: list[Tensor] = []
-        if self.jpeg_view is not None:
-            additions_BHWC.append(self.jpeg_view(pixels_B3HW, qtable_B64))
-        if self.matches is not None:
-            additions_BHWC.append(self.matches(pixels_B3HW))
-        return additions_BHWC
+        tensors, stages = list(prompts or self.prompts), len(semantic)
+        theirs = tensors[stages:] or [None] * stages
+        return zip(semantic, high_frequency, self.fusion, tensors[:stages], theirs, strict=True)
 
 
 def _high_frequency_stem(config: NetworkConfig) -> nn.Module:
@@ -141,13 +153,7 @@ def _high_frequency_stem(config: NetworkConfig) -> nn.Module:
     return HighFrequencyStem(channels, patch)
 
 
-def _prompts(config: NetworkConfig) -> list[nn.Parameter]:
-    """Return random prompts (K, P, C) for each layer; they do not train if P = 0."""
-    limit = math.sqrt(6 / (3 * config.swin.patch**2 + config.swin.channels))
-    return [
-        nn.Parameter(
-            torch.empty(depth, config.prompts, channels).uniform_(-limit, limit),
-            requires_grad=config.prompts > 0,
-        )
-        for depth, channels in zip(config.swin.depths, config.swin.stage_channels, strict=True)
-    ]
+def _prompts(shape: tuple[int, int, int], swin: SwinConfig) -> nn.Parameter:
+    """Return random prompts (K, P, C); they do not train if P = 0."""
+    limit = math.sqrt(6 / (3 * swin.patch**2 + swin.channels))
+    return nn.Parameter(torch.empty(shape).uniform_(-limit, limit), requires_grad=shape[1] > 0)

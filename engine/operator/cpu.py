@@ -1,6 +1,7 @@
-"""The operator on the CPU, from C++ that pip compiles where there is a compiler.
+"""Kernels for the CPU, from C++ that pip compiles where there is a compiler: deformable attention,
+and the search for matches.
 
-Callers check `available()`, and compute the operator another way without the kernel. Inputs and
+Callers check `available()`, and compute the same another way without the kernels. Inputs and
 outputs are NumPy arrays, so that a runtime needs no PyTorch. Letters in names are those of
 `engine.operator.torch_op`; C is M*D.
 """
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
+DESCRIPTOR = 25  # cells of a descriptor
 LIBRARY = Path(__file__).with_name("_cpu.so")
 
 
@@ -74,6 +76,30 @@ def backward(
     return grads
 
 
+def best_matches(
+    descriptors_hwP: NDArray[np.float32], near: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return correlation and cell number (h/2, w/2) of the best match of every second cell.
+
+    Args:
+        descriptors_hwP: (h, w, 25) float32, C-contiguous.
+        near: number of cells along each axis within which matches are excluded; where all cells
+            are, the correlation is -2.
+    """
+    height, width, cells = descriptors_hwP.shape
+    if cells != DESCRIPTOR or not descriptors_hwP.flags.c_contiguous:
+        raise ValueError(f"the kernel takes contiguous descriptors of {DESCRIPTOR} cells")
+    value = np.empty((height // 2, width // 2), np.float32)
+    place = np.zeros(value.shape, np.int64)
+    library = _library()
+    if library is None:
+        raise RuntimeError("the CPU kernel was not compiled: is there a C++ compiler?")
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (descriptors_hwP, value, place)]
+    sizes = [ctypes.c_int64(size) for size in (height, width, near)]
+    library.promptiml_best_matches(pointers[0], *sizes, *pointers[1:])
+    return value, place
+
+
 def _numbers(
     value: Floats, sizes: NDArray[np.int64], locations: Floats, weights: Floats
 ) -> NDArray[np.int64]:
@@ -123,6 +149,7 @@ def _library() -> ctypes.CDLL | None:
     if path is None:
         return None
     library = ctypes.CDLL(path)
+    library.promptiml_best_matches.restype = None
     for name in ("forward", "backward"):
         for dtype in ("float32", "float64"):
             getattr(library, f"promptiml_{name}_{dtype}").restype = None

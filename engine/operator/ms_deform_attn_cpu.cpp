@@ -2,23 +2,14 @@
 //
 // The channels of a head are contiguous, so the inner loops run over them and the compiler
 // vectorises these loops; their number is a compile-time constant for the depths of our networks.
-// On x86 with glibc each function is compiled for three generations of processors, and the loader
-// takes the best that runs here. Vectors of 512 bits, which GCC avoids for "skylake-avx512", save
-// a third of the time. The exports are plain C functions for ctypes and need no Python header.
+// The exports are plain C functions for ctypes and need no Python header.
 
+#include "clones.h"
 #include "ms_deform_attn.h"
 
 #include <algorithm>
 #include <thread>
 #include <vector>
-
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__)
-#define CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define CLONES
-#endif
 
 using promptiml::locate;
 using promptiml::Point;

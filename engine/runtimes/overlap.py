@@ -173,9 +173,8 @@ class OverlappingEngine(Engine):
 
     def _submit(self, batch: Batch) -> Pending:
         device, buffers = self._device, self._free_buffers(batch)
-        np.copyto(buffers.host["image"], batch.image)
-        np.copyto(buffers.host["qtable"], batch.qtable)
-        for name in ("image", "qtable"):
+        for name, array in batch.inputs(self._model.config).items():
+            np.copyto(buffers.host[name], array)
             device.upload(buffers.host[name], buffers.device[name], self._copies)
         device.wait(self._compute, device.record(self._copies))
         self._run(buffers, _shape(batch))
@@ -212,8 +211,10 @@ class OverlappingEngine(Engine):
     def _allocate(self, batch: Batch) -> _BatchBuffers:
         n, height, width = _shape(batch)
         tensors = {
-            "image": ((n, height, width, 3), "uint8"),
-            "qtable": ((n, 64), "float32"),
+            **{
+                name: (array.shape, array.dtype.name)
+                for name, array in batch.inputs(self._model.config).items()
+            },
             "mask_logits": ((n, height // 4, width // 4), "float32"),
             "score_logit": ((n,), "float32"),
         }

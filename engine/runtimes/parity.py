@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.errors import InferError
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
@@ -128,12 +129,13 @@ def _logits(found: Detection) -> NDArray[np.float64]:
 
 
 def noise(shapes: Sequence[tuple[int, int]], batches: Sequence[int], seed: int = 0) -> list[Case]:
-    """Return random pixels and tables of each (height, width) at each batch size."""
+    """Return random pixels and tables, in their context, of each (height, width) at each batch
+    size."""
     random = np.random.default_rng(seed)
     return [
         Case(
             "noise",
-            Batch(
+            whole_pictures(
                 random.integers(0, 256, (n, height, width, 3), np.uint8),
                 random.integers(1, 100, (n, 64)).astype(np.float32),
             ),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.model.prompts import PromptSet, graph_inputs
+from prompt_iml.engine.network.config import NetworkConfig
 
 # Arguments of `pip install` for each runtime; the runtime's name is that of its module.
 PACKAGES = {
@@ -29,10 +30,18 @@ class Batch:
         image: (N, H, W, 3) uint8 RGB; H and W as the model's view allows.
         qtable: (N, 64) float32, JPEG luma quantisation tables in natural order; ones where
             the file has none.
+        histogram: (N, coefficients, bins) float32, as `engine.detection.context.Context` has it.
+        matches: (N, features, H/8, W/8) float32, likewise.
     """
 
     image: NDArray[np.uint8]
     qtable: NDArray[np.float32]
+    histogram: NDArray[np.float32]
+    matches: NDArray[np.float32]
+
+    def inputs(self, config: NetworkConfig) -> dict[str, NDArray[np.generic]]:
+        """Return the inputs that a network takes, by name, without the prompts."""
+        return {name: getattr(self, name) for name in config.input_names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,5 +127,4 @@ class GraphEngine(Engine):
 
     def _feeds(self, batch: Batch) -> dict[str, NDArray[np.generic]]:
         """Return the graph's inputs by name."""
-        table = {"qtable": batch.qtable} if self._model.config.jpeg_view else {}
-        return {"image": batch.image, **self._prompts, **table}
+        return {**batch.inputs(self._model.config), **self._prompts}

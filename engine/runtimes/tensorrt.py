@@ -15,7 +15,7 @@ from prompt_iml.engine.runtimes.blob_cache import BlobCache
 from prompt_iml.engine.runtimes.cuda_device import CudaDevice
 from prompt_iml.engine.runtimes.overlap import Buffers, OverlappingEngine, Shape
 from prompt_iml.engine.runtimes.plans import current
-from prompt_iml.engine.runtimes.protocol import PACKAGES
+from prompt_iml.engine.runtimes.protocol import PACKAGES, Batch
 
 
 class TensorRtProgram:
@@ -65,7 +65,7 @@ class TensorRtProgram:
                 raise DeviceFull(f"{self.name}: no room for a batch of {size}")
             context.set_optimization_profile_async(profiles[size], int(stream))
             for name in _tensors(engine):
-                if name in ("image", "qtable"):
+                if name in Batch.__slots__:
                     context.set_input_shape(name, (size, *engine.get_tensor_shape(name)[1:]))
             self._contexts[shape] = context
         return self._contexts[shape]

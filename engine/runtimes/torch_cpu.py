@@ -31,10 +31,11 @@ class TorchEngine(Engine):
 
     def submit(self, batch: Batch) -> Done:
         """Run the batch. Raises `InferError` when PyTorch fails."""
-        image, qtable = torch.from_numpy(batch.image), torch.from_numpy(batch.qtable)
+        arrays = batch.image, batch.qtable, batch.histogram, batch.matches
+        tensors = [torch.from_numpy(array) for array in arrays]
         try:
             with torch.inference_mode():
-                mask_logits, score_logit = self._network(image, qtable, self._prompts)
+                mask_logits, score_logit = self._network(*tensors, self._prompts)
         except RuntimeError as error:
             raise InferError(f"{self.name}: {error}") from error
         return Done(Detection(mask_logits.numpy(), score_logit.numpy()))

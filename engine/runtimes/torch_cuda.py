@@ -98,17 +98,18 @@ class TorchProgram:
         short = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[dtype]
         self.name = f"torch-{torch.__version__}/{short}/{device.type}"
         self.largest = BATCH
-        self._stages = len(model.config.swin.depths)
+        self._prompts = [f"prompts_{i}" for i in range(len(model.prompts.tensors))]
         network = load_network(model).to(device)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def enqueue(self, shape: Shape, buffers: Buffers, stream: Any) -> None:
         """See `Program`."""
-        prompts = [buffers[f"prompts_{stage}"] for stage in range(self._stages)]
+        prompts = [buffers[name] for name in self._prompts]
+        inputs = [buffers.get(name) for name in ("image", "qtable", "histogram", "matches")]
         try:
             with torch.inference_mode(), self._autocast, torch.cuda.stream(stream):
-                mask, score = self._network(buffers["image"], buffers["qtable"], prompts)
+                mask, score = self._network(*inputs, prompts)
                 buffers["mask_logits"].copy_(mask)
                 buffers["score_logit"].copy_(score)
         except torch.OutOfMemoryError as error:

@@ -16,13 +16,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from prompt_iml.engine.detection.context import Context, picture_context, tile_matches
 from prompt_iml.engine.detection.views import pad
 from prompt_iml.pipeline.forgery.edits import Edit, copy_move, remove, retouch, splice
 from prompt_iml.pipeline.forgery.history import (
@@ -73,12 +74,19 @@ class Example:
         qtable: (64,) float32 luma table in natural order; ones where there is none.
         mask: (256, 256) bool, True where manipulated.
         kind: kind of manipulation; `labelled` if only a reviewer's mask is known.
+        context: that of the picture, of which the example is a tile.
     """
 
     pixels: Pixels
     qtable: NDArray[np.float32]
     mask: Mask
     kind: Kind
+    context: Context
+
+    @property
+    def inputs(self) -> tuple[NDArray[Any], ...]:
+        """The network's inputs in order, as `engine.runtimes.protocol.Batch` names them."""
+        return self.pixels, self.qtable, self.context.histogram, self.context.matches
 
 
 class Generator:
@@ -253,7 +261,15 @@ def _publish(
             qtable = np.array(read_tables(data)[0], np.float32)
     (row, column), (height, width) = history.corner, history.shape
     window = slice(row, row + height), slice(column, column + width)
-    return Example(pad(pixels[window], SIDE, SIDE), qtable, pad(mask[window], SIDE, SIDE), kind)
+    context = picture_context(pixels[window], qtable)
+    matches = tile_matches(context, 0, 0, (SIDE, SIDE))
+    return Example(
+        pad(pixels[window], SIDE, SIDE),
+        qtable,
+        pad(mask[window], SIDE, SIDE),
+        kind,
+        Context(context.histogram, matches),
+    )
 
 
 def _around(scene: Scene, outline: Floats, scale: float) -> Scene:

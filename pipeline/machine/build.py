@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes import plans
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.parity import TOLERANCES, Case, Parity, compare, noise
 from prompt_iml.engine.runtimes.plans import Recipe, Tile
-from prompt_iml.engine.runtimes.protocol import Batch, Engine
+from prompt_iml.engine.runtimes.protocol import Engine
 from prompt_iml.pipeline.demo.photographs import PHOTOGRAPHS, photograph
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
@@ -173,7 +174,7 @@ def photographs(tiles: Sequence[Tile], sizes: Sequence[int]) -> list[Case]:
     for (height, width), size in product(tiles, sizes):
         images = [_cut(whole[n % len(whole)], height, width, random) for n in range(size)]
         tables = random.integers(1, 60, (size, 64)).astype(np.float32)
-        cases.append(Case("photographs", Batch(np.stack(images), tables)))
+        cases.append(Case("photographs", whole_pictures(np.stack(images), tables)))
     return cases
 
 

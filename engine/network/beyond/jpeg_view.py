@@ -1,7 +1,9 @@
 """JPEG view: histograms of an image's DCT coefficients, in units of its own quantisation table.
 
 Saving an image twice leaves gaps and peaks in these histograms, and a region from another image has
-other histograms than its surroundings. The view needs pixels on their native 8x8 grid.
+other histograms than its surroundings. The view needs pixels on their native 8x8 grid. The
+histogram of the whole picture is an input (`engine.detection.context`), so that a tile knows what
+is normal in its picture.
 
 Paper (P): it has no such view.
 Choices (C):
@@ -12,42 +14,24 @@ Choices (C):
     Likelihood ratios by steps: where the first save was coarser, its quantisation step can be
         estimated, and a coefficient that is no multiple of it was not in the first save.
 Letters: B images, H W rows and columns (of pixels if the name begins with image or luma, else of
-blocks), C channels, K coefficients of a block, N sizes |c| of a coefficient, S blocks, Q candidate
-steps.
+blocks), C channels, K coefficients of a block, N sizes |c| of a coefficient, S blocks, J both
+ratios of all coefficients, Q candidate steps.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prompt_iml.engine.network.beyond.dct import BLOCK, LUMA, dct_basis, zigzag
 from prompt_iml.engine.network.config import JpegViewConfig
 
-BLOCK = 8  # pixels
 AROUND = 2  # a histogram is smoothed over so many bins on either side
 RARE = 1e-3  # added to shares of coefficients, since smaller shares are chance
 FIRST_STEPS = 2, 34  # range of the quantisation steps of a first save
 STRAY = 0.15  # share of coefficients that are no multiple of the first step after a second save
 FAINT = 0.03  # up to this mean log likelihood ratio no first save is assumed
-LUMA = (0.299, 0.587, 0.114)  # JFIF
-
-
-def zigzag() -> list[int]:
-    """Return the natural (row-major) indices of an 8x8 block's coefficients in zig-zag order."""
-    return sorted(
-        range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8)
-    )
-
-
-def dct_basis() -> Tensor:
-    """Return the orthonormal DCT-II of 8x8, (64, 8, 8) float64, coefficients in natural order."""
-    frequency, position = torch.arange(8.0).double(), torch.arange(8.0).double()
-    basis = torch.cos(math.pi * frequency[:, None] * (2 * position[None] + 1) / 16) / 2
-    basis[0] /= math.sqrt(2)
-    return torch.einsum("ur,vc->uvrc", basis, basis).reshape(64, 8, 8)
 
 
 def smoothing(bins: int) -> Tensor:
@@ -66,7 +50,8 @@ def smoothing(bins: int) -> Tensor:
 
 
 class JpegView(nn.Module):
-    """The JPEG view: pixels (B, 3, H, W) and tables (B, 64) -> (B, H/8, W/8, C)."""
+    """The JPEG view: pixels (B, 3, H, W), tables (B, 64) and histograms of the whole pictures
+    (B, K, N) -> (B, H/8, W/8, C)."""
 
     basis: Tensor
     order: Tensor
@@ -79,7 +64,8 @@ class JpegView(nn.Module):
         width = config.channels
         order = torch.tensor(zigzag()[1 : config.coefficients + 1])  # without the DC
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("basis", dct_basis()[order][:, None].float(), persistent=False)
+        basis = torch.from_numpy(dct_basis())[order][:, None].float()
+        self.register_buffer("basis", basis, persistent=False)
         self.register_buffer("luma", torch.tensor(LUMA)[:, None, None], persistent=False)
         self.embed = nn.Conv2d(config.coefficients * config.bins, width, 1, bias=False)
         self.ratios = None
@@ -101,8 +87,8 @@ class JpegView(nn.Module):
         coefficients = functional.conv2d(luma_B1HW - 128, self.basis.to(luma_B1HW), stride=BLOCK)
         return coefficients / qtable_B64[:, self.order, None, None]
 
-    def forward(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
-        """Return (B, H/8, W/8, C): histograms of each block, around it and of the image, embedded.
+    def forward(self, image_B3HW: Tensor, qtable_B64: Tensor, histogram_BKN: Tensor) -> Tensor:
+        """Return (B, H/8, W/8, C): histograms of a block, around it and of the picture, embedded.
 
         The surroundings are 3x3 and 7x7 blocks, and the table is embedded too. Histograms are means
         of one-hot vectors. As a mean commutes with a 1x1 convolution, the K*N channels are reduced
@@ -114,27 +100,28 @@ class JpegView(nn.Module):
         bin_N11 = torch.arange(self.bins, device=bin_BKHW.device)[:, None, None]
         onehot_BKNHW = bin_BKHW[:, :, None] == bin_N11
         block_BCHW = self.embed(onehot_BKNHW.flatten(1, 2).to(self.embed.weight.dtype))
+        picture_BC = functional.linear(histogram_BKN.flatten(1), self.embed.weight[:, :, 0, 0])
         if self.ratios is not None:
             step_BK = qtable_B64[:, self.order].to(self.smoothing.dtype)
-            ratios = self.likelihood_ratios(bin_BKHW, onehot_BKNHW, step_BK)
-            block_BCHW = block_BCHW + self.ratios(ratios.to(self.ratios.weight.dtype))
+            table_BJN = self.likelihood_ratios(histogram_BKN.to(step_BK.dtype), step_BK)
+            place_BJS = bin_BKHW.flatten(2).long().repeat(1, 2, 1)
+            ratios_BJHW = torch.unflatten(table_BJN.gather(2, place_BJS), 2, bin_BKHW.shape[2:])
+            block_BCHW = block_BCHW + self.ratios(ratios_BJHW.to(self.ratios.weight.dtype))
+            mean_BJ = (table_BJN * histogram_BKN.repeat(1, 2, 1)).sum(2)
+            picture_BC = picture_BC + functional.linear(mean_BJ, self.ratios.weight[:, :, 0, 0])
         around = [_mean(block_BCHW, 3), _mean(block_BCHW, 7)]
-        table_B64 = torch.log2(qtable_B64).to(block_BCHW.dtype) / 8
-        whole_BC = self.whole(torch.cat([block_BCHW.mean((2, 3)), table_B64], 1))
+        table_B64 = torch.log2(qtable_B64) / 8
+        whole_BC = self.whole(torch.cat([picture_BC, table_B64.to(picture_BC.dtype)], 1))
         hidden = self.local(torch.cat([block_BCHW, *around], 1)) + whole_BC[:, :, None, None]
         out_BCHW: Tensor = self.out(functional.relu(hidden))
         return out_BCHW.permute(0, 2, 3, 1)
 
-    def likelihood_ratios(self, bin_BKHW: Tensor, onehot_BKNHW: Tensor, step_BK: Tensor) -> Tensor:
-        """Return (B, 2K, H, W) float32: log likelihood ratios of each coefficient, by gaps (saved
-        once to twice), then by steps (saved twice to once); 0 in the open bin."""
-        share_BKN = onehot_BKNHW.to(self.smoothing.dtype).mean((3, 4))
+    def likelihood_ratios(self, share_BKN: Tensor, step_BK: Tensor) -> Tensor:
+        """Return (B, 2K, N) float32: the log likelihood ratio of each size of each coefficient, by
+        gaps (saved once to twice), then by steps (saved twice to once); 0 in the open bin."""
         as_they_are, smoothed = self.smoothing.mT
         gaps_BKN = ((share_BKN @ smoothed + RARE) / (share_BKN @ as_they_are + RARE)).log()
-        tables = gaps_BKN, first_steps(share_BKN, step_BK)
-        place_BKS = bin_BKHW.flatten(2).long()
-        ratios = torch.cat([table_BKN.gather(2, place_BKS) for table_BKN in tables], 1)
-        return torch.unflatten(ratios, 2, bin_BKHW.shape[2:])
+        return torch.cat([gaps_BKN, first_steps(share_BKN, step_BK)], 1)
 
 
 def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
