@@ -57,7 +57,7 @@ Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch", "labell
 Mask = NDArray[np.bool_]
 
 KINDS: dict[Kind, float] = {
-    "authentic": 0.5, "splice": 0.2, "copy-move": 0.25, "removal": 0.025, "retouch": 0.025,
+    "authentic": 0.5, "splice": 0.2, "copy-move": 0.21, "removal": 0.06, "retouch": 0.03,
 }  # fmt: skip
 NEGATIVE_AUTHENTIC = 0.6  # share of the screenshots, renders and scans that are never edited
 NEAR = (0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)  # scales of an object among similar ones
@@ -127,7 +127,7 @@ class Generator:
         rng = np.random.default_rng(seed)
         scene, history, kind = self.sample(rng)
         view = _view(scene, history, rng)
-        prior = PriorHistory(history.scale, history.first) if history.donor_shares_it else None
+        prior = history.prior if history.donor_shares_it else None
         pixels, alpha = self.generate(kind, view, rng, prior)
         return _publish(pixels, alpha >= 0.5, kind, history, rng)
 
@@ -214,7 +214,7 @@ class Generator:
             outline = choose(scene.polygons, rng)
             scale = prior.scale_of(scene.pixels)
             if fits((outline - outline.min(0)) * scale, side):
-                patch = _around(scene, outline, scale)
+                patch = _around(scene, outline, scale, prior.resampling)
                 return Scene(resave(patch.pixels, prior.save), patch.polygons)
         return None
 
@@ -237,7 +237,7 @@ def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
     if history.on_grid:
         corner -= corner % 8
     x, y = corner
-    pixels = resize(scene.pixels[y : y + box, x : x + box], (side, side))
+    pixels = resize(scene.pixels[y : y + box, x : x + box], (side, side), history.resampling)
     pixels = resave(pixels, history.first)
     moved = ((polygon - corner) * (side / box) for polygon in scene.polygons)
     return Scene(pixels, tuple(polygon for polygon in moved if fits(polygon, side)))
@@ -250,7 +250,8 @@ def _publish(
     than a tile then up to one, as a scan does."""
     pixels = resave(pixels, history.edited)
     frame = history.frame, history.frame
-    pixels = degrade(resize(pixels, frame), history.degradation, rng)
+    degradation = history.degradation
+    pixels = degrade(resize(pixels, frame, degradation.resampling), degradation, rng)
     mask = np.asarray(Image.fromarray(mask).resize(frame, Image.Resampling.NEAREST))
     qtable = np.ones(64, np.float32)
     if history.last is not None:
@@ -272,7 +273,12 @@ def _publish(
     )
 
 
-def _around(scene: Scene, outline: Floats, scale: float) -> Scene:
+def _around(
+    scene: Scene,
+    outline: Floats,
+    scale: float,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Scene:
     """Cut out an object and 16 pixels around it, after scaling."""
     margin = round(16 / scale)
     low = np.maximum(outline.min(0).astype(int) - margin, 0)
@@ -280,7 +286,7 @@ def _around(scene: Scene, outline: Floats, scale: float) -> Scene:
     pixels = scene.pixels[low[1] : high[1], low[0] : high[0]]
     height, width = pixels.shape[:2]
     size = round(width * scale), round(height * scale)
-    return Scene(resize(pixels, size), ((outline - low) * scale,))
+    return Scene(resize(pixels, size, resampling), ((outline - low) * scale,))
 
 
 def contact_sheet(
