@@ -28,6 +28,9 @@ class TrainingFlags(RayFlags):
     negatives: str | None = None
     """Folder of authentic pictures that are no photographs, such as screenshots and scans, with a
     CSV file of the same name beside it."""
+    autoencoders: str | None = None
+    """Folder of autoencoders for generated regions, made by `python -m
+    prompt_iml.cluster.pretraining.autoencoders`; without it, no region is generated."""
     output: str
     """Folder for checkpoints, curves and weights, local or s3://."""
     samples: int = Field(50_000, ge=1)
@@ -50,11 +53,14 @@ class TrainingFlags(RayFlags):
         return self
 
     def check(self) -> None:
-        """Check that the photographs and the output's parent exist."""
+        """Check that the photographs and the output's parent exist, and read the autoencoders."""
+        from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
         from prompt_iml.pipeline.checks import check_output, find_folder
 
         super().check()
         find_folder(self.photos)
+        for held_back in (False, True):
+            read_autoencoders(self.autoencoders, held_back)
         check_output(self.output)
 
 

@@ -55,7 +55,9 @@ from prompt_iml.pipeline.storage import storage
 Tensors = Mapping[str, NDArray[Any]]
 
 # Settings that determine the prompts; with the labels and the current prompt set they name a cycle.
-TRAINING = ("photos", "negatives", "samples", "batch", "learning_rate", "seed")
+TRAINING = (
+    "photos", "negatives", "autoencoders", "samples", "batch", "learning_rate", "seed",
+)  # fmt: skip
 COMPARED_RUNTIMES = ("openvino", "onnxruntime")
 
 
@@ -171,8 +173,9 @@ def _check_sets(manifests: Sequence[str]) -> None:
 def train_settings(settings: RetrainSettings, old: Model, current: str | None) -> TrainSettings:
     """Return the settings of this cycle's training, which starts from the current prompt set."""
     labels = storage.canonical(settings.labels)
-    shaping = settings.model_dump(include={*TRAINING, "model"})
-    shaping["peak"] = shaping.pop("learning_rate")  # so that cycles keep the names they had
+    # Without what is not given, and with the old word, cycles keep the names they had.
+    shaping = settings.model_dump(include={*TRAINING, "model"}, exclude_none=True)
+    shaping["peak"] = shaping.pop("learning_rate")
     cycle = {
         **shaping,
         "labels": [labels, hashlib.sha256(storage.read_bytes(labels)).hexdigest()],

@@ -21,10 +21,10 @@ from typing import Any
 
 from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.evaluate import Evaluation, evaluate
-from prompt_iml.cluster.training.examples import training_photos
+from prompt_iml.cluster.training.examples import held_back_generator
 from prompt_iml.cluster.training.loop import start_network
 from prompt_iml.cluster.training.train import train
-from prompt_iml.pipeline.forgery.generator import Example, Generator
+from prompt_iml.pipeline.forgery.generator import Example
 from prompt_iml.pipeline.storage import storage
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ EVAL_EXAMPLES = 400
 
 def ablate(base: TrainSettings, variants: Sequence[str]) -> dict[str, dict[str, Evaluation]]:
     """Train and evaluate variants; return the results of `evaluate` by variant."""
-    generator = Generator.read(training_photos(base)[1])
+    generator = held_back_generator(base)
     held_back = [generator.example(base.seed, number, 3) for number in range(EVAL_EXAMPLES)]
     return {name: _variant(base, name, VARIANTS[name], held_back) for name in variants}
 
@@ -91,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", required=True)
     parser.add_argument("--negatives", help="authentic pictures that are no photographs")
+    parser.add_argument("--autoencoders", help="folder of autoencoders for generated regions")
     parser.add_argument("--semantic-weights", help="weights of the frozen branch")
     parser.add_argument(
         "--variant",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
 from prompt_iml.cluster.settings import TrainingFlags, TrainSettings
 from prompt_iml.engine.detection.context import COEFFICIENTS, Context
 from prompt_iml.engine.network.beyond.dct import zigzag
@@ -52,10 +53,17 @@ class GeneratedExamples:
         photos: authentic pictures to train on.
         labels: URI of a labels file, or None.
         seed: of all examples.
+        autoencoders: folder of autoencoders for generated regions, or None.
     """
 
-    def __init__(self, photos: Sequence[Photo], labels: str | None, seed: int) -> None:
-        self._generator = Generator.read(photos)
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        labels: str | None,
+        seed: int,
+        autoencoders: str | None = None,
+    ) -> None:
+        self._generator = Generator.read(photos, read_autoencoders(autoencoders))
         self._labelled = _labelled(labels) if labels else None
         self._seed = seed
 
@@ -92,7 +100,12 @@ def examples(settings: TrainSettings, first: int) -> Dataset:
     tables = [pa.table({NUMBER: block}) for block in blocks]
     made: Dataset = ray.data.from_blocks(tables).map_batches(
         GeneratedExamples,
-        fn_constructor_args=(training_photos(settings)[0], settings.labels, settings.seed),
+        fn_constructor_args=(
+            training_photos(settings)[0],
+            settings.labels,
+            settings.seed,
+            settings.autoencoders,
+        ),
         batch_size=BATCH,
         num_cpus=1.0 if settings.gpus else GENERATOR_CPUS,
         compute=ActorPoolStrategy(min_size=1, max_size=_generators(settings)),
@@ -121,6 +134,16 @@ def training_photos(settings: TrainingFlags) -> tuple[list[Photo], list[Photo]]:
     """
     negatives = Path(settings.negatives) if settings.negatives else None
     return split(list_photos(Path(settings.photos), negatives))
+
+
+def held_back_generator(settings: TrainingFlags) -> Generator:
+    """Return a generator over what a run does not train on: photographs and autoencoders.
+
+    Raises:
+        FileNotFoundError, UsageError: as `training_photos` and `read_autoencoders` do.
+    """
+    autoencoders = read_autoencoders(settings.autoencoders, held_back=True)
+    return Generator.read(training_photos(settings)[1], autoencoders)
 
 
 def _generators(settings: TrainSettings) -> int:

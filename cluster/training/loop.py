@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.evaluate import evaluate
-from prompt_iml.cluster.training.examples import training_photos
+from prompt_iml.cluster.training.examples import held_back_generator
 from prompt_iml.cluster.training.losses import training_loss
 from prompt_iml.cluster.training.schedule import learning_rate, precision, weight_decay_groups
 from prompt_iml.cluster.training.variants import make_variant
@@ -33,7 +33,7 @@ from prompt_iml.engine.network.config import PRESETS
 from prompt_iml.engine.network.model import PromptIML
 from prompt_iml.engine.network.swin import load_official
 from prompt_iml.engine.runtimes.torch_cpu import load_network
-from prompt_iml.pipeline.forgery.generator import Example, Generator
+from prompt_iml.pipeline.forgery.generator import Example
 from prompt_iml.pipeline.storage import storage
 
 DECAY = 0.02
@@ -284,7 +284,7 @@ def _with(network: PromptIML, tensors: dict[str, Tensor]) -> PromptIML:
 
 
 def _held_back(settings: TrainSettings) -> list[Example]:
-    generator = Generator.read(training_photos(settings)[1])
+    generator = held_back_generator(settings)
     # Training never uses 2 as third number; (0, 5) and (0, 5, 0) are the same seed to NumPy.
     numbers = range(settings.eval_examples)
     return [generator.example(settings.seed, number, 2) for number in numbers]

@@ -141,9 +141,8 @@ def _for_workers(settings: TrainSettings) -> TrainSettings:
     names = ("labels", "semantic_weights", "prompt_set")
     given = {name: getattr(settings, name) for name in names}
     paths = {name: storage.canonical(path) for name, path in given.items() if path}
-    paths["photos"] = str(Path(settings.photos).absolute())
-    if settings.negatives:
-        paths["negatives"] = str(Path(settings.negatives).absolute())
+    folders = {name: getattr(settings, name) for name in ("photos", "negatives", "autoencoders")}
+    paths |= {name: str(Path(path).absolute()) for name, path in folders.items() if path}
     if settings.start:
         paths["start"] = _absolute_start(settings.start)
     return settings.model_copy(update=paths)

@@ -1,6 +1,7 @@
 """Fixed validation sets, from held-back photographs only.
 
     python -m prompt_iml.cluster.training.validation --photos DIR --output DIR [--seed 0]
+        [--autoencoders DIR]
 
     posted    JPEG files as on social media: every kind of forgery, half authentic
     png       copy-moves and splices saved as PNG, half authentic; half were JPEG files before
@@ -10,13 +11,17 @@
     once      as small, but saved only once, after the forgery
     album     as small, but a splice's donor has the history of its host, and half of the images
               have the same tables in the first and the last save
+    generated    as posted, with regions whose new content went through a held-back autoencoder and
+                 was pasted into the original; only with --autoencoders
+    regenerated  the same, but the whole picture went through it, and its twin too
 
 Images are at most 1024x768 pixels. In all sets but `resaved` every forged image has a twin: the
 same photograph with the same history, crop, size and tables, and no forgery. Each set is a folder
 with images, masks and a manifest.csv for `prompt-iml evaluate` and `calibrate`; the same
 photographs and seed give the same files.
 
-    photograph -> crop, scale -> first save -> forgery or none -> last save = the file
+    photograph -> crop, scale -> first save -> forgery or none -> autoencoder or none -> last save
+               = the file
 """
 
 from __future__ import annotations
@@ -32,6 +37,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
+from prompt_iml.pipeline.forgery.generated import Autoencoder, generated, regenerate
 from prompt_iml.pipeline.forgery.generator import Generator, Kind, Mask
 from prompt_iml.pipeline.forgery.history import (
     Degradation,
@@ -59,9 +66,10 @@ from prompt_iml.pipeline.forgery.photos import (
 LONG, SHORT = 1024, 768  # largest sides of an image
 # number of forged images, each with its twin
 PAIRS = {"posted": 120, "png": 60, "small": 60, "once": 60, "album": 60}
+GENERATED = {"generated": 60, "regenerated": 60}  # the same, of the sets by autoencoders
 RESAVED = 200
 # A name's place here is part of its seed: append names, and never reorder them.
-STREAMS = ["posted", "png", "small", "resaved", "once", "album"]
+STREAMS = ["posted", "png", "small", "resaved", "once", "album", "generated", "regenerated"]
 COLUMNS = ["image", "mask", "kind", "treatment", "photo", "sha256"]
 
 KINDS: dict[str, tuple[Kind, ...]] = {  # kinds of forgery, in turn
@@ -70,7 +78,11 @@ KINDS: dict[str, tuple[Kind, ...]] = {  # kinds of forgery, in turn
     "small": ("splice", "copy-move"),
     "once": ("splice", "copy-move"),
     "album": ("splice", "copy-move"),
+    "generated": ("splice", "copy-move", "removal"),
+    "regenerated": ("splice", "copy-move", "removal"),
 }
+# What passed through an autoencoder: the treatment of both twins.
+PASSED = {"generated": "generated-region", "regenerated": "generated-whole"}
 WHOLE = ("small", "once", "album")  # sets of whole photographs, as small as a label allows
 
 
@@ -83,7 +95,7 @@ class SetImage:
         extension: `jpg` or `png`.
         mask: (H, W) bool, True where forged; None when authentic.
         kind: kind of forgery, or `authentic`.
-        treatment: name of the set, or one of `TREATMENTS`.
+        treatment: name of the set, one of `TREATMENTS`, or of the values of `PASSED`.
         photo: name of the photograph that it was made from.
     """
 
@@ -123,7 +135,7 @@ def pairs(
     """Yield `count` forged images of the set `name`, each followed by its twin.
 
     Args:
-        generator: made from `photos`; source of donors, outlines and tables.
+        generator: made from `photos`; source of donors, outlines, tables and autoencoders.
         photos: held-back photographs to forge, all large enough for the generator.
     """
     hosts = list(zip(photos, generator.scenes, strict=True))
@@ -135,8 +147,23 @@ def pairs(
         kind = KINDS[name][index % len(KINDS[name])]
         prior = history.prior if name == "album" else None
         pixels, mask = generator.generate_within(kind, host, rng, prior)
-        yield _set_image(pixels, mask, kind, history, name, photo)
-        yield _set_image(host.pixels, None, "authentic", history, name, photo)
+        authentic, treatment = host.pixels, PASSED.get(name, name)
+        if name == "generated":
+            edit = pixels, mask.astype(np.float64)
+            pixels, opacity = generated(authentic, edit, generator.autoencoders, rng)
+            mask = opacity >= 0.5
+        elif name == "regenerated":
+            pixels, authentic = _regenerate([pixels, authentic], generator.autoencoders, rng)
+        yield _set_image(pixels, mask, kind, history, treatment, photo)
+        yield _set_image(authentic, None, "authentic", history, treatment, photo)
+
+
+def _regenerate(
+    pictures: Sequence[Pixels], autoencoders: Sequence[Autoencoder], rng: np.random.Generator
+) -> list[Pixels]:
+    """Pass pictures of one size through the same autoencoder, with the same noise."""
+    seed = int(rng.integers(2**32))
+    return [regenerate(each, autoencoders, np.random.default_rng(seed)) for each in pictures]
 
 
 def sample_twin_history(
@@ -259,20 +286,29 @@ def write_set(folder: Path, images: Iterable[SetImage], seed: int) -> Path:
     return folder / "manifest.csv"
 
 
-def write_sets(photos: Sequence[Photo], output: Path, seed: int = 0) -> list[Path]:
+def write_sets(
+    photos: Sequence[Photo],
+    output: Path,
+    seed: int = 0,
+    autoencoders: Sequence[Autoencoder] = (),
+) -> list[Path]:
     """Write all sets to folders in `output`; return the paths of their manifests.
 
     Args:
         photos: all photographs; only held-back ones are used.
+        output: folder of the sets.
+        seed: of all images.
+        autoencoders: held-back ones; without them, two sets are not written.
 
     Raises:
         ValueError: no held-back photograph is large enough, or none has outlines.
     """
     held_back = [photo for photo in split(photos)[1] if is_large(photo)]
-    generator = Generator.read(held_back)
+    generator = Generator.read(held_back, autoencoders)
+    counts = PAIRS | GENERATED if autoencoders else PAIRS
     manifests = [
         write_set(output / name, pairs(generator, held_back, name, count, seed), seed)
-        for name, count in PAIRS.items()
+        for name, count in counts.items()
     ]
     resaved = edited_images(held_back, generator.tables, RESAVED, seed)
     return [*manifests, write_set(output / "resaved", resaved, seed)]
@@ -313,8 +349,10 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--autoencoders", help="folder of autoencoders; held-back ones are used")
     args = parser.parse_args()
-    for manifest in write_sets(list_photos(args.photos), args.output, args.seed):
+    held_back = read_autoencoders(args.autoencoders, held_back=True)
+    for manifest in write_sets(list_photos(args.photos), args.output, args.seed, held_back):
         print(manifest)
 
 

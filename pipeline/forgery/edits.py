@@ -40,7 +40,7 @@ def splice(view: Scene, donor: Scene, scale: float | None, rng: np.random.Genera
     alpha = opacity(move.points(outline), side, rng)
     if rng.random() < 0.5:
         patch = _match_colour(patch, view.pixels, alpha, rng)
-    return _blend(view.pixels, patch, alpha), alpha
+    return blend(view.pixels, patch, alpha), alpha
 
 
 def copy_move(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
@@ -55,7 +55,7 @@ def copy_move(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
         move = move.whole()
     alpha = opacity(move.points(outline), side, rng)
     alpha[(move.warp(np.full_like(view.pixels, 255), side) < 255).any(2)] = 0  # no black corners
-    return _blend(view.pixels, move.warp(view.pixels, side).astype(np.float64), alpha), alpha
+    return blend(view.pixels, move.warp(view.pixels, side).astype(np.float64), alpha), alpha
 
 
 def remove(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
@@ -70,7 +70,7 @@ def remove(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
         tones = tones + texture - _tones(texture, sigma)
     else:
         tones = tones + rng.normal(0, rng.uniform(0, 4), tones.shape)
-    return _blend(view.pixels, tones, alpha), alpha
+    return blend(view.pixels, tones, alpha), alpha
 
 
 def retouch(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
@@ -86,7 +86,7 @@ def retouch(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
         patch += rng.normal(0, rng.uniform(5, 15), patch.shape)
     else:
         patch = patch * rng.uniform(0.6, 1.4) + rng.normal(0, 25, 3)
-    return _blend(view.pixels, patch, alpha), alpha
+    return blend(view.pixels, patch, alpha), alpha
 
 
 def _tones(pixels: Floats, sigma: float) -> Floats:
@@ -116,5 +116,6 @@ def _match_colour(patch: Floats, host: Pixels, alpha: Floats, rng: np.random.Gen
     return matched
 
 
-def _blend(host: Pixels, patch: Floats, alpha: Floats) -> Pixels:
+def blend(host: Pixels, patch: Floats, alpha: Floats) -> Pixels:
+    """Return the host (H, W, 3) under a patch of the same shape and this opacity (H, W)."""
     return rounded(host + (patch - host) * alpha[..., None])

@@ -5,8 +5,11 @@
 Photograph, manipulation history and kind are sampled in this order and independently, so that
 authentic and manipulated examples pass the same saves with the same tables, sizes and formats:
 
-    photograph -> view (crop, scale) -> first save -> manipulation or none -> the editor's save or
-               none -> degradation or none -> last save -> crop
+    photograph -> view (crop, scale) -> first save -> manipulation or none -> autoencoder or none
+               -> the editor's save or none -> degradation or none -> last save -> crop
+
+With autoencoders, some regions are generated, and some pictures, authentic ones too, passed through
+one as a whole. Pixels that only passed are not manipulated: the mask is of new content.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from scipy import ndimage
 from prompt_iml.engine.detection.context import Context, picture_context, tile_matches
 from prompt_iml.engine.detection.views import pad
 from prompt_iml.pipeline.forgery.edits import Edit, copy_move, remove, retouch, splice
+from prompt_iml.pipeline.forgery.generated import Autoencoder, Denoiser, generated, regenerate
 from prompt_iml.pipeline.forgery.history import (
     SIDE,
     Floats,
@@ -51,14 +55,20 @@ from prompt_iml.pipeline.forgery.photos import (
     sampling_weights,
     split,
 )
-from prompt_iml.pipeline.forgery.shapes import fits, free_shape, placed
+from prompt_iml.pipeline.forgery.shapes import fits, free_shape, opacity, placed
 
-Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch", "labelled"]
+Kind = Literal["authentic", "splice", "copy-move", "removal", "retouch", "generated", "labelled"]
 Mask = NDArray[np.bool_]
 
 KINDS: dict[Kind, float] = {
     "authentic": 0.5, "splice": 0.2, "copy-move": 0.21, "removal": 0.06, "retouch": 0.03,
 }  # fmt: skip
+GENERATED_SHARE = 0.08  # with autoencoders; the other manipulations leave it from theirs
+CONTENTS: dict[Kind, float] = {"splice": 0.4, "copy-move": 0.2, "removal": 0.4}  # new, generated
+PASSED_ONLY = 0.3  # share of generated regions whose content is the original's own
+# Share of pictures that pass through an autoencoder as a whole, after the edit.
+REGENERATED: dict[Kind, float] = {"authentic": 0.04, "generated": 0.25}
+DENOISED = 1 / 3  # share of generated regions that are denoised instead
 NEGATIVE_AUTHENTIC = 0.6  # share of the screenshots, renders and scans that are never edited
 NEAR = (0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)  # scales of an object among similar ones
 TRIES = 20
@@ -72,7 +82,8 @@ class Example:
     Attributes:
         pixels: (256, 256, 3) uint8 RGB.
         qtable: (64,) float32 luma table in natural order; ones where there is none.
-        mask: (256, 256) bool, True where manipulated.
+        mask: (256, 256) bool, True where manipulated; False where a pixel only passed through an
+            autoencoder with the whole picture.
         kind: kind of manipulation; `labelled` if only a reviewer's mask is known.
         context: that of the picture, of which the example is a tile.
     """
@@ -96,22 +107,28 @@ class Generator:
         scenes: photographs; each may be a host.
         tables: quantisation tables of cameras.
         weights: probability of each photograph; without them, all are alike.
+        autoencoders: for generated regions; without them, there are none.
 
     Raises:
         ValueError: no photograph has outlines.
     """
 
     def __init__(
-        self, scenes: Sequence[Scene], tables: Sequence[Tables], weights: Floats | None = None
+        self,
+        scenes: Sequence[Scene],
+        tables: Sequence[Tables],
+        weights: Floats | None = None,
+        autoencoders: Sequence[Autoencoder] = (),
     ) -> None:
-        self.scenes, self.tables = scenes, tables
+        self.scenes, self.tables, self.autoencoders = scenes, tables, autoencoders
+        self.kinds = _with_generated(KINDS) if autoencoders else KINDS
         self.weights = None if weights is None else weights.tolist()
         self.donors = [scene for scene in scenes if scene.polygons]
         if not self.donors:
             raise ValueError("no photograph of 304 pixels or more with outlines among the photos")
 
     @classmethod
-    def read(cls, photos: Sequence[Photo]) -> Generator:
+    def read(cls, photos: Sequence[Photo], autoencoders: Sequence[Autoencoder] = ()) -> Generator:
         """Return a generator over the photographs with sides of at least 304 pixels.
 
         Raises:
@@ -120,7 +137,8 @@ class Generator:
         large = [photo for photo in photos if is_large(photo)]
         tables = {found for photo in photos if (found := read_tables(photo.path.read_bytes()))}
         scenes = [read_scene(photo) for photo in large]
-        return cls(scenes, sorted(tables), sampling_weights(large) if large else None)
+        weights = sampling_weights(large) if large else None
+        return cls(scenes, sorted(tables), weights, autoencoders)
 
     def example(self, *seed: int) -> Example:
         """Return the example of this seed: the same photographs and seed give the same pixels."""
@@ -128,7 +146,10 @@ class Generator:
         scene, history, kind = self.sample(rng)
         view = _view(scene, history, rng)
         prior = history.prior if history.donor_shares_it else None
-        pixels, alpha = self.generate(kind, view, rng, prior)
+        if self.autoencoders and rng.random() < REGENERATED.get(kind, 0):
+            pixels, alpha = self._regenerated(kind, view, rng, prior)
+        else:
+            pixels, alpha = self.generate(kind, view, rng, prior)
         return _publish(pixels, alpha >= 0.5, kind, history, rng)
 
     def sample(self, rng: np.random.Generator) -> tuple[Scene, History, Kind]:
@@ -137,7 +158,7 @@ class Generator:
         history = sample_history(rng, self.tables)
         if scene.negative and rng.random() < NEGATIVE_AUTHENTIC:
             return scene, history, "authentic"
-        return scene, history, choose(list(KINDS), rng, list(KINDS.values()))
+        return scene, history, _sample(self.kinds, rng)
 
     def generate(
         self, kind: Kind, view: Scene, rng: np.random.Generator, prior: PriorHistory | None = None
@@ -156,9 +177,30 @@ class Generator:
             return splice(view, self._donor(rng), None, rng)
         if kind == "authentic":
             return view.pixels, np.zeros(view.pixels.shape[:2])
+        if kind == "generated":
+            return self._generated(view, rng, prior)
         outline = self._outline(view, rng)
         edit = {"copy-move": copy_move, "removal": remove, "retouch": retouch}[kind]
         return edit(view, outline, rng)
+
+    def _generated(self, view: Scene, rng: np.random.Generator, prior: PriorHistory | None) -> Edit:
+        """Return the view with a region that passed through an autoencoder or a denoiser."""
+        if rng.random() < PASSED_ONLY:
+            edit = view.pixels, opacity(self._outline(view, rng), len(view.pixels), rng)
+        else:
+            edit = self.generate(_sample(CONTENTS, rng), view, rng, prior)
+        denoised = rng.random() < DENOISED
+        return generated(view.pixels, edit, [Denoiser()] if denoised else self.autoencoders, rng)
+
+    def _regenerated(
+        self, kind: Kind, view: Scene, rng: np.random.Generator, prior: PriorHistory | None
+    ) -> Edit:
+        """Return the view after it passed through an autoencoder as a whole, with new content in a
+        region unless it is authentic; the opacity is that of the region."""
+        if kind == "generated":
+            kind = _sample(CONTENTS, rng)
+        pixels, alpha = self.generate(kind, view, rng, prior)
+        return regenerate(pixels, self.autoencoders, rng), alpha
 
     def generate_within(
         self,
@@ -226,6 +268,17 @@ class Generator:
         free = rng.random() < 0.13
         shape = free_shape(rng) if free else choose(choose(self.donors, rng).polygons, rng)
         return placed(shape, len(view.pixels), rng)
+
+
+def _with_generated(kinds: dict[Kind, float]) -> dict[Kind, float]:
+    """Return the shares of the kinds with generated regions, and as many authentic pictures."""
+    left = 1 - GENERATED_SHARE / (1 - kinds["authentic"])
+    shares = {kind: share if kind == "authentic" else left * share for kind, share in kinds.items()}
+    return {**shares, "generated": GENERATED_SHARE}
+
+
+def _sample(kinds: dict[Kind, float], rng: np.random.Generator) -> Kind:
+    return choose(list(kinds), rng, list(kinds.values()))
 
 
 def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
