@@ -31,13 +31,13 @@ from prompt_iml.pipeline.forgery.photos import list_photos, split
 VARIANTS: dict[str, Sizes] = {
     "nearest-8x-32": Sizes(("nearest",) * 3, 32, 16),
     "transposed-4x-24": Sizes(("transposed",) * 2, 24, 4),
+    f"{HELD_BACK}mixed-4x-20": Sizes(("shuffle", "nearest"), 20, 6),
     "shuffle-8x-24": Sizes(("shuffle",) * 3, 24, 12),
     f"{HELD_BACK}nearest-8x-28": Sizes(("nearest",) * 3, 28, 14),
     "nearest-4x-24": Sizes(("nearest",) * 2, 24, 4),
-    f"{HELD_BACK}mixed-8x-36": Sizes(("transposed", "nearest", "shuffle"), 36, 12),
-    f"{HELD_BACK}mixed-4x-20": Sizes(("shuffle", "nearest"), 20, 6),
     "transposed-8x-32": Sizes(("transposed",) * 3, 32, 16),
     "shuffle-4x-32": Sizes(("shuffle",) * 2, 32, 8),
+    f"{HELD_BACK}mixed-8x-36": Sizes(("transposed", "nearest", "shuffle"), 36, 12),
     "nearest-8x-24": Sizes(("nearest",) * 3, 24, 8),
     "nearest-4x-40": Sizes(("nearest",) * 2, 40, 8),
 }
