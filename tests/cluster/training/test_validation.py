@@ -12,10 +12,13 @@ import pytest
 import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
+from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
 from prompt_iml.cluster.training.validation import (
     KINDS,
     LONG,
+    PASSED,
     SHORT,
     TREATMENTS,
     SetImage,
@@ -30,6 +33,7 @@ from prompt_iml.pipeline.evaluation.comparison import auc, read_truth
 from prompt_iml.pipeline.forgery.generator import Generator
 from prompt_iml.pipeline.forgery.history import read_tables
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
+from tests.helpers.autoencoders import write_autoencoders
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
 SQUARE = np.array([(0.3, 0.3), (0.7, 0.3), (0.6, 0.7), (0.3, 0.6)])
@@ -187,3 +191,39 @@ def test_half_of_the_set_album_has_the_same_tables_in_both_saves(generator: Gene
     histories = [sample_twin_history("album", rng, generator.tables) for rng in rngs]
     assert all(history.first and history.last for history in histories)
     assert 15 < sum(history.first == history.last for history in histories) < 45
+
+
+@pytest.fixture(scope="module")
+def by_autoencoders(photos: list[Photo], tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    folder = write_autoencoders(tmp_path_factory.mktemp("models") / "autoencoders")
+    return Generator.read(photos, read_autoencoders(str(folder), held_back=True))
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_sets_by_autoencoders_pass_a_region_or_both_twins(
+    by_autoencoders: Generator, photos: list[Photo], name: str
+) -> None:
+    """A twin that did not pass with its forged image would give the label away."""
+    twins = list(pairs(by_autoencoders, photos, name, 3, seed=1))
+    assert {image.treatment for image in twins} == {PASSED[name]}
+    assert [image.kind for image in twins[::2]] == list(KINDS[name])
+    for forged, authentic in zip(twins[::2], twins[1::2], strict=True):
+        assert forged.mask is not None
+        assert 0.003 <= forged.mask.mean() < 0.6
+        # An untrained autoencoder leaves next to no contrast.
+        assert (pixels_of(authentic).std() < 15) == (name == "regenerated")
+        far = ~ndimage.binary_dilation(forged.mask, iterations=40)
+        difference = pixels_of(forged).astype(int) - pixels_of(authentic)
+        assert np.abs(difference[far]).max(initial=0) <= (name == "regenerated")
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/data/photos")
+def test_sets_by_autoencoders_are_written_where_there_are_some(
+    by_autoencoders: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"PAIRS": {}, "GENERATED": {"generated": 1, "regenerated": 1}, "RESAVED": 1}
+    for name, count in counts.items():
+        monkeypatch.setattr(f"prompt_iml.cluster.training.validation.{name}", count)
+    manifests = write_sets(list_photos(PHOTOS), tmp_path, 0, by_autoencoders.autoencoders)
+    folders = [manifest.parent.name for manifest in manifests]
+    assert folders == ["generated", "regenerated", "resaved"]
