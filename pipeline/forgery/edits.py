@@ -7,18 +7,34 @@ the edit, (H, W) float64, 0..1. Only pixels of an opacity above 0 differ.
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from prompt_iml.pipeline.forgery.history import FRAME, SIDE, Floats, Pixels, rounded, smooth
+from prompt_iml.pipeline.forgery.blending import Mask, blend, harmonised, poisson
+from prompt_iml.pipeline.forgery.fills import continued, diffused, patched, shifted, stroke
+from prompt_iml.pipeline.forgery.history import FRAME, SIDE, Floats, Pixels, choose, smooth
 from prompt_iml.pipeline.forgery.photos import Scene
-from prompt_iml.pipeline.forgery.shapes import aim, area, opacity, sample_area, similarity
+from prompt_iml.pipeline.forgery.shapes import (
+    Move,
+    aim,
+    area,
+    filled,
+    label_shape,
+    opacity,
+    sample_area,
+    similarity,
+)
 
 Edit = tuple[Pixels, Floats]
 
+COPIES = (0.8, 0.13, 0.07)  # shares of copy-moves with one copy, two, three
+LARGEST_COPIED = 0.08  # largest part of a view that is copied several times
+CHARACTERS = "0123456789ABCDEFGHKLMNPRSTUVXYZabcdefghiklmnoprstuvz.,:-/ "
+
 
 def splice(view: Scene, donor: Scene, scale: float | None, rng: np.random.Generator) -> Edit:
-    """Paste another photograph's object, rotated, perhaps mirrored and matched in colour.
+    """Paste another photograph's object: rotated, perhaps mirrored, its colours or gradients
+    matched.
 
     Args:
         view: host.
@@ -36,48 +52,49 @@ def splice(view: Scene, donor: Scene, scale: float | None, rng: np.random.Genera
     move = aim(outline, matrix, side, rng)
     if scale == 1 and not angle:
         move = move.whole()
+    if rng.random() < 0.2:
+        return _cloned(view.pixels, donor.pixels, move, filled(move.points(outline), side), rng)
     patch = move.warp(donor.pixels, side).astype(np.float64)
     alpha = opacity(move.points(outline), side, rng)
     if rng.random() < 0.5:
-        patch = _match_colour(patch, view.pixels, alpha, rng)
+        patch = harmonised(patch, view.pixels, alpha, rng)
     return blend(view.pixels, patch, alpha), alpha
 
 
 def copy_move(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
-    """Copy a part of the view to another place in it; most often it is only shifted."""
-    side = len(view.pixels)
-    scaled, turned, mirrored = rng.random(3) < (0.3, 0.3, 0.15)
-    scale = float(rng.uniform(0.8, 1.25)) if scaled else 1.0
-    matrix = similarity(scale, rng.normal(0, 0.3) if turned else 0.0, bool(mirrored))
-    moves = [aim(outline, matrix, side, rng) for _ in range(8)]
-    move = max(moves, key=lambda move: min(np.abs(move.end - move.start).max(), side / 3))
-    if not (scaled or turned or mirrored):
-        move = move.whole()
-    alpha = opacity(move.points(outline), side, rng)
-    alpha[(move.warp(np.full_like(view.pixels, 255), side) < 255).any(2)] = 0  # no black corners
-    return blend(view.pixels, move.warp(view.pixels, side).astype(np.float64), alpha), alpha
+    """Copy a part of the view to other places in it, or stamp along a path; most often it is only
+    shifted."""
+    if rng.random() < 0.15:
+        return _stamp(view, outline, rng)
+    pixels, total = view.pixels, np.zeros(view.pixels.shape[:2])
+    small = area(outline) < LARGEST_COPIED * total.size
+    for _ in range(choose((1, 2, 3), rng, COPIES) if small else 1):
+        copied, alpha = _copy(view, outline, pixels, rng)
+        pixels, total = copied, np.maximum(total, alpha)
+    return pixels, total
 
 
 def remove(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
-    """Fill a hole with tones continued from around it, under detail from elsewhere or noise."""
-    alpha = opacity(outline, len(view.pixels), rng)
-    known = (ndimage.maximum_filter(alpha, 5) < 0.1)[..., None].astype(np.float64)
-    sigma = area(outline) ** 0.5 / 4 + 2
-    tones = _tones(view.pixels * known, sigma) / np.maximum(_tones(known, sigma), 1e-4)
-    if rng.random() < 0.7:
-        dy, dx = (int(s) for s in rng.integers(len(view.pixels) // 4, len(view.pixels) // 2, 2))
-        texture = np.roll(view.pixels, (dy, dx), (0, 1)).astype(np.float64)
-        tones = tones + texture - _tones(texture, sigma)
-    else:
-        tones = tones + rng.normal(0, rng.uniform(0, 4), tones.shape)
-    return blend(view.pixels, tones, alpha), alpha
+    """Fill a hole, the place of an object or label, as forgers and their programs do."""
+    side = len(view.pixels)
+    if rng.random() < 0.2:
+        outline = label_shape(outline, side, rng)
+    alpha = opacity(outline, side, rng)
+    hole = ndimage.maximum_filter(alpha, 5) >= 0.1
+    fill = choose((continued, diffused, shifted, patched), rng, (0.25, 0.2, 0.3, 0.25))
+    patch = fill(view.pixels, hole, rng)
+    if fill in (shifted, patched) and rng.random() < 0.5:
+        return poisson(view.pixels, patch, hole), hole.astype(np.float64)
+    return blend(view.pixels, patch, alpha), alpha
 
 
 def retouch(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
-    """Blur, sharpen, add noise to, or change the tone and colour of, one place."""
+    """Blur, sharpen, add noise to, or change the tone and colour of, one place, or write on it."""
+    how = rng.integers(6)
+    if how >= 4:
+        return _write(view.pixels, label_shape(outline, len(view.pixels), rng), rng)
     alpha = opacity(outline, len(view.pixels), rng)
     patch = view.pixels.astype(np.float64)
-    how = rng.integers(4)
     if how == 0:
         patch = smooth(patch, rng.uniform(1, 3))
     elif how == 1:
@@ -89,33 +106,76 @@ def retouch(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
     return blend(view.pixels, patch, alpha), alpha
 
 
-def _tones(pixels: Floats, sigma: float) -> Floats:
-    """Approximate `smooth` for a large sigma: blurred at a fraction of the size, to be fast."""
-    height, width = pixels.shape[:2]
-    fraction = max(1, int(sigma / 2))
-    small = _scaled(pixels, (-(-width // fraction), -(-height // fraction)))
-    return _scaled(smooth(small, sigma / fraction), (width, height))
+def _copy(view: Scene, outline: Floats, onto: Pixels, rng: np.random.Generator) -> Edit:
+    """Copy a part of the view onto a picture of the view's size."""
+    side = len(onto)
+    resized, turned, mirrored = rng.random(3) < (0.35, 0.3, 0.25)
+    scale = float(rng.uniform(0.7, 1.4)) if resized else 1.0
+    matrix = similarity(scale, rng.normal(0, 0.3) if turned else 0.0, bool(mirrored))
+    moves = [aim(outline, matrix, side, rng) for _ in range(8)]
+    move = max(moves, key=lambda move: min(np.abs(move.end - move.start).max(), side / 3))
+    if not (resized or turned or mirrored):
+        move = move.whole()
+    if rng.random() < 0.12:
+        return _cloned(onto, view.pixels, move, filled(move.points(outline), side), rng)
+    alpha = opacity(move.points(outline), side, rng)
+    alpha[~_covered(move, view.pixels, side)] = 0  # no black corners
+    patch = move.warp(view.pixels, side).astype(np.float64)
+    if rng.random() < 0.15:
+        patch = harmonised(patch, onto, alpha, rng)
+    return blend(onto, patch, alpha), alpha
 
 
-def _scaled(pixels: Floats, size: tuple[int, int]) -> Floats:
-    """Resize (H, W, C) to `size` (width, height), without rounding."""
-    channels = [
-        Image.fromarray(channel.astype(np.float32)) for channel in pixels.transpose(2, 0, 1)
-    ]
-    scaled = [np.asarray(c.resize(size, Image.Resampling.BILINEAR), np.float64) for c in channels]
-    return np.stack(scaled, 2)
+def _stamp(view: Scene, outline: Floats, rng: np.random.Generator) -> Edit:
+    """Drag a clone stamp, whose source is at a constant distance, within an outline."""
+    side = len(view.pixels)
+    alpha = stroke(outline, side, rng)
+    shift = rng.integers(side // 10, side // 3, 2) * rng.choice((-1, 1), 2)
+    for axis in (0, 1):  # the source, at -shift, turns back where it would leave the view
+        low, high = np.flatnonzero(alpha.any(1 - axis))[[0, -1]] - shift[axis]
+        if low < 0 or high >= side:
+            shift[axis] *= -1
+    source = np.arange(side)[:, None] - shift
+    alpha[~np.outer(*((source >= 0) & (source < side)).T)] = 0
+    patch = np.roll(view.pixels, tuple(shift), (0, 1)).astype(np.float64)
+    return blend(view.pixels, patch, alpha), alpha
 
 
-def _match_colour(patch: Floats, host: Pixels, alpha: Floats, rng: np.random.Generator) -> Floats:
-    """Shift the patch's mean colour towards the host's around the place."""
-    around = (ndimage.maximum_filter(alpha, 15) > 0.5) & (alpha < 0.5)
-    if not around.any() or not (alpha >= 0.5).any():
-        return patch
-    shift = host[around].mean(0) - patch[alpha >= 0.5].mean(0)
-    matched: Floats = patch + rng.uniform(0.3, 1) * shift
-    return matched
+def _cloned(
+    host: Pixels, donor: Pixels, move: Move, region: Mask, rng: np.random.Generator
+) -> Edit:
+    """Blend what is moved into a region by its gradients, or by the stronger of both."""
+    side = len(host)
+    # Gradients reach one pixel beyond the region, and so must the donor.
+    region = region & ndimage.binary_erosion(_covered(move, donor, side))
+    if not region.any():
+        return host, np.zeros((side, side))
+    patch = move.warp(donor, side).astype(np.float64)
+    return poisson(host, patch, region, bool(rng.random() < 0.25)), region.astype(np.float64)
 
 
-def blend(host: Pixels, patch: Floats, alpha: Floats) -> Pixels:
-    """Return the host (H, W, 3) under a patch of the same shape and this opacity (H, W)."""
-    return rounded(host + (patch - host) * alpha[..., None])
+def _covered(move: Move, donor: Pixels, side: int) -> Mask:
+    """Return where the moved donor has pixels, (side, side)."""
+    covered: Mask = move.warp(np.full_like(donor[..., 0], 255), side) == 255
+    return covered
+
+
+def _write(host: Pixels, box: Floats, rng: np.random.Generator) -> Edit:
+    """Write a line of text in a box, on what is there or after wiping it out."""
+    side, (width, height) = len(host), np.ptp(box, axis=0)
+    stencil = Image.new("L", (side, side))
+    size = float(height * 0.7)
+    count = max(1, round(width / size * 1.8))
+    words = "".join(CHARACTERS[i] for i in rng.integers(0, len(CHARACTERS), count))
+    at = (float(box[:, 0].mean()), float(box[:, 1].mean()))
+    ImageDraw.Draw(stencil).text(at, words, 255, ImageFont.load_default(size), "mm")
+    inside = filled(box, side)
+    glyphs = np.asarray(stencil, np.float64) / 255 * inside
+    ink = rng.uniform(0, 255, 3) if rng.random() < 0.4 else np.full(3, choose((10.0, 245.0), rng))
+    wiped = rng.random() < 0.5
+    under = diffused(host, inside, rng) if wiped else host.astype(np.float64)
+    written = under + glyphs[..., None] * (ink - under)
+    # A word is one region, as a reviewer would mark it.
+    word = ndimage.binary_closing(glyphs > 0, iterations=max(1, round(size / 10)))
+    alpha = inside if wiped else word | (glyphs > 0)
+    return blend(host, written, alpha.astype(np.float64)), alpha.astype(np.float64)

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from prompt_iml.pipeline.forgery.edits import Edit, blend
+from prompt_iml.pipeline.forgery.blending import blend
+from prompt_iml.pipeline.forgery.edits import Edit
 from prompt_iml.pipeline.forgery.history import Floats, Pixels, choose, rounded, smooth
 
 MARGIN = 16  # pixels around a region that its autoencoder sees

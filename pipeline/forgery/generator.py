@@ -15,7 +15,6 @@ one as a whole. Pixels that only passed are not manipulated: the mask is of new 
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ from prompt_iml.pipeline.forgery.history import (
     Tables,
     choose,
     degrade,
-    encode,
+    luma_table,
     read_tables,
     resave,
     resize,
@@ -308,11 +307,9 @@ def _publish(
     mask = np.asarray(Image.fromarray(mask).resize(frame, Image.Resampling.NEAREST))
     qtable = np.ones(64, np.float32)
     if history.last is not None:
-        data = encode(pixels, history.last)
-        with Image.open(io.BytesIO(data)) as saved:
-            pixels = np.asarray(saved.convert("RGB"))
+        pixels = resave(pixels, history.last)
         if history.has_table:
-            qtable = np.array(read_tables(data)[0], np.float32)
+            qtable = np.array(luma_table(history.last), np.float32)
     (row, column), (height, width) = history.corner, history.shape
     window = slice(row, row + height), slice(column, column + width)
     context = picture_context(pixels[window], qtable)

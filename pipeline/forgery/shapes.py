@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -90,10 +91,26 @@ def fits(polygon: Floats, side: int) -> bool:
     return bool(inside and AREA[0] <= share <= AREA[1])
 
 
-def opacity(polygon: Floats, side: int, rng: np.random.Generator) -> Floats:
-    """Return the opacity (side, side), 0..1, of a filled polygon, feathered in most cases."""
+def label_shape(outline: Floats, side: int, rng: np.random.Generator) -> Floats:
+    """Sample a wide, low box of at most the outline's area around its middle, within the view."""
+    ratio = rng.uniform(2.5, 7)
+    height = np.clip((area(outline) / ratio) ** 0.5, 9, side / 8)
+    extent = np.array([min(height * ratio, 0.7 * side), height])
+    middle = (outline.min(0) + outline.max(0)) / 2
+    low = np.clip(middle - extent / 2, 2, side - 3 - extent)
+    box: Floats = low + np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * extent
+    return box
+
+
+def filled(polygon: Floats, side: int) -> NDArray[np.bool_]:
+    """Return the pixels (side, side) of a polygon."""
     stencil = Image.new("L", (side, side))
     ImageDraw.Draw(stencil).polygon([(x, y) for x, y in polygon - 0.5], fill=1)
-    alpha = np.asarray(stencil, np.float64)
+    return np.asarray(stencil, bool)
+
+
+def opacity(polygon: Floats, side: int, rng: np.random.Generator) -> Floats:
+    """Return the opacity (side, side), 0..1, of a filled polygon, feathered in most cases."""
+    alpha = filled(polygon, side).astype(np.float64)
     sigma = rng.uniform(0.4, 2) if rng.random() < 0.6 else 0.0
     return ndimage.gaussian_filter(alpha, sigma) if sigma else alpha
