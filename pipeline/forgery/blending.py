@@ -24,7 +24,13 @@ LUMA_CHROMA = np.array(
 
 def blend(host: Pixels, patch: Floats, alpha: Floats) -> Pixels:
     """Return the host under the patch, at the patch's opacity `alpha` (H, W), 0..1."""
-    return rounded(host + (patch - host) * alpha[..., None])
+    if not alpha.any():
+        return host
+    box = _box(alpha > 0)
+    under = host[box].astype(np.float32)
+    blended = host.copy()
+    blended[box] = rounded(under + (patch[box] - under) * alpha[box][..., None])
+    return blended
 
 
 def poisson(host: Pixels, patch: Floats, region: Mask, mixed: bool = False) -> Pixels:
@@ -70,15 +76,17 @@ def membrane(values: Values, known: Mask, relaxations: int = RELAXATIONS) -> Val
 def harmonised(patch: Floats, host: Pixels, alpha: Floats, rng: np.random.Generator) -> Floats:
     """Move the mean and standard deviation of the patch's luma and chroma towards the host's
     around the place, as far as a sampled strength."""
-    around = (ndimage.maximum_filter(alpha, 15) > 0.5) & (alpha < 0.5)
     inside = alpha >= 0.5
+    around = ndimage.binary_dilation(inside, iterations=7) & ~inside
     if not around.any() or not inside.any():
         return patch
     target, source = host[around] @ LUMA_CHROMA.T, patch[inside] @ LUMA_CHROMA.T
     gain = ((target.std(0) + 1) / (source.std(0) + 1)).clip(0.6, 1.5)
-    moved = (patch @ LUMA_CHROMA.T - source.mean(0)) * gain + target.mean(0)
+    place = alpha > 0
+    moved = (patch[place] @ LUMA_CHROMA.T - source.mean(0)) * gain + target.mean(0)
+    matched = patch.copy()
     strength = rng.uniform(0.3, 1)
-    matched: Floats = patch + strength * (moved @ np.linalg.inv(LUMA_CHROMA).T - patch)
+    matched[place] += strength * (moved @ np.linalg.inv(LUMA_CHROMA).T - patch[place])
     return matched
 
 

@@ -5,8 +5,9 @@
 Photograph, manipulation history and kind are sampled in this order and independently, so that
 authentic and manipulated examples pass the same saves with the same tables, sizes and formats:
 
-    photograph -> view (crop, scale) -> first save -> manipulation or none -> autoencoder or none
-               -> the editor's save or none -> degradation or none -> last save -> crop
+    photograph, or page of photographs -> view (crop, scale) -> first save
+        -> manipulation or none -> autoencoder or none -> the editor's save or none
+        -> degradation or none -> last save -> crop
 
 With autoencoders, some regions are generated, and some pictures, authentic ones too, passed through
 one as a whole. Pixels that only passed are not manipulated: the mask is of new content.
@@ -45,6 +46,7 @@ from prompt_iml.pipeline.forgery.history import (
     sample_history,
     sample_save,
 )
+from prompt_iml.pipeline.forgery.pages import page
 from prompt_iml.pipeline.forgery.photos import (
     Photo,
     Scene,
@@ -70,6 +72,7 @@ REGENERATED: dict[Kind, float] = {"authentic": 0.04, "generated": 0.25}
 DENOISED = 1 / 3  # share of generated regions that are denoised instead
 NEGATIVE_AUTHENTIC = 0.6  # share of the screenshots, renders and scans that are never edited
 NEAR = (0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.1, 1.2)  # scales of an object among similar ones
+PAGE_SHARE = 0.06  # of hosts that are a page with photographs, as in a screenshot
 TRIES = 20
 LEAST_MANIPULATED = 0.003  # share of a picture's pixels
 
@@ -143,7 +146,8 @@ class Generator:
         """Return the example of this seed: the same photographs and seed give the same pixels."""
         rng = np.random.default_rng(seed)
         scene, history, kind = self.sample(rng)
-        view = _view(scene, history, rng)
+        shown = rng.random() < PAGE_SHARE
+        view = _view(self._page(scene, history, rng) if shown else scene, history, rng)
         prior = history.prior if history.donor_shares_it else None
         if self.autoencoders and rng.random() < REGENERATED.get(kind, 0):
             pixels, alpha = self._regenerated(kind, view, rng, prior)
@@ -232,6 +236,11 @@ class Generator:
                 return pixels, mask
         raise ValueError(f"no {kind} came about in a {width}x{height} photograph")
 
+    def _page(self, scene: Scene, history: History, rng: np.random.Generator) -> Scene:
+        """Return a page that shows the photograph, and perhaps others, at the view's size."""
+        photos = [scene.pixels, *(choose(self.scenes, rng, self.weights).pixels for _ in range(3))]
+        return Scene(page(photos, _side(history), self.tables, rng), ())
+
     def _donor(self, rng: np.random.Generator) -> Scene:
         """Sample an object with its surroundings, saved once more in most cases."""
         if rng.random() < 0.87:
@@ -283,7 +292,7 @@ def _sample(kinds: dict[Kind, float], rng: np.random.Generator) -> Kind:
 def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
     """Return the square of the photograph that will fill the frame, after the first save."""
     shortest = min(scene.pixels.shape[:2])
-    side = min(round(history.frame / history.degradation.scale), shortest)
+    side = min(_side(history), shortest)
     box = min(round(side / history.scale), shortest)
     corner = np.array([rng.integers(size - box + 1) for size in scene.pixels.shape[1::-1]])
     if history.on_grid:
@@ -293,6 +302,11 @@ def _view(scene: Scene, history: History, rng: np.random.Generator) -> Scene:
     pixels = resave(pixels, history.first)
     moved = ((polygon - corner) * (side / box) for polygon in scene.polygons)
     return Scene(pixels, tuple(polygon for polygon in moved if fits(polygon, side)))
+
+
+def _side(history: History) -> int:
+    """Return the side of a view that fills the frame when it has been scaled."""
+    return round(history.frame / history.degradation.scale)
 
 
 def _publish(

@@ -34,6 +34,7 @@ from prompt_iml.pipeline.forgery.history import (
     resave,
     sample_history,
 )
+from prompt_iml.pipeline.forgery.pages import page
 from prompt_iml.pipeline.forgery.photos import Photo, Scene, list_photos, read_polygons, split
 from prompt_iml.pipeline.forgery.shapes import fits
 from prompt_iml.pipeline.forgery.software import PRESETS
@@ -237,6 +238,21 @@ def test_some_are_small_and_mirrored(examples: list[Example]) -> None:
     ]
     assert 0.06 < len(small) / len(examples) < 0.26
     assert any(one.mask.any() for one in small)
+
+
+def test_a_page_of_photographs_is_authentic(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [scene.pixels for scene in generator.scenes]
+    pages = [page(photos, FRAME, generator.tables, np.random.default_rng(i)) for i in range(12)]
+    assert {shown.shape for shown in pages} == {(FRAME, FRAME, 3)}
+    flat = [(np.diff(shown.astype(int), axis=1) == 0).all(2).mean() for shown in pages]
+    assert np.mean(flat) > 0.1  # paper, bars and borders, of which photographs have little
+    monkeypatch.setattr("prompt_iml.pipeline.forgery.generator.PAGE_SHARE", 1.0)
+    examples = [generator.example(6, index) for index in range(40)]
+    for example in examples:
+        assert example.mask.any() == (example.kind != "authentic")
+    assert 0.3 < np.mean([example.kind == "authentic" for example in examples]) < 0.7
 
 
 def _mirrored(pixels: Pixels) -> bool:
