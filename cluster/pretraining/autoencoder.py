@@ -75,6 +75,7 @@ class Autoencoder(nn.Module):
             *up,
             _convolution(sizes.channels(0), 3),
         )
+        self.apply(_initialise)
 
     def forward(self, image_B3HW: Tensor, noise_BLhw: Tensor | float) -> Tensor:
         """Return pictures after coding, in -1..1 like the input; sides are multiples of the factor.
@@ -175,6 +176,18 @@ class Residual(nn.Module):
         """Return a map of the same shape."""
         inner_BCHW: Tensor = self.second(nn.functional.silu(self.first(x_BCHW)))
         return x_BCHW + inner_BCHW
+
+
+def _initialise(layer: nn.Module) -> None:
+    """Keep the size of signals through many layers without norms (He et al., arXiv 1502.01852)."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        # Each output of a transposed convolution of stride 2 sees a quarter of the kernel.
+        taps = layer.weight[0, 0].numel() // (4 if isinstance(layer, nn.ConvTranspose2d) else 1)
+        nn.init.normal_(layer.weight, 0, (2 / (layer.in_channels * taps)) ** 0.5)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # each has one
+    if isinstance(layer, Residual):  # its own convolutions come first
+        with torch.no_grad():
+            layer.second.weight.mul_(0.5)
 
 
 def _convolution(before: int, after: int, stride: int = 1) -> nn.Conv2d:

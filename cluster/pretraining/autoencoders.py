@@ -43,7 +43,7 @@ VARIANTS: dict[str, Sizes] = {
 }
 CROPS = 1  # of 256 pixels in a step, each cut into quarters
 EVALUATED = 16  # held-back crops
-LEARNING_RATE, CLIP = 2e-3, 1.0
+LEARNING_RATE, CLIP = 3e-3, 1.0
 LATENT_NOISE = 0.1  # in training, so that decoders forgive the noise that edits add
 EDGES, SPECTRUM = 0.5, 0.1  # weights of the losses that keep pictures sharp, beside L1
 BLOCK = 16  # pixels: side of the blocks whose spectra are compared

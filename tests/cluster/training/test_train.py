@@ -215,7 +215,8 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:
 def test_workers_get_absolute_paths() -> None:
     files = ("start", "semantic_weights", "prompt_set", "labels")
     given = {name: f"{name}.safetensors" for name in files}
-    settings = _for_workers(TrainSettings(photos="photos", output="-", **given))
-    assert Path(settings.photos).is_absolute()
+    folders = {name: name for name in ("photos", "negatives", "autoencoders")}
+    settings = _for_workers(TrainSettings(output="-", **folders, **given))
+    assert all(getattr(settings, name) == str(Path(name).absolute()) for name in folders)
     assert all(getattr(settings, name) == f"file://{Path(path).absolute()}"
                for name, path in given.items())  # fmt: skip
