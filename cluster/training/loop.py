@@ -77,9 +77,7 @@ class Run:
             freeze_all_but_prompts(network)
         groups = weight_decay_groups(network, DECAY)
         self.parameters = [p for group in groups for p in group["params"]]
-        self.optimiser = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=0.0, fused=True
-        )
+        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, fused=True)
         self.samples, self.best, self.since_best, self.steps = 0, 0.0, 0, 0
         self.average = {n: p.detach().clone() for n, p in self._training()}
 
