@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PilImage
 
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import open_engine
-from prompt_iml.engine.runtimes.protocol import Batch
 
 
 def decode_shards(shards: list[Path]) -> int:
@@ -41,7 +41,7 @@ def run_engine(shards: list[Path]) -> tuple[int, float]:
                 assert body
                 pixels = np.asarray(PilImage.open(io.BytesIO(body.read())).convert("RGB"))
                 started = time.perf_counter()
-                engine.run(Batch(pixels[None], table))
+                engine.run(whole_pictures(pixels[None], table))
                 seconds += time.perf_counter() - started
                 images += 1
     return images, seconds

@@ -44,6 +44,8 @@ def write_null_model(folder: Path, notes: tuple[str, ...] = ()) -> Path:
             [
                 helper.make_tensor_value_info("image", Type.UINT8, ["n", "h", "w", 3]),
                 helper.make_tensor_value_info("qtable", Type.FLOAT, ["n", 64]),
+                helper.make_tensor_value_info("histogram", Type.FLOAT, ["n", 20, 16]),
+                helper.make_tensor_value_info("matches", Type.FLOAT, ["n", 6, "h8", "w8"]),
                 *prompts,
             ],
             [

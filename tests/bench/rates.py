@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.protocol import Batch
@@ -47,7 +48,8 @@ def runtime_rates(kinds: tuple[str, ...], threads: int, rounds: int = 5) -> dict
 def one_image() -> Batch:
     """512x512 pixels of noise, and no table."""
     rng = np.random.default_rng(0)
-    return Batch(rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8), np.ones((1, 64), np.float32))
+    pixels = rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8)
+    return whole_pictures(pixels, np.ones((1, 64), np.float32))
 
 
 def median_seconds(

@@ -136,7 +136,7 @@ class HostProgram:
         self.shapes.append(shape)
 
         def work() -> None:
-            found = self._engine.run(Batch(buffers["image"].copy(), buffers["qtable"].copy()))
+            found = self._engine.run(Batch(*(buffers[n].copy() for n in Batch.__slots__)))
             np.copyto(buffers["mask_logits"], found.mask_logits)
             np.copyto(buffers["score_logit"], found.score_logit)
 

@@ -108,6 +108,8 @@ def write_red_model(folder: Path) -> Model:
         [
             value("image", Type.UINT8, ["n", "h", "w", 3]),
             value("qtable", Type.FLOAT, ["n", 64]),
+            value("histogram", Type.FLOAT, ["n", 20, 16]),
+            value("matches", Type.FLOAT, ["n", 6, "h8", "w8"]),
             *(value(f"prompts_{i}", Type.FLOAT, shape) for i, shape in enumerate(SHAPES)),
         ],
         [

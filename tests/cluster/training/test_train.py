@@ -96,7 +96,13 @@ def test_parameters_are_optimised_once_and_only_matrices_decay() -> None:
 def _step(run: Run) -> float:
     torch.manual_seed(0)
     image, mask = torch.randint(0, 255, (1, 64, 64, 3)), torch.ones(1, 64, 64, dtype=torch.bool)
-    loss = Objective(run.network)(image, torch.full((1, 64), 4.0), mask)
+    inputs = (
+        image,
+        torch.full((1, 64), 4.0),
+        torch.full((1, 20, 16), 1 / 16),
+        torch.rand(1, 6, 8, 8),
+    )
+    loss = Objective(run.network)(inputs, mask)
     run.step(loss, 1e-3)
     return loss.item()
 
@@ -130,7 +136,15 @@ def test_prompt_tuning_changes_only_prompts() -> None:
 
 
 def test_parts_that_the_start_lacks_do_not_change_its_output(tmp_path: Path) -> None:
-    small = PromptIML(replace(MICRO, stem_blocks=0, jpeg_view=JpegViewConfig(), matches=False))
+    small = PromptIML(
+        replace(
+            MICRO,
+            stem_blocks=0,
+            jpeg_view=JpegViewConfig(),
+            match_map=False,
+            high_frequency_prompts=0,
+        )
+    )
     save_file(small.state_dict(), tmp_path / "small.safetensors")
     larger = start_network(
         TrainSettings(photos="-", output="-", start=str(tmp_path / "small.safetensors"))
@@ -138,7 +152,9 @@ def test_parts_that_the_start_lacks_do_not_change_its_output(tmp_path: Path) -> 
     image, qtable = torch.rand(1, 256, 256, 3) * 255, torch.ones(1, 64)
     assert larger.config == MICRO
     with torch.no_grad():
-        assert torch.equal(larger(image, qtable)[0], small(image, qtable)[0])
+        context = qtable, torch.full((1, 20, 16), 1 / 16), torch.rand(1, 6, 32, 32)
+        found = larger(image, *context, list(larger.prompts)[:4])  # without those of the new branch
+        assert torch.equal(found[0], small(image, *context)[0])
 
 
 @pytest.mark.parametrize("add", [False, True])

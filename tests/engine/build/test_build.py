@@ -268,8 +268,7 @@ def test_pytorchs_program_is_the_network_in_bfloat16(model: Model, batch: Batch)
     program = TorchProgram(model, torch.device("cpu"), torch.bfloat16)
     expected = TorchEngine(model).run(batch)
     buffers = {
-        "image": torch.from_numpy(batch.image),
-        "qtable": torch.from_numpy(batch.qtable),
+        **{n: torch.from_numpy(a) for n, a in batch.inputs(model.config).items()},
         "mask_logits": torch.empty(2, 64, 64),
         "score_logit": torch.empty(2),
         **{f"prompts_{n}": torch.from_numpy(t) for n, t in enumerate(model.prompts.tensors)},

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from prompt_iml.engine.build import export
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.errors import PromptImlError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import UNTRAINED
@@ -25,7 +26,6 @@ from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME, OPSET
 from prompt_iml.engine.operator.torch_op import reference
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.openvino import core
-from prompt_iml.engine.runtimes.protocol import Batch
 from prompt_iml.engine.runtimes.torch_cpu import load_network
 from tests.helpers import rtx_build
 from tests.helpers.operator_model import operator_model
@@ -62,7 +62,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_the_graph_is_what_runtimes_are_promised(graph: onnx.ModelProto) -> None:
     assert {(o.domain, o.version) for o in graph.opset_import} == {("", OPSET), (DOMAIN, 1)}
     assert [i.name for i in graph.graph.input] == [
-        "image", "qtable", "prompts_0", "prompts_1", "prompts_2", "prompts_3",
+        "image", "qtable", "histogram", "matches",
+        "prompts_0", "prompts_1", "prompts_2", "prompts_3",
     ]  # fmt: skip
     assert [o.name for o in graph.graph.output] == ["mask_logits", "score_logit"]
 
@@ -132,7 +133,8 @@ def test_the_operator_equals_the_reference_outside_the_map_too(sizes: Sizes, run
 @pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
 def test_an_export_takes_batches_it_was_not_traced_with(tiny: Model, kind: str) -> None:
     random = np.random.default_rng(0)
-    batch = Batch(random.integers(0, 256, (3, 64, 64, 3), np.uint8), np.ones((3, 64), np.float32))
+    pixels = random.integers(0, 256, (3, 64, 64, 3), np.uint8)
+    batch = whole_pictures(pixels, np.ones((3, 64), np.float32))
     expected, found = open_engine(tiny, "torch").run(batch), open_engine(tiny, kind).run(batch)
     np.testing.assert_allclose(found.mask_logits, expected.mask_logits, rtol=0, atol=1e-4)
 

@@ -14,13 +14,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from scipy.fft import dctn
 from torch.nn import functional
 
-from prompt_iml.engine.network.beyond.jpeg_view import (
-    LUMA,
-    JpegView,
-    dct_basis,
-    first_steps,
-    zigzag,
-)
+from prompt_iml.engine.network.beyond.dct import LUMA, dct_basis, zigzag
+from prompt_iml.engine.network.beyond.jpeg_view import JpegView, first_steps
 from prompt_iml.engine.network.config import JpegViewConfig
 
 
@@ -46,8 +41,8 @@ def _saved(
 
 def test_basis_is_the_orthonormal_dct() -> None:
     block = np.random.default_rng(0).standard_normal((8, 8))
-    found = torch.einsum("krc,rc->k", dct_basis(), torch.from_numpy(block))
-    np.testing.assert_allclose(found.numpy(), dctn(block, norm="ortho").ravel(), atol=1e-12)
+    found = np.einsum("krc,rc->k", dct_basis(), block)
+    np.testing.assert_allclose(found, dctn(block, norm="ortho").ravel(), atol=1e-12)
 
 
 def test_zigzag_is_the_standards() -> None:
@@ -93,7 +88,9 @@ def test_histograms_equal_those_counted_directly() -> None:
     mean = view.embed(onehot.mean((2, 3), keepdim=True))[..., 0, 0]
     whole = torch.cat([mean, table.log2() / 8], 1)
     hidden = functional.relu(view.local(local) + view.whole(whole)[:, :, None, None])
-    torch.testing.assert_close(view(image, table), view.out(hidden).permute(0, 2, 3, 1))
+    shares = torch.unflatten(onehot.mean((2, 3)), 1, (3, 4))
+    expected = view.out(hidden).permute(0, 2, 3, 1)
+    torch.testing.assert_close(view(image, table, shares), expected)
 
 
 def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -103,7 +100,9 @@ def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np
     table_B64 = torch.from_numpy(table)[None]
     bins = view.coefficients(image_B3HW, table_B64).abs().round().clamp(max=15)
     onehot = bins[:, :, None] == torch.arange(16)[:, None, None]
-    found = view.likelihood_ratios(bins, onehot, table_B64[:, view.order])
+    shares = onehot.float().mean((3, 4))
+    tables = view.likelihood_ratios(shares, table_B64[:, view.order])
+    found = tables.gather(2, bins.long().flatten(2).repeat(1, 2, 1)).unflatten(2, bins.shape[2:])
     ratios: NDArray[np.float32] = found[0].numpy()
     return ratios
 
@@ -169,6 +168,7 @@ def test_the_table_changes_the_output() -> None:
     pixels, table = _saved(75)
     view = JpegView(JpegViewConfig(), 8)
     image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
-    with_table = view(image_B3HW, torch.from_numpy(table)[None])
+    histogram = torch.full((1, 20, 16), 1 / 16)
+    with_table = view(image_B3HW, torch.from_numpy(table)[None], histogram)
     assert with_table.shape == (1, 64, 64, 8)
-    assert not torch.allclose(with_table, view(image_B3HW, torch.ones(1, 64)))
+    assert not torch.allclose(with_table, view(image_B3HW, torch.ones(1, 64), histogram))

@@ -52,9 +52,15 @@ def _batch(size: int, height: int = 64, width: int = 96) -> tuple[Tensor, Tensor
     return image, torch.randint(1, 60, (size, 64), generator=random).double()
 
 
+def _context(table: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Return tables and histograms of whole pictures."""
+    histogram = torch.rand(len(table), 20, 16, generator=torch.Generator().manual_seed(2))
+    return table.to(dtype), (histogram / histogram.sum(2, keepdim=True)).to(dtype)
+
+
 @pytest.mark.parametrize(
     ("preset", "prompts", "limit"),
-    [("prompt-iml-s", 45_120, 130e6), ("prompt-iml-micro", 4_160, 4.1e6)],
+    [("prompt-iml-s", 45_120, 130e6), ("prompt-iml-micro", 2 * 4_160, 4.1e6)],
 )
 def test_parameter_counts(preset: str, prompts: int, limit: float) -> None:
     with torch.device("meta"):
@@ -83,7 +89,7 @@ def test_a_field_of_another_version_is_refused() -> None:
 
 def test_shapes() -> None:
     image, table = _batch(2)
-    mask_logits, score_logit = _tiny()(image, table.float())
+    mask_logits, score_logit = _tiny()(image, *_context(table))
     assert mask_logits.shape == (2, 16, 24)
     assert score_logit.shape == (2,)
 
@@ -93,8 +99,8 @@ COARSE = replace(TINY, swin=replace(TINY.swin, patch=8, windows=(4, 4, 4, 2)))
 
 def test_patches_of_8_still_give_masks_at_stride_4() -> None:
     network, (image, table) = PromptIML(COARSE), _batch(1, 128, 64)
-    assert network(image, table.float())[0].shape == (1, 32, 16)
-    maps = network.extract(image, table.float())
+    assert network(image, *_context(table))[0].shape == (1, 32, 16)
+    maps = network.extract(image, *_context(table))
     assert [x.shape[1:3] for x in maps] == [(16, 8), (8, 4), (4, 2), (2, 1)]
 
 
@@ -104,7 +110,7 @@ def test_the_jpeg_view_joins_where_blocks_are_tokens(patch: int) -> None:
     torch.manual_seed(0)
     network = PromptIML(replace(COARSE, swin=replace(COARSE.swin, patch=patch))).eval()
     image, table = _batch(1, 128, 64)
-    plain, other = (network.extract(image, t.float()) for t in (table, table + 9))
+    plain, other = (network.extract(image, *_context(t)) for t in (table, table + 9))
     changed = [not torch.equal(a, b) for a, b in zip(plain, other, strict=True)]
     assert changed == [patch == 8, True, True, True]
 
@@ -132,7 +138,7 @@ def _variant(variant: Variant) -> PromptIML:
 def test_a_variant_trains_what_it_uses(variant: Variant, idle: set[str]) -> None:
     """Every trainable parameter gets a gradient, since a distributed run would wait for it."""
     network, (image, table) = _variant(variant), _batch(2)
-    masks, score = network.localize(network.extract(image, table.float()))
+    masks, score = network.localize(network.extract(image, *_context(table)))
     (sum(mask.square().sum() for mask in masks) + score.sum()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None), name
@@ -181,24 +187,28 @@ def test_alignment_takes_from_the_values_before_it() -> None:
 
 def test_bytes_and_floats_are_the_same_image() -> None:
     network, (image, table) = _tiny(), _batch(1)
-    found, expected = network(image.float(), table.float()), network(image, table.float())
+    found, expected = network(image.float(), *_context(table)), network(image, *_context(table))
     assert torch.equal(found[0], expected[0])
 
 
 def test_an_image_does_not_depend_on_its_batch_mates() -> None:
     network, (image, table) = _tiny().double().eval(), _batch(3)
-    together = network(image, table)
+    context = _context(table, torch.float64)
+    together = network(image, *context)
     for i in range(3):
-        alone = network(image[i : i + 1], table[i : i + 1])
+        alone = network(image[i : i + 1], *(x[i : i + 1] for x in context))
         torch.testing.assert_close(together[0][i], alone[0][0])
         torch.testing.assert_close(together[1][i], alone[1][0])
 
 
-def test_only_the_prompts_of_the_semantic_branch_train() -> None:
-    network, (image, table) = _tiny(), _batch(2)
+@pytest.mark.parametrize("high_frequency_prompts", [0, 2])
+def test_only_the_prompts_of_the_semantic_branch_train(high_frequency_prompts: int) -> None:
+    torch.manual_seed(0)
+    network = PromptIML(replace(TINY, high_frequency_prompts=high_frequency_prompts))
+    image, table = _batch(2)
     for parameter in network.parameters():  # heads that start at zero pass no gradient
         parameter.data.add_(torch.randn_like(parameter), alpha=0.01)
-    masks, score = network.localize(network.extract(image, table.float()))
+    masks, score = network.localize(network.extract(image, *_context(table)))
     torch.autograd.backward(torch.stack(masks).square().sum() + score.square().sum())
     idle = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert idle == {name for name, _ in network.named_parameters() if name.startswith("semantic.")}
@@ -217,17 +227,23 @@ def test_position_embedding_of_the_semantic_stem_trains() -> None:
 
 def test_prompts_given_replace_the_networks_own() -> None:
     network, (image, table) = _tiny(), _batch(1)
-    own, given = network(image, table.float()), list(network.prompts)
-    assert torch.equal(network(image, table.float(), given)[0], own[0])
+    own, given = network(image, *_context(table)), list(network.prompts)
+    assert torch.equal(network(image, *_context(table), prompts=given)[0], own[0])
     for stage in range(4):
         other = [torch.randn_like(p) if i == stage else p for i, p in enumerate(given)]
-        assert not torch.allclose(network(image, table.float(), other)[0], own[0])
+        assert not torch.allclose(network(image, *_context(table), prompts=other)[0], own[0])
 
 
 def test_every_input_changes_the_output() -> None:
     network, (image, table) = _tiny(), _batch(1)
-    mask, score = network(image, table.float())
-    for other in (network(255 - image, table.float()), network(image, 2 * table.float())):
+    tables, histogram = _context(table)
+    mask, score = network(image, tables, histogram)
+    for inputs in (
+        (255 - image, tables, histogram),
+        (image, 2 * tables, histogram),
+        (image, tables, histogram.flip(2)),
+    ):
+        other = network(*inputs)
         assert not torch.allclose(other[0], mask)
         assert not torch.allclose(other[1], score)
 
@@ -242,8 +258,9 @@ def test_a_region_that_moves_takes_its_mask_along(right: int, down: int, seed: i
     def centre(x: int, y: int) -> tuple[float, float]:
         image = torch.full((2, 192, 256, 3), 128, dtype=torch.uint8)
         image[1, y : y + 32, x : x + 32] = noise
+        histogram = torch.full((2, 20, 16), 1 / 16)
         with torch.inference_mode():
-            plain, pasted = network(image, torch.ones(2, 64))[0]
+            plain, pasted = network(image, torch.ones(2, 64), histogram)[0]
         change_HW = pasted - plain
         change_HW = (change_HW - change_HW.median()).abs()
         strength, place = change_HW.flatten().topk(40)

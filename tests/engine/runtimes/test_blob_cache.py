@@ -9,10 +9,10 @@ import numpy as np
 import openvino
 import pytest
 
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
 from prompt_iml.engine.runtimes.openvino import OpenVinoEngine
-from prompt_iml.engine.runtimes.protocol import Batch
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_caches_nothing(tmp_path: Path) -> None:
 def test_a_cached_engine_finds_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("prompt-iml-micro")
     pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
-    batch = Batch(pixels, np.ones((1, 64), np.float32))
+    batch = whole_pictures(pixels, np.ones((1, 64), np.float32))
     compiled = OpenVinoEngine(model, threads=1).run(batch)
     with monkeypatch.context() as patch:
         patch.delattr(openvino.Core, "compile_model")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.detection.detector import Detector, Finding
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.detection.views import View
@@ -45,9 +46,9 @@ class Sum(Engine):
 def batches(count: int, size: int = 2) -> list[Batch]:
     rng = np.random.default_rng(0)
     return [
-        Batch(
+        whole_pictures(
             rng.integers(0, 256, (size, 256, 256 * (1 + n % 2), 3), np.uint8),
-            rng.random((size, 64), np.float32),
+            1 + rng.random((size, 64), np.float32),
         )
         for n in range(count)
     ]

@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save, save_file
 
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.errors import (
     DamagedModel,
     InferError,
@@ -51,7 +52,7 @@ def copy(model: Model, tmp_path: Path) -> Path:
 def _batch(n: int, height: int, width: int, seed: int = 0) -> Batch:
     random = np.random.default_rng(seed)
     image = random.integers(0, 256, (n, height, width, 3), np.uint8)
-    return Batch(image, random.integers(1, 60, (n, 64)).astype(np.float32))
+    return whole_pictures(image, random.integers(1, 60, (n, 64)).astype(np.float32))
 
 
 def _assert_close(found: Detection, expected: Detection) -> None:
@@ -101,10 +102,8 @@ def test_the_quantisation_table_matters(engines: dict[str, Engine], kind: str) -
 @pytest.mark.parametrize("kind", RUNTIMES)
 def test_batch_mates_change_no_bit(engines: dict[str, Engine], kind: str) -> None:
     batch, others = _batch(4, 256, 256), _batch(4, 256, 256, seed=1)
-    mates = Batch(
-        np.concatenate([batch.image[:1], others.image[1:]]),
-        np.concatenate([batch.qtable[:1], others.qtable[1:]]),
-    )
+    columns = zip(astuple(batch), astuple(others), strict=True)
+    mates = Batch(*(np.concatenate([ours[:1], theirs[1:]]) for ours, theirs in columns))
     alone, beside = engines[kind].run(batch), engines[kind].run(mates)
     np.testing.assert_array_equal(alone.mask_logits[0], beside.mask_logits[0])
     assert alone.score_logit[0] == beside.score_logit[0]
@@ -128,10 +127,11 @@ def test_the_default_loads_neither_torch_nor_onnx() -> None:
     program = """
 import sys, numpy
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.engine.runtimes.protocol import Batch
+from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.runtimes.open import open_engine
 engine = open_engine(load_model("prompt-iml-micro"), threads=1)
-engine.run(Batch(numpy.zeros((1, 256, 256, 3), numpy.uint8), numpy.ones((1, 64), numpy.float32)))
+pixels, table = numpy.zeros((1, 256, 256, 3), numpy.uint8), numpy.ones((1, 64), numpy.float32)
+engine.run(whole_pictures(pixels, table))
 print(engine.name, *sorted({"torch", "onnx", "onnxscript", "ray"} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
