@@ -59,6 +59,13 @@ WEIGHTS = "weights.safetensors"
 AVERAGE = "average.safetensors"  # the same, with the average of the weights over the last steps
 CONFIG = "config.json"
 MAX_FAILURES = 3
+# Settings of glibc's malloc. A step frees and allocates the same large tensors again and again. A
+# process that keeps them, instead of returning them each time, saves 14 % of a step on a CPU.
+MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 BEST_BY = "f1"  # the field of a report that chooses the best checkpoint
 # Settings that may change when a run resumes: they say where it runs and not what it learns.
 PLACE = {"workers", "max_workers", "gpus", "address", "output"}
@@ -166,6 +173,7 @@ def _fit(settings: TrainSettings) -> None:
             storage_filesystem=_filesystem(scheme),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=BEST_BY),
+            worker_runtime_env={"env_vars": MALLOC},
             callbacks=[Curves(settings.output)],  # type: ignore[list-item]  # V2's
         ),
         # Ray Train calls it whenever processes restart; so examples before the checkpoint are
