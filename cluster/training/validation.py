@@ -1,7 +1,7 @@
 """Fixed validation sets, from held-back photographs only.
 
     python -m prompt_iml.cluster.training.validation --photos DIR --output DIR [--seed 0]
-        [--autoencoders DIR]
+        [--autoencoders DIR] [--full DIR]
 
     posted    JPEG files as on social media: every kind of forgery, half authentic
     png       copy-moves and splices saved as PNG, half authentic; half were JPEG files before
@@ -14,11 +14,13 @@
     generated    as posted, with regions whose new content went through a held-back autoencoder and
                  was pasted into the original; only with --autoencoders
     regenerated  the same, but the whole picture went through it, and its twin too
+    full      with --full: whole photographs of that folder at their own size, forged in one
+              window of 250 to 1500 pixels and saved once more
 
-Images are at most 1024x768 pixels. In all sets but `resaved` every forged image has a twin: the
-same photograph with the same history, crop, size and tables, and no forgery. Each set is a folder
-with images, masks and a manifest.csv for `prompt-iml evaluate` and `calibrate`; the same
-photographs and seed give the same files.
+Images are at most 1024x768 pixels, but for `full`. In all sets but `resaved` every forged image has
+a twin: the same photograph with the same history, crop, size and tables, and no forgery. Each set
+is a folder with images, masks and a manifest.csv for `prompt-iml evaluate` and `calibrate`; the
+same photographs and seed give the same files.
 
     photograph -> crop, scale -> first save -> forgery or none -> autoencoder or none -> last save
                = the file
@@ -49,6 +51,7 @@ from prompt_iml.pipeline.forgery.history import (
     choose,
     degrade,
     encode,
+    read_tables,
     resave,
     resize,
     rounded,
@@ -69,7 +72,8 @@ PAIRS = {"posted": 120, "png": 60, "small": 60, "once": 60, "album": 60}
 GENERATED = {"generated": 60, "regenerated": 60}  # the same, of the sets by autoencoders
 RESAVED = 200
 # A name's place here is part of its seed: append names, and never reorder them.
-STREAMS = ["posted", "png", "small", "resaved", "once", "album", "generated", "regenerated"]
+STREAMS = ["posted", "png", "small", "resaved", "once", "album"]
+STREAMS += ["generated", "regenerated", "full"]
 COLUMNS = ["image", "mask", "kind", "treatment", "photo", "sha256"]
 
 KINDS: dict[str, tuple[Kind, ...]] = {  # kinds of forgery, in turn
@@ -80,9 +84,11 @@ KINDS: dict[str, tuple[Kind, ...]] = {  # kinds of forgery, in turn
     "album": ("splice", "copy-move"),
     "generated": ("splice", "copy-move", "removal"),
     "regenerated": ("splice", "copy-move", "removal"),
+    "full": ("splice", "copy-move", "removal"),
 }
 # What passed through an autoencoder: the treatment of both twins.
 PASSED = {"generated": "generated-region", "regenerated": "generated-whole"}
+WINDOW = 250, 1500  # pixels: sides of the part of a full-size photograph that is forged
 WHOLE = ("small", "once", "album")  # sets of whole photographs, as small as a label allows
 
 
@@ -215,6 +221,45 @@ def edited_images(
         yield _set_image(pixels, None, "authentic", history, treatment, photo)
 
 
+def full_size_pairs(generator: Generator, paths: Sequence[Path], seed: int) -> Iterator[SetImage]:
+    """Yield each photograph with a forgery at its own size, followed by its twin.
+
+    Args:
+        generator: source of donors, outlines and tables.
+        paths: JPEG files whose shorter side has at least 250 pixels.
+    """
+    for index, path in enumerate(paths):
+        rng = np.random.default_rng((seed, STREAMS.index("full"), index))
+        photo, kind = Photo(path, path.stem), KINDS["full"][index % len(KINDS["full"])]
+        pixels = load_pixels(photo)
+        history = TwinHistory(1.0, True, None, _last_save(path, generator.tables, rng))
+        forged, mask = _forge_window(generator, kind, pixels, rng)
+        yield _set_image(forged, mask, kind, history, "full", photo)
+        yield _set_image(pixels, None, "authentic", history, "full", photo)
+
+
+def _last_save(path: Path, tables: Sequence[Tables], rng: np.random.Generator) -> Save:
+    """Sample a save of quality 85 to 97; two in five have the photograph's own tables."""
+    save = sample_save(rng, (85, 97), tables)
+    own = read_tables(path.read_bytes())
+    return replace(save, tables=own) if own and rng.random() < 0.4 else save
+
+
+def _forge_window(
+    generator: Generator, kind: Kind, pixels: Pixels, rng: np.random.Generator
+) -> tuple[Pixels, Mask]:
+    """Return a photograph forged in a random square, and the mask (H, W)."""
+    height, width = pixels.shape[:2]
+    low, high = np.log(WINDOW)
+    side = min(round(float(np.exp(rng.uniform(low, high)))), height, width)
+    y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    window = slice(y, y + side), slice(x, x + side)
+    edited, inside = generator.generate_within(kind, Scene(pixels[window], ()), rng)
+    forged, mask = pixels.copy(), np.zeros((height, width), bool)
+    forged[window], mask[window] = edited, inside
+    return forged, mask
+
+
 def _resave(pixels: Pixels, tables: Sequence[Tables], rng: np.random.Generator) -> Pixels:
     """Save an image one to three times, before its last save."""
     for _ in range(int(rng.integers(1, 4))):
@@ -291,6 +336,7 @@ def write_sets(
     output: Path,
     seed: int = 0,
     autoencoders: Sequence[Autoencoder] = (),
+    full: Path | None = None,
 ) -> list[Path]:
     """Write all sets to folders in `output`; return the paths of their manifests.
 
@@ -299,6 +345,7 @@ def write_sets(
         output: folder of the sets.
         seed: of all images.
         autoencoders: held-back ones; without them, two sets are not written.
+        full: folder of JPEG files of full size, for the set `full`; None to leave that set out.
 
     Raises:
         ValueError: no held-back photograph is large enough, or none has outlines.
@@ -311,7 +358,11 @@ def write_sets(
         for name, count in counts.items()
     ]
     resaved = edited_images(held_back, generator.tables, RESAVED, seed)
-    return [*manifests, write_set(output / "resaved", resaved, seed)]
+    manifests.append(write_set(output / "resaved", resaved, seed))
+    if full:
+        images = full_size_pairs(generator, sorted(full.glob("*.jpg")), seed)
+        manifests.append(write_set(output / "full", images, seed))
+    return manifests
 
 
 def _set_image(
@@ -350,9 +401,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--autoencoders", help="folder of autoencoders; held-back ones are used")
+    parser.add_argument("--full", type=Path, help="folder of full-size JPEG photographs")
     args = parser.parse_args()
     held_back = read_autoencoders(args.autoencoders, held_back=True)
-    for manifest in write_sets(list_photos(args.photos), args.output, args.seed, held_back):
+    photos = list_photos(args.photos)
+    for manifest in write_sets(photos, args.output, args.seed, held_back, args.full):
         print(manifest)
 
 

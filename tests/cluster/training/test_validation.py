@@ -21,8 +21,10 @@ from prompt_iml.cluster.training.validation import (
     PASSED,
     SHORT,
     TREATMENTS,
+    WINDOW,
     SetImage,
     edited_images,
+    full_size_pairs,
     pairs,
     sample_twin_history,
     write_set,
@@ -143,6 +145,22 @@ def test_edited_images_are_authentic_and_have_every_treatment(
         (photo.path.name, treatment) for photo in photos for treatment in TREATMENTS
     }
     assert all((i.extension == "png") == (i.treatment == "screenshot") for i in images)
+
+
+def test_a_full_size_photograph_is_forged_in_one_window(
+    generator: Generator, photos: list[Photo]
+) -> None:
+    paths = [photo.path for photo in photos]
+    twins = list(full_size_pairs(generator, paths, seed=0))
+    assert [twin.kind for twin in twins[::2]] == ["splice", "copy-move", "removal", "splice"]
+    for path, forged, authentic in zip(paths, twins[::2], twins[1::2], strict=True):
+        np.testing.assert_array_equal(metadata(forged), metadata(authentic))
+        assert pixels_of(forged).shape == pixels_of(authentic).shape
+        assert pixels_of(forged).size == np.asarray(Image.open(path).convert("RGB")).size
+        assert authentic.mask is None
+        assert forged.mask is not None
+        for axis in (0, 1):
+            assert 0 < np.ptp(np.flatnonzero(forged.mask.any(axis))) < WINDOW[1]
 
 
 def test_the_same_seed_gives_the_same_set(generator: Generator, photos: list[Photo]) -> None:
