@@ -407,12 +407,11 @@ class CalibrateSettings(EvaluationFlags):
     )
     """Perturbations, each applied to every image: thresholds must hold for re-saved images too."""
     false_positive_rate: float = Field(0.01, gt=0, lt=1)
-    """Label at most this share of the authentic images manipulated."""
-    miss_rate: float = Field(0.05, ge=0, lt=1)
+    """Label at most this share of the authentic images of any size class manipulated."""
+    miss_rate: float = Field(0.15, ge=0, lt=1)
     """Label at most this share of the manipulated images authentic."""
-    flagged_rate: float = Field(1.0, ge=0, le=1)
-    """Let at most this share of the authentic images have more than 0.5 % masked pixels, even if F1
-    falls; with 1, the mask threshold gives the best F1."""
+    flagged_rate: float = Field(0.3, ge=0, le=1)
+    """Let at most this share of the authentic images have a mask, even if F1 falls."""
     min_side: int | None = Field(128, ge=1)
     """Label smaller images uncertain; the default is half the side of the training images."""
     min_jpeg_quality: int | None = Field(50, ge=1, le=100)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from statistics import fmean
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from prompt_iml.engine.detection.context import NO_CONTEXT, Context, picture_context, tile_matches
 from prompt_iml.engine.detection.image import Image
-from prompt_iml.engine.detection.postprocess import Region, localize
+from prompt_iml.engine.detection.postprocess import Localization, Region, localize
+from prompt_iml.engine.detection.score import Statistics, best_threshold, histogram
 from prompt_iml.engine.detection.views import (
     LogitMap,
     Shape,
@@ -46,13 +46,17 @@ class Finding:
         manipulated_fraction: share of the image's pixels in the mask, 0..1.
         regions: connected regions of the mask, largest first, at most 16.
         logits: mask logits at network resolution, from which heat maps and
-            `views.probability_map` are made.
-        score_raw: score logit of the network, the largest of the image's tiles, because one
-            manipulated tile makes a manipulated image. With two views, their mean.
+            `views.probability_map` are made; calibrated if the policy has a `pixel_model`.
+        statistics: statistics of the network's outputs, before any calibration.
+        score_raw: score logit of the policy's `score_model`. Without one, the largest of the
+            image's tiles, because one manipulated tile makes a manipulated image; with two views,
+            their mean.
         score: calibrated probability that the image was manipulated, 0..1.
         label, threshold: by the policy; the threshold is None when the policy claims none, or
             when the image is too small or too compressed for it.
         mask_threshold: probability above which this image's pixels are in the mask.
+        mask_confidence: expected F1 of that mask, 0..1, also where the policy leaves the mask out;
+            None if the policy has no `pixel_model`.
         preprocess: id of the image's last view, as `Tiling.preprocess`.
         infer_ms: the image's share of the engine's time, milliseconds.
     """
@@ -61,11 +65,13 @@ class Finding:
     manipulated_fraction: float
     regions: tuple[Region, ...]
     logits: LogitMap
+    statistics: Statistics
     score_raw: float
     score: float
     label: Label
     threshold: float | None
     mask_threshold: float
+    mask_confidence: float | None
     preprocess: str
     infer_ms: float
 
@@ -102,8 +108,8 @@ class _ImageView:
         return assemble(self.tiling, [output.mask_logits for output in self.outputs])
 
     @property
-    def score_logit(self) -> float:
-        return max(output.score_logit for output in self.outputs)
+    def scores(self) -> tuple[float, ...]:
+        return tuple(output.score_logit for output in self.outputs)
 
 
 @dataclass(slots=True)
@@ -320,23 +326,38 @@ class Detector:
         """Blend tiles and views, and apply the policy."""
         first, *others = image.views
         logits = reduce(mean, (each.logits for each in others), first.logits)
-        mask_threshold = self.policy.pixel_threshold(logits.peak)
-        localization = localize(logits, mask_threshold)
-        score_raw = fmean(view.score_logit for view in image.views)
+        statistics = Statistics(
+            tiles=tuple(view.scores for view in image.views),
+            cells=histogram(logits.cells),
+            megapixels=logits.shape[0] * logits.shape[1] / 1e6,
+        )
+        score_raw = self.policy.score_logit(statistics)
         score = self.policy.score(score_raw)
         label, threshold = self.policy.label(
-            score, side=min(logits.shape), jpeg_quality=image.jpeg_quality
+            score,
+            side=min(logits.shape),
+            jpeg_quality=image.jpeg_quality,
+            megapixels=statistics.megapixels,
         )
+        mask_threshold, confidence = self.policy.pixel_threshold(logits.peak), None
+        if pixels := self.policy.pixel_model:
+            confidence = pixels.confidence(statistics.cells, score_raw)
+            mask_threshold = best_threshold(confidence)
+            logits = replace(logits, cells=pixels.calibrated(logits.cells, score_raw))
+        believed = self.policy.believes(label, confidence)
+        localization = localize(logits, mask_threshold) if believed else Localization()
         return Finding(
             mask=localization.mask,
             manipulated_fraction=localization.manipulated_fraction,
             regions=localization.regions,
             logits=logits,
+            statistics=statistics,
             score_raw=score_raw,
             score=score,
             label=label,
             threshold=threshold,
             mask_threshold=mask_threshold,
+            mask_confidence=confidence,
             preprocess=image.views[-1].tiling.preprocess,
             infer_ms=sum(output.infer_ms for view in image.views for output in view.outputs),
         )

@@ -9,9 +9,9 @@ A scan and a calibration use the same statistics, which are a few hundred number
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +22,12 @@ STEPS = 16  # bins of a histogram for each unit of logit
 LIMIT = 16  # logits beyond are counted in the outermost bins
 CENTRES: Floats = (np.arange(2 * LIMIT * STEPS) + 0.5) / STEPS - LIMIT
 AREAS = (0.25, 0.5, 0.75)  # probabilities; the share of the picture above each is a feature
+FEATURES = (
+    "max", "log_tiles", "log_mean_exp", "mean", "spread", "peak", "mean_probability",
+    "area_25", "area_50", "area_75", "expected_f1", "log_megapixels",
+)  # fmt: skip
+LEAST_THRESHOLD = 1e-6
 LEAST_SHARE = 1e-5  # added to a share of the picture, of which the logarithm is taken
-
-
-class Mask(NamedTuple):
-    """Rule for the mask of one picture.
-
-    Attributes:
-        level: mask logits above it are in the mask.
-        threshold: the same as a calibrated probability, half the expected F1.
-        confidence: expected F1 of the mask, 0..1.
-    """
-
-    level: float
-    threshold: float
-    confidence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +47,31 @@ class Statistics:
     @property
     def largest(self) -> float:
         """Largest score logit of the tiles; of two views the mean."""
-        return sum(max(view) for view in self.tiles) / len(self.tiles)
+        return fmean(max(view) for view in self.tiles)
 
     def features(self) -> dict[str, float]:
-        """Return all features that a `ScoreModel` may weigh, by name."""
-        scores = np.array(self.tiles[0])
-        share = self.cells / self.cells.sum()
-        above = [math.log(share[CENTRES > _logit(area)].sum() + LEAST_SHARE) for area in AREAS]
-        return {
-            "max": self.largest,
-            "log_tiles": math.log(len(scores)),
-            "log_mean_exp": _log_mean_exp(scores),
-            "mean": float(scores.mean()),
-            "spread": float(scores.std()),
-            "peak": float(CENTRES[np.flatnonzero(self.cells)[-1]]),
-            "mean_probability": math.log(float(share @ _sigmoid(CENTRES)) + LEAST_SHARE),
-            **{f"area_{area:g}": value for area, value in zip(AREAS, above, strict=True)},
-            "expected_f1": expected_f1(self.cells, _sigmoid(CENTRES)),
-            "log_megapixels": math.log(self.megapixels),
-        }
+        """Return the features that a `ScoreModel` may weigh, by the names in `FEATURES`.
+
+        Of the tiles' score logits: the largest, the logarithm of their number, the logarithm of
+        the mean of their exponentials, mean and standard deviation. Of the map: its highest logit,
+        the logarithms of its mean probability and of its shares above `AREAS`, and the expected F1
+        of its best mask. The logarithm of the megapixels.
+        """
+        scores, share = np.array(self.tiles[0]), self.cells / self.cells.sum()
+        probabilities = _sigmoid(CENTRES)
+        areas = [share[probabilities > area].sum() for area in AREAS]
+        values = [
+            self.largest,
+            math.log(len(scores)),
+            _log_mean_exp(scores),
+            scores.mean(),
+            scores.std(),
+            CENTRES[np.flatnonzero(self.cells)[-1]],
+            *np.log(np.array([share @ probabilities, *areas]) + LEAST_SHARE),
+            expected_f1(self.cells, probabilities),
+            math.log(self.megapixels),
+        ]
+        return dict(zip(FEATURES, map(float, values), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +109,14 @@ class PixelModel:
         """Return the calibrated probabilities of mask logits in a picture with this score."""
         return _sigmoid(self.scale * logits + self.offset + self.score * score_logit)
 
-    def best_mask(self, cells: NDArray[np.int64], score_logit: float) -> Mask:
-        """Return the rule of highest expected F1 (Lipton et al. 2014, arXiv 1402.1892).
+    def confidence(self, cells: NDArray[np.int64], score_logit: float) -> float:
+        """Return the highest expected F1 of a mask, from the histogram of a picture's logits."""
+        return expected_f1(cells, self.probabilities(CENTRES, score_logit))
 
-        Args:
-            cells: histogram, as `Statistics.cells`.
-            score_logit: of the picture.
-        """
-        confidence = expected_f1(cells, self.probabilities(CENTRES, score_logit))
-        threshold = min(max(confidence / 2, 1e-6), 1 - 1e-6)
-        level = (_logit(threshold) - self.offset - self.score * score_logit) / self.scale
-        return Mask(level, threshold, confidence)
+    def calibrated(self, cells: NDArray[np.float32], score_logit: float) -> NDArray[np.float32]:
+        """Return the calibrated logits of a map of mask logits."""
+        shift = self.offset + self.score * score_logit
+        return cells * np.float32(self.scale) + np.float32(shift)
 
 
 def histogram(logits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -143,13 +137,17 @@ def expected_f1(cells: NDArray[np.int64], probabilities: Floats) -> float:
     return float((2 * expected / (inside + expected[-1])).max())
 
 
+def best_threshold(confidence: float) -> float:
+    """Return the probability above which pixels make the mask of this expected F1, in (0, 1).
+
+    It is half of the F1 (Lipton et al. 2014, arXiv 1402.1892).
+    """
+    return max(confidence / 2, LEAST_THRESHOLD)
+
+
 def _log_mean_exp(values: Floats) -> float:
     largest = values.max()
     return float(largest + np.log(np.exp(values - largest).mean()))
-
-
-def _logit(probability: float) -> float:
-    return math.log(probability / (1 - probability))
 
 
 def _sigmoid(values: Floats) -> Floats:

@@ -14,9 +14,14 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from prompt_iml.engine.detection.score import FEATURES, PixelModel, ScoreModel, Statistics
 from prompt_iml.engine.errors import UsageError
 
 Label: TypeAlias = Literal["authentic", "manipulated", "uncertain"]
+
+
+# Attributes that earlier versions did not have, and the values that do as those versions did.
+LATER = {"score_model": None, "pixel_model": None, "least_confidence": 0.0, "manipulated_at_sizes": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class Policy:
         id: the policy's name in the results.
         scale, offset: Platt calibration, score = sigmoid(scale * score_logit + offset);
             scale > 0, so that order is kept.
+        score_model: model that gives the score logit; None: the largest of the tiles' scores.
         manipulated_at: label `manipulated` from this score on; None: no label is claimed.
         authentic_below: label `authentic` below this score, at most `manipulated_at`;
             None exactly when `manipulated_at` is.
@@ -39,6 +45,12 @@ class Policy:
         min_jpeg_quality: JPEG files of a lower estimated quality are `uncertain`; None: no limit.
         mask_share: a manipulated pixel is also above this share of the image's highest
             probability, in [0, 1), so that the surroundings of a certain region are left out.
+        pixel_model: calibration of the pixels. With one, an image's mask is that of the highest
+            expected F1, and `mask_threshold` and `mask_share` are not used; an image labelled
+            authentic has no mask.
+        least_confidence: masks of a lower expected F1 are empty, in [0, 1].
+        manipulated_at_sizes: pairs of megapixels, ascending, and the `manipulated_at` of images
+            from that size on; empty: one threshold for all sizes.
     """
 
     id: str
@@ -51,12 +63,18 @@ class Policy:
     min_side: int | None = None
     min_jpeg_quality: int | None = None
     mask_share: float = 0.0
+    score_model: ScoreModel | None = None
+    pixel_model: PixelModel | None = None
+    least_confidence: float = 0.0
+    manipulated_at_sizes: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise UsageError("policy: id must be a name")
         for field in dataclasses.fields(self)[1:]:
-            _check_number(field.name, getattr(self, field.name), field.default is None)
+            if field.name not in ("score_model", "pixel_model", "manipulated_at_sizes"):
+                _check_number(field.name, getattr(self, field.name), field.default is None)
+        _check_models(self)
         if self.scale <= 0:
             raise UsageError(f"policy {self.id}: scale must be above 0, not {self.scale}")
         if not 0 < self.mask_threshold < 1:
@@ -64,7 +82,14 @@ class Policy:
         if not 0 <= self.mask_share < 1:
             raise UsageError(f"policy {self.id}: mask_share must be 0 or more and below 1")
         _check_thresholds(self)
+        _check_sizes(self)
         _check_limits(self)
+
+    def score_logit(self, statistics: Statistics) -> float:
+        """Return the logit of an image's score, before Platt calibration."""
+        if self.score_model is None:
+            return statistics.largest
+        return self.score_model.logit(statistics.features())
 
     def score(self, score_logit: float) -> float:
         """Return the calibrated probability of manipulation, a float32 value in [0, 1]."""
@@ -78,8 +103,19 @@ class Policy:
         """
         return max(self.mask_threshold, self.mask_share * peak)
 
+    def believes(self, label: Label, confidence: float | None) -> bool:
+        """True if an image has a mask; `confidence` is None without a `pixel_model`."""
+        if confidence is None:
+            return True
+        return label != "authentic" and confidence >= self.least_confidence
+
     def label(
-        self, score: float, *, side: int | None = None, jpeg_quality: int | None = None
+        self,
+        score: float,
+        *,
+        side: int | None = None,
+        jpeg_quality: int | None = None,
+        megapixels: float | None = None,
     ) -> tuple[Label, float | None]:
         """Return the label of a score, and the threshold that the score was compared with.
 
@@ -91,22 +127,44 @@ class Policy:
             score: calibrated, as `score` gives it.
             side: the image's shorter side in pixels; None: `min_side` does not apply.
             jpeg_quality: estimated, 1..100; None when the file is no JPEG.
+            megapixels: of the image; None: the highest threshold of all sizes applies.
         """
-        if self.manipulated_at is None or self.authentic_below is None:
+        at, below = self.manipulated_from(megapixels), self.authentic_below
+        if at is None or below is None:
             return "uncertain", None
         if _below(side, self.min_side) or _below(jpeg_quality, self.min_jpeg_quality):
             return "uncertain", None
         # As float32, like the columns, so that rounding makes no row contradict its label.
         value = np.float32(score)
-        if value >= np.float32(self.manipulated_at):
-            return "manipulated", self.manipulated_at
-        if value < np.float32(self.authentic_below):
-            return "authentic", self.authentic_below
-        return "uncertain", self.manipulated_at
+        if value >= np.float32(at):
+            return "manipulated", at
+        if value < np.float32(below):
+            return "authentic", below
+        return "uncertain", at
+
+    def manipulated_from(self, megapixels: float | None) -> float | None:
+        """Return the score from which an image of this size is labelled manipulated."""
+        if megapixels is None:
+            return self.manipulated_at
+        at = [at for least, at in self.manipulated_at_sizes if least <= megapixels]
+        return at[-1] if at else self.manipulated_at
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes for JSON; those of `LATER` only where they are not the default.
+
+        So the configuration of a run that an earlier version began stays equal.
+        """
+        fields = dataclasses.asdict(self)
+        fields["manipulated_at_sizes"] = [list(pair) for pair in self.manipulated_at_sizes]
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in LATER or value != LATER[name]
+        }
 
     def to_json(self) -> str:
-        """Return the policy as a JSON object, one key for each attribute."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Return the attributes as a JSON object."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Policy:
@@ -120,7 +178,59 @@ class Policy:
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise UsageError(f"policy: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        for name, kind in (("score_model", ScoreModel), ("pixel_model", PixelModel)):
+            if values.get(name) is not None:
+                values[name] = _model(kind, name, values[name])
+        if pairs := values.get("manipulated_at_sizes"):
+            values["manipulated_at_sizes"] = _pairs(pairs)
         return cls(**values)
+
+
+def _model(kind: type[Any], name: str, values: object) -> Any:
+    try:
+        return kind(**values)  # type: ignore[arg-type]
+    except TypeError as error:
+        fields = ", ".join(field.name for field in dataclasses.fields(kind))
+        raise UsageError(f"policy: {name} must be an object with {fields}") from error
+
+
+def _pairs(values: object) -> tuple[tuple[float, float], ...]:
+    if not isinstance(values, list) or not all(isinstance(v, list) and len(v) == 2 for v in values):
+        raise UsageError("policy: manipulated_at_sizes must be pairs of megapixels and a score")
+    return tuple((least, at) for least, at in values)
+
+
+def _check_sizes(policy: Policy) -> None:
+    for number in (number for pair in policy.manipulated_at_sizes for number in pair):
+        _check_number("manipulated_at_sizes", number, False)
+    sizes = [least for least, _ in policy.manipulated_at_sizes]
+    thresholds = [at for _, at in policy.manipulated_at_sizes]
+    if sizes != sorted(set(sizes)):
+        raise UsageError(f"policy {policy.id}: manipulated_at_sizes must ascend in megapixels")
+    below, highest = policy.authentic_below, policy.manipulated_at
+    if thresholds and (below is None or highest is None):
+        raise UsageError(f"policy {policy.id}: manipulated_at_sizes needs manipulated_at")
+    if below is not None and highest is not None:
+        if not all(below <= at <= highest for at in thresholds):
+            raise UsageError(
+                f"policy {policy.id}: need authentic_below <= manipulated_at_sizes <= manipulated_at"
+            )
+
+
+def _check_models(policy: Policy) -> None:
+    if model := policy.score_model:
+        if not isinstance(model.weights, dict) or set(model.weights) - set(FEATURES):
+            raise UsageError(f"policy: score_model has weights of {', '.join(FEATURES)} only")
+        for name, weight in model.weights.items():
+            _check_number(f"score_model {name}", weight, False)
+        _check_number("score_model offset", model.offset, False)
+    if pixels := policy.pixel_model:
+        for field in dataclasses.fields(pixels):
+            _check_number(f"pixel_model {field.name}", getattr(pixels, field.name), False)
+        if pixels.scale <= 0:
+            raise UsageError(f"policy {policy.id}: pixel_model scale must be above 0")
+    if not 0 <= policy.least_confidence <= 1:
+        raise UsageError(f"policy {policy.id}: least_confidence must lie between 0 and 1")
 
 
 def _below(value: int | None, limit: int | None) -> bool:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from prompt_iml.engine.detection.detector import Detector
+from prompt_iml.engine.detection.score import ScoreModel
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.evaluation import ImageResult, evaluate_images, read_manifest
 from prompt_iml.pipeline.evaluation.calibration import (
@@ -18,13 +23,17 @@ from prompt_iml.pipeline.evaluation.calibration import (
     group_rates,
     make_policy,
 )
+from prompt_iml.pipeline.evaluation.comparison import auc
 from prompt_iml.pipeline.evaluation.evaluate import check_manifests, check_outputs, write_json
+from prompt_iml.pipeline.evaluation.fitting import fit_score_model
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_reliability, require_matplotlib
 from prompt_iml.pipeline.evaluation.sets import set_name
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import CalibrateSettings
+
+Results = dict[tuple[str, str], list[ImageResult]]
 
 
 def calibrate(settings: CalibrateSettings) -> Json:
@@ -42,10 +51,12 @@ def calibrate(settings: CalibrateSettings) -> Json:
     model = load_model(settings.model)
     results, failed = _evaluate_all(settings, model, perturbations, targets)
     name = settings.id or f"{model.version}-fpr-{settings.false_positive_rate:g}"
+    results, score_model = _with_score_model(results)
     together = [each for group in results.values() for each in group]
-    calibration = make_policy(together, targets, name)
+    sets = ["/".join(key) for key, group in results.items() for _ in group]
+    calibration = make_policy(together, targets, name, score_model, sets)
     groups = [group_rates(calibration.policy, group, *key) for key, group in results.items()]
-    log(summary(calibration, groups))
+    log(compared(together) + summary(calibration, groups))
     report = {
         "model": model.id,
         "model_sha256": model.sha256,
@@ -59,20 +70,52 @@ def calibrate(settings: CalibrateSettings) -> Json:
     return report
 
 
+def _with_score_model(results: Results) -> tuple[Results, ScoreModel | None]:
+    """Fit a score model; return the results with its cross-validated logits as `score_raw`.
+
+    Where there are too few images for a model, the results are returned as they are.
+    """
+    keys = [key for key, group in results.items() for each in group if _within(each)]
+    within = [each for group in results.values() for each in group if _within(each)]
+    fitted = fit_score_model(within, ["/".join(key) for key in keys])
+    if fitted is None:
+        log("too few images for a score model: the score is that of the highest tile")
+        return results, None
+    scored: Results = {key: [e for e in results[key] if not _within(e)] for key in results}
+    for key, each, logit in zip(keys, within, fitted.logits.tolist(), strict=True):
+        scored[key].append(replace(each, score_raw=logit))
+    return scored, fitted.model
+
+
+def _within(result: ImageResult) -> bool:
+    return result.label != "uncertain"
+
+
 def summary(calibration: Calibration, groups: Sequence[Group]) -> str:
     """Return the policy, its rates in all and by group, and its reliability as a table."""
     c, policy = calibration, calibration.policy
     lines = [
         f"\npolicy {policy.id}: score = sigmoid({policy.scale:.4g} x logit {policy.offset:+.4g})",
+        _model_line(policy),
         f"made on {c.forged} forged, {c.authentic} authentic images; {c.beyond} beyond its limits",
         f"image AUC {c.image_auc:.3f}, expected calibration error {c.ece:.3f}",
-        f"manipulated from {policy.manipulated_at:.4f}: {c.false_positive_rate:.2%} of the "
+        f"manipulated from {policy.manipulated_at:.4f} or less, by size: {c.false_positive_rate:.2%} of the "
         f"authentic (at most {c.false_positive_bound:.2%}), {c.true_positive_rate:.1%} of the "
         "forged",
-        f"authentic below {policy.authentic_below:.4f}: {c.miss_rate:.1%} of the forged",
-        f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of the image's peak: "
-        f"pixel F1 {c.f1:.3f}, "
-        f"{c.flagged_rate:.1%} of the authentic with more than 0.5 % masked",
+        f"authentic below {policy.authentic_below:.4f}: {c.authentic_rate:.1%} of the authentic, "
+        f"{c.miss_rate:.1%} of the forged",
+        f"masks of an expected F1 of {policy.least_confidence:g} or more: pixel F1 {c.f1:.3f} "
+        f"({c.every_f1:.3f} if none were left out, {c.plain_f1:.3f} by a threshold of "
+        f"{policy.mask_threshold:g} and {policy.mask_share:g} of the peak); "
+        f"{c.masked_rate:.1%} of the authentic have one",
+        "",
+        *_size_lines(c),
+        "",
+        f"{'miss rate':<12}{'authentic below':>16}{'of authentic':>14}{'of forged':>11}",
+        *(
+            f"{m.rate:<12.0%}{m.below:>16.4f}{m.of_authentic:>14.1%}{m.of_forged:>11.1%}"
+            for m in c.misses
+        ),
         "",
         f"{'score':<12}{'images':>8}{'mean':>8}{'forged':>8}   with equal priors",
     ]
@@ -91,13 +134,62 @@ def summary(calibration: Calibration, groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
+def compared(results: Sequence[ImageResult]) -> str:
+    """Return a table of ways to score an image: AUC, and the forged found at 1 % false positives.
+
+    Args:
+        results: images whose `score_raw` is the model's cross-validated logit.
+    """
+    within = [each for each in results if _within(each)]
+    forged = np.array([each.forged for each in within], bool)
+    largest = np.array([each.statistics.largest for each in within])
+    tiles = np.array([len(each.statistics.tiles[0]) for each in within])
+    ways = {
+        "highest tile": largest,
+        "highest tile - log(tiles)": largest - np.log(tiles),
+        "score model": np.array([each.score_raw for each in within]),
+    }
+    lines = [f"\n{'score':<28}{'image AUC':>10}{'TPR at 1 % FPR':>16}"]
+    for name, scores in ways.items():
+        at = np.sort(scores[~forged])[::-1][int(0.01 * (~forged).sum())]
+        found = float((scores[forged] > at).mean())
+        lines.append(f"{name:<28}{auc(scores, forged):>10.3f}{found:>16.3f}")
+    return "\n".join(lines) + "\n"
+
+
+def _model_line(policy: Policy) -> str:
+    if policy.score_model is None:
+        return "logit = that of the highest tile"
+    terms = [f"{weight:+.4g} {name}" for name, weight in policy.score_model.weights.items()]
+    return f"logit = {policy.score_model.offset:.4g} {' '.join(terms)}"
+
+
+def _size_lines(calibration: Calibration) -> list[str]:
+    """Return the table of the rates by size class, and what decides the threshold."""
+    lines = [
+        f"{'megapixels':<12}{'authentic':>10}{'needs':>8}{'false':>7}{'at most':>9}"
+        f"{'authentic so':>14}{'forged':>8}{'TPR':>8}"
+    ]
+    for each in calibration.sizes:
+        lines.append(
+            f"{each.size:<12}{each.authentic:>10}{each.needed:>8.4f}{each.false_positives:>7}"
+            f"{each.false_positive_bound:>9.2%}{each.authentic_rate:>14.1%}{each.forged:>8}"
+            f"{each.true_positive_rate:>8.3f}" + ("" if each.enough else "   too few for the rate")
+        )
+    size, rate = calibration.one_threshold
+    return [
+        *lines,
+        f"one threshold for all would be that of {size} megapixels: {rate:.1%} of the forged",
+    ]
+
+
 def _evaluate_all(
     settings: CalibrateSettings, model: Model, perturbations: list[str], targets: Targets
-) -> tuple[dict[tuple[str, str], list[ImageResult]], int]:
+) -> tuple[Results, int]:
     """Return the results by set and perturbation, and the number of images that failed."""
     engine = open_engine(model, settings.engine)
     detector = Detector(engine, model.view, claim_all(targets))
-    results: dict[tuple[str, str], list[ImageResult]] = {}
+    results: Results = {}
     failed = 0
     for manifest in map(Path, settings.manifests):
         samples = read_manifest(manifest, settings.limit)

@@ -1,10 +1,13 @@
 """Calibration of a policy: probabilities, and thresholds at given rates, from held-back images.
 
     score logits, truth -> Platt scaling -> scores
-    scores of the authentic -> manipulated_at, at a false-positive rate
+    scores of the authentic -> manipulated_at, at a false-positive rate in every size class
     scores of the forged    -> authentic_below, at a miss rate
-    pixels                  -> mask_threshold and mask_share: best F1, at a rate of masked
-                               authentic images
+    pixels                  -> pixel model, and least_confidence, at a rate of masked authentic
+                               images
+
+The score logits are cross-validated (`fitting.fit_score_model`), so the rates are those of
+photographs that the score model was not fitted on.
 
 Each class weighs one half in the scaling, so a score is a probability with equal priors. Where one
 image in a thousand of an archive is forged, the odds of a score are a thousand times lower; the
@@ -14,27 +17,30 @@ rates do not change.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.stats import beta
 
 from prompt_iml.engine.errors import UsageError
-from prompt_iml.engine.model.policy import Policy
+from prompt_iml.engine.detection.score import PixelModel, ScoreModel, best_threshold
+from prompt_iml.engine.model.policy import Label, Policy
 from prompt_iml.pipeline.evaluation.comparison import MASKED_FRACTION, auc
-from prompt_iml.pipeline.evaluation.images import ImageResult
+from prompt_iml.pipeline.evaluation.fitting import fit_pixel_model
+from prompt_iml.pipeline.evaluation.images import LEVELS, ImageResult
 from prompt_iml.pipeline.evaluation.metrics import (
     Bin,
     balanced,
     expected_calibration_error,
+    interval,
     mean,
     reliability,
     without_nan,
 )
+from prompt_iml.pipeline.evaluation.sets import SIZES, size_class, size_name
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -43,6 +49,7 @@ Mask = NDArray[np.bool_]
 THRESHOLDS = np.concatenate([np.arange(5, 100, 5), [96, 97, 98, 99]]) / 100
 SHARES = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
+MISS_RATES = (0.05, 0.1, 0.15, 0.2)  # rows of the table of misses
 LEAST_SLOPE = 1e-3  # for standardised logits, so that an uninformative score keeps its order
 
 
@@ -51,18 +58,62 @@ class Targets:
     """Target rates of a policy, and its limits.
 
     Attributes:
-        false_positive_rate: highest share of the authentic images labelled manipulated.
+        false_positive_rate: highest share of the authentic images of any size class that are
+            labelled manipulated.
         miss_rate: highest share of the forged images labelled authentic.
-        flagged_rate: highest share of the authentic images with more than 0.5 % of their pixels
-            masked.
+        flagged_rate: highest share of the authentic images with a mask.
         min_side, min_jpeg_quality: images below are `uncertain`; None: no limit.
     """
 
     false_positive_rate: float = 0.01
-    miss_rate: float = 0.05
-    flagged_rate: float = 1.0
+    miss_rate: float = 0.15
+    flagged_rate: float = 0.3
     min_side: int | None = None
     min_jpeg_quality: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRate:
+    """Rates of a policy on the images of one size class.
+
+    Attributes:
+        size: name of the class, in megapixels.
+        authentic, forged: number of images.
+        needed: `manipulated_at` of the class; where too few images support the rate, at least that
+            of all images together.
+        false_positives: authentic images labelled manipulated.
+        false_positive_bound: upper bound of their share, as of `Calibration`.
+        true_positive_rate: share of the forged images labelled manipulated; nan without any.
+        authentic_rate: share of the authentic images labelled authentic.
+        enough: whether the class has enough authentic images that one false positive could be
+            within the rate.
+    """
+
+    size: str
+    authentic: int
+    forged: int
+    needed: float
+    false_positives: int
+    false_positive_bound: float
+    true_positive_rate: float
+    authentic_rate: float
+    enough: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Labels at one miss rate.
+
+    Attributes:
+        rate: allowed share of the forged images labelled authentic.
+        below: `authentic_below` at this rate.
+        of_authentic, of_forged: shares of the authentic and forged images labelled authentic.
+    """
+
+    rate: float
+    below: float
+    of_authentic: float
+    of_forged: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +131,15 @@ class Calibration:
             independent images; perturbed versions of one photograph are not independent.
         true_positive_rate: share of the forged labelled manipulated.
         miss_rate: share of the forged labelled authentic.
-        f1: mean pixel F1 of the masks.
-        flagged_rate: share of the authentic with more than 0.5 % of their pixels masked.
+        authentic_rate: share of the authentic labelled authentic.
+        f1: mean pixel F1 of the masks of the forged; an empty mask counts 0.
+        every_f1: the same if no mask were left out.
+        plain_f1: the same of masks by `mask_threshold` and `mask_share`, none left out.
+        masked_rate: share of the authentic with a mask.
+        sizes: rates by size class.
+        one_threshold: size class that would decide a threshold for all sizes, and the share of
+            the forged that would then be labelled manipulated.
+        misses: table of the labels at other miss rates.
     """
 
     policy: Policy
@@ -94,13 +152,20 @@ class Calibration:
     false_positive_bound: float
     true_positive_rate: float
     miss_rate: float
+    authentic_rate: float
     f1: float
-    flagged_rate: float
+    every_f1: float
+    plain_f1: float
+    masked_rate: float
+    sizes: tuple[SizeRate, ...]
+    one_threshold: tuple[str, float]
+    misses: tuple[Miss, ...]
     reliability: tuple[Bin, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, with None for nan."""
-        return without_nan(asdict(self))
+        sizes = [without_nan(asdict(each)) for each in self.sizes]
+        return without_nan(asdict(self)) | {"policy": self.policy.to_dict(), "sizes": sizes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,33 +202,143 @@ def claim_all(targets: Targets) -> Policy:
     )
 
 
-def make_policy(results: Sequence[ImageResult], targets: Targets, name: str) -> Calibration:
+def make_policy(
+    results: Sequence[ImageResult],
+    targets: Targets,
+    name: str,
+    score_model: ScoreModel | None = None,
+    sets: Sequence[str] | None = None,
+) -> Calibration:
     """Choose calibration and thresholds on images evaluated with `claim_all`.
+
+    Args:
+        results: images; `score_raw` is the logit that is calibrated.
+        targets: target rates.
+        name: id of the policy.
+        score_model: source of `score_raw`; None: the largest of the tiles' scores.
+        sets: name of each image's set, so that all sets weigh the same in the pixel model.
 
     Raises:
         UsageError: there are no forged or no authentic images, or no threshold keeps the rate.
     """
-    within = [each for each in results if each.label != "uncertain"]
+    labels = sets or [""] * len(results)
+    pairs = [(e, s) for e, s in zip(results, labels, strict=True) if e.label != "uncertain"]
+    within = [each for each, _ in pairs]
     forged = np.array([each.forged for each in within], bool)
     if forged.all() or not forged.any():
         raise UsageError("a calibration needs forged and authentic images: add the missing kind")
-    logits = np.array([each.score_raw for each in within])
-    scale, offset = fit_platt(logits, forged)
+    scale, offset = fit_platt(np.array([each.score_raw for each in within]), forged)
     policy = Policy(
-        name, scale, offset, min_side=targets.min_side, min_jpeg_quality=targets.min_jpeg_quality
+        name,
+        scale,
+        offset,
+        min_side=targets.min_side,
+        min_jpeg_quality=targets.min_jpeg_quality,
+        score_model=score_model,
+        pixel_model=fit_pixel_model(within, [name for _, name in pairs]),
     )
-    scores = np.array([policy.score(logit) for logit in logits])
-    at = false_positive_threshold(scores[~forged], targets.false_positive_rate)
-    mask_threshold, mask_share = choose_mask_rule(within, targets.flagged_rate)
+    policy = _with_thresholds(policy, within, targets)
+    policy = replace(policy, least_confidence=choose_confidence(policy, within, targets))
+    return _measure(policy, within, targets, len(results) - len(within))
+
+
+def _with_thresholds(
+    policy: Policy, within: Sequence[ImageResult], targets: Targets
+) -> Policy:
+    """Return the policy with thresholds of labels and pixels."""
+    forged, scores = _truth_and_scores(policy, within)
+    needed = size_thresholds(within, scores, targets)
+    at = max(at for _, at in needed)
+    below = min(*(at for _, at in needed), miss_threshold(scores[forged], targets.miss_rate))
+    mask_threshold, mask_share = choose_mask_rule(within, 1.0)
     policy = replace(
         policy,
         manipulated_at=at,
-        authentic_below=min(at, miss_threshold(scores[forged], targets.miss_rate)),
+        authentic_below=below,
         mask_threshold=mask_threshold,
         mask_share=mask_share,
-        false_positive_rate=float((scores[~forged] >= at).mean()),
+        manipulated_at_sizes=_by_size(dict(needed), at),
     )
-    return _measure(policy, within, scores, len(results) - len(within))
+    labels = _labels(policy, within)
+    return replace(
+        policy, false_positive_rate=float((labels[~forged] == "manipulated").mean())
+    )
+
+
+def _by_size(needed: Mapping[int, float], highest: float) -> tuple[tuple[float, float], ...]:
+    """Return the pairs of `Policy.manipulated_at_sizes`; a class without images has the highest."""
+    least = (0.0, *SIZES)
+    return tuple((size, needed.get(number, highest)) for number, size in enumerate(least))
+
+
+def _labels(policy: Policy, within: Sequence[ImageResult]) -> NDArray[np.str_]:
+    return np.array([label_of(policy, each) for each in within])
+
+
+def label_of(policy: Policy, result: ImageResult) -> Label:
+    """Return the label of an image within the policy's limits."""
+    score = policy.score(result.score_raw)
+    return policy.label(score, megapixels=result.statistics.megapixels)[0]
+
+
+def _truth_and_scores(policy: Policy, within: Sequence[ImageResult]) -> tuple[Mask, Floats]:
+    forged = np.array([each.forged for each in within], bool)
+    return forged, np.array([policy.score(each.score_raw) for each in within])
+
+
+def size_thresholds(
+    within: Sequence[ImageResult], scores: Floats, targets: Targets
+) -> list[tuple[int, float]]:
+    """Return each size class with authentic images, and the threshold that it needs.
+
+    A class whose images are too few to show the rate has at least the threshold of all images.
+    """
+    rate = targets.false_positive_rate
+    forged = np.array([each.forged for each in within], bool)
+    classes = np.array([size_class(each.statistics.megapixels) for each in within])
+    common = false_positive_threshold(scores[~forged], rate)
+    needed = []
+    for number in np.unique(classes[~forged]).tolist():
+        authentic = scores[~forged & (classes == number)]
+        own = false_positive_threshold(authentic, rate)
+        needed.append((number, own if len(authentic) * rate >= 1 else max(own, common)))
+    return needed
+
+
+def choose_confidence(
+    policy: Policy, within: Sequence[ImageResult], targets: Targets
+) -> float:
+    """Return the lowest `least_confidence` at which few enough of the authentic have a mask."""
+    authentic = [each for each in within if not each.forged]
+    found = [(label_of(policy, each), confidence(policy, each)) for each in authentic]
+    for least in (percent / 100 for percent in range(100)):
+        rule = replace(policy, least_confidence=least)
+        if mean([rule.believes(*each) for each in found]) <= targets.flagged_rate:
+            return least
+    return 1.0
+
+
+def confidence(policy: Policy, result: ImageResult) -> float | None:
+    """Return the expected F1 of an image's mask; None if the policy calibrates no pixels."""
+    if policy.pixel_model is None:
+        return None
+    return policy.pixel_model.confidence(result.statistics.cells, result.score_raw)
+
+
+def mask_f1(policy: Policy, result: ImageResult) -> float:
+    """Return the pixel F1 of a forged image's mask under a policy with a pixel model."""
+    model, expected = policy.pixel_model, confidence(policy, result)
+    assert model is not None and expected is not None
+    if not policy.believes(label_of(policy, result), expected):
+        return 0.0
+    return float(np.interp(_level(model, expected, result.score_raw), LEVELS, result.f1_at))
+
+
+def _level(model: PixelModel, expected: float, score_logit: float) -> float:
+    """Return the logit of the network above which pixels are in the mask."""
+    threshold = best_threshold(expected)
+    calibrated = math.log(threshold / (1 - threshold))
+    return (calibrated - model.offset - model.score * score_logit) / model.scale
 
 
 def group_rates(
@@ -171,7 +346,7 @@ def group_rates(
 ) -> Group:
     """Return the rates of one group, which may differ from the rates over all images."""
     within = [each for each in results if each.label != "uncertain"]
-    labels = [policy.label(policy.score(each.score_raw))[0] for each in within]
+    labels = _labels(policy, within)
     alarms = {
         forged: [
             label == "manipulated"
@@ -268,18 +443,25 @@ def mask_rates(
 
 def rate_bound(count: int, images: int) -> float:
     """Return the upper bound of a rate, given `count` of `images` (Clopper-Pearson, 97.5 %)."""
-    return 1.0 if count >= images else float(beta.ppf(0.975, count + 1, images - count))
+    return interval(count, images)[1]
 
 
 def _measure(
-    policy: Policy, within: Sequence[ImageResult], scores: Floats, beyond: int
+    policy: Policy, within: Sequence[ImageResult], targets: Targets, beyond: int
 ) -> Calibration:
     """Measure a policy on the images within its limits."""
-    forged = np.array([each.forged for each in within], bool)
-    labels = np.array([policy.label(score)[0] for score in scores])
+    forged, scores = _truth_and_scores(policy, within)
+    labels = _labels(policy, within)
     alarms = labels[~forged] == "manipulated"
     table = reliability(scores, forged)
-    f1, flagged_rate = mask_rates(within, policy.mask_threshold, policy.mask_share)
+    thresholds = size_thresholds(within, scores, targets)
+    edited = [each for each in within if each.forged]
+    every = replace(policy, authentic_below=0.0, least_confidence=0.0)
+    masks = [
+        policy.believes(label, confidence(policy, each))
+        for label, each in zip(labels, within, strict=True)
+        if not each.forged
+    ]
     return Calibration(
         policy=policy,
         forged=int(forged.sum()),
@@ -291,7 +473,47 @@ def _measure(
         false_positive_bound=rate_bound(int(alarms.sum()), len(alarms)),
         true_positive_rate=float((labels[forged] == "manipulated").mean()),
         miss_rate=float((labels[forged] == "authentic").mean()),
-        f1=f1,
-        flagged_rate=flagged_rate,
+        authentic_rate=float((labels[~forged] == "authentic").mean()),
+        f1=mean([mask_f1(policy, each) for each in edited]),
+        every_f1=mean([mask_f1(every, each) for each in edited]),
+        plain_f1=mask_rates(within, policy.mask_threshold, policy.mask_share)[0],
+        masked_rate=mean(masks),
+        sizes=tuple(_size_rate(each, within, labels, targets) for each in thresholds),
+        one_threshold=_one_threshold(thresholds, scores[forged]),
+        misses=tuple(_miss(rate, scores, forged) for rate in MISS_RATES),
         reliability=tuple(table),
     )
+
+
+def _one_threshold(needed: Sequence[tuple[int, float]], forged: Floats) -> tuple[str, float]:
+    number, at = max(needed, key=lambda each: each[1])
+    return size_name(number), float((forged >= at).mean())
+
+
+def _size_rate(
+    needed: tuple[int, float],
+    within: Sequence[ImageResult],
+    labels: NDArray[np.str_],
+    targets: Targets,
+) -> SizeRate:
+    inside = np.array([size_class(each.statistics.megapixels) == needed[0] for each in within])
+    forged = np.array([each.forged for each in within], bool)
+    authentic = labels[inside & ~forged]
+    false_positives = int((authentic == "manipulated").sum())
+    return SizeRate(
+        size=size_name(needed[0]),
+        authentic=len(authentic),
+        forged=int((inside & forged).sum()),
+        needed=needed[1],
+        false_positives=false_positives,
+        false_positive_bound=rate_bound(false_positives, len(authentic)),
+        true_positive_rate=mean((labels[inside & forged] == "manipulated").astype(float)),
+        authentic_rate=float((authentic == "authentic").mean()),
+        enough=len(authentic) * targets.false_positive_rate >= 1,
+    )
+
+
+def _miss(rate: float, scores: Floats, forged: Mask) -> Miss:
+    below = miss_threshold(scores[forged], rate)
+    called = scores < below
+    return Miss(rate, below, float(called[~forged].mean()), float(called[forged].mean()))

@@ -15,7 +15,7 @@ from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_results, require_matplotlib
-from prompt_iml.pipeline.evaluation.sets import set_name
+from prompt_iml.pipeline.evaluation.sets import Counts, SizeResult, set_name
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import EvaluateSettings
@@ -35,7 +35,9 @@ MEANING = """\
 F1, IoU: at the policy's mask threshold; best F1: at each image's own best threshold; px AUC: of
 each forged image's pixels; all four are means over the forged images, at native size, origin form.
 im AUC: of the score. FPR, TPR: authentic, forged images labelled manipulated. masked: authentic
-images with more than 0.5 % of their pixels in the mask. ECE: of the score, with equal priors."""
+images with more than 0.5 % of their pixels in the mask. ECE: of the score, with equal priors.
+By size: a/u/m are the percentages labelled authentic, uncertain, manipulated; masked: with a mask;
+intervals are Clopper and Pearson's, for independent images."""
 
 
 def evaluate(settings: EvaluateSettings) -> Json:
@@ -52,18 +54,25 @@ def evaluate(settings: EvaluateSettings) -> Json:
     model = load_model(settings.model)
     policy = read_policy(settings.policy) if settings.policy else model.policy
     results = list(_results(settings, model, policy, perturbations))
-    log(f"\n{MEANING}")
+    log(f"\n{size_table(results)}\n\n{MEANING}")
     report = {
         "model": model.id,
         "model_sha256": model.sha256,
         "prompt_set": model.prompts.id,
-        "policy": asdict(policy),
+        "policy": policy.to_dict(),
         "results": [result.to_dict() for result in results],
     }
     write_json(Path(settings.output), report)
     if settings.plot:
         plot_results(Path(settings.plot), results)
     return report
+
+
+def mask_rule(policy: Policy) -> str:
+    """Return the rule of a policy's masks, in words."""
+    if policy.pixel_model:
+        return f"masks of the highest expected F1, where it is {policy.least_confidence:.3g} or more"
+    return f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of an image's peak"
 
 
 def read_policy(path: str) -> Policy:
@@ -117,8 +126,7 @@ def _results(
     manifests = [Path(name) for name in settings.manifests]
     width = max(len(set_name(manifest)) for manifest in manifests)
     log(
-        f"{model.id}, policy {policy.id}, "
-        f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of an image's peak\n"
+        f"{model.id}, policy {policy.id}, {mask_rule(policy)}\n"
     )
     log(table_header(width))
     for manifest in manifests:
@@ -128,3 +136,45 @@ def _results(
             )
             log(table_line(result, width))
             yield result
+
+
+def size_table(results: Sequence[SetResult]) -> str:
+    """Return labels, rates with 95 % intervals and masks by set and size class, as a table."""
+    width = max(len(result.set) for result in results)
+    lines = [
+        f"{'set':<{width}}  {'perturbation':<14}{'megapixels':<11}"
+        f"{'authentic':>9}  {'FPR (95 %)':<20}{'a/u/m':>13}{'masked':>8}"
+        f"{'forged':>8}  {'TPR (95 %)':<20}{'a/u/m':>13}"
+    ]
+    lines += [
+        f"{result.set:<{width}}  {result.perturbation:<14}{_size_line(size)}"
+        for result in results
+        for size in result.sizes
+    ]
+    return "\n".join(lines)
+
+
+def _size_line(size: SizeResult) -> str:
+    authentic, forged = size.of_authentic, size.of_forged
+    return (
+        f"{size.size:<11}{authentic.images:>9}  "
+        f"{_rate(authentic, size.false_positive_interval):<20}{_labels(authentic):>13}"
+        f"{_percent(authentic.share('masked')):>8}"
+        f"{forged.images:>8}  {_rate(forged, size.true_positive_interval):<20}{_labels(forged):>13}"
+    )
+
+
+def _rate(counts: Counts, bounds: tuple[float, float]) -> str:
+    low, high = (f"{100 * bound:.1f}" for bound in bounds)
+    return f"{_percent(counts.share('manipulated'))} ({low}-{high})" if counts.images else "-"
+
+
+def _labels(counts: Counts) -> str:
+    if not counts.images:
+        return "-"
+    names = ("authentic", "uncertain", "manipulated")
+    return "/".join(f"{100 * counts.share(name):.0f}" for name in names)
+
+
+def _percent(share: float) -> str:
+    return "-" if share != share else f"{100 * share:.1f}%"

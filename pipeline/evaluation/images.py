@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prompt_iml.engine.detection.detector import Detector, Finding
 from prompt_iml.engine.detection.image import Image
+from prompt_iml.engine.detection.score import Statistics, histogram
 from prompt_iml.engine.detection.views import upsample
 from prompt_iml.engine.errors import DecodeError, ImageError, UsageError
 from prompt_iml.engine.model.policy import Label
@@ -31,6 +32,9 @@ class ImageResult:
     Attributes:
         kind: kind of forgery; `authentic` without one.
         forged: whether the image is forged.
+        photo: photograph that it was made from, or the image's own name: results of one
+            photograph are not independent.
+        statistics: statistics of the network's outputs.
         score_raw, score, label: finding of the detector for the whole image.
         masked: share of its pixels in the mask.
         peak: highest probability of its pixels.
@@ -38,10 +42,13 @@ class ImageResult:
         best_f1: pixel F1 at the best threshold for this image; nan when authentic.
         pixel_auc: AUC of this image's pixels; nan when authentic.
         f1_at, masked_at: F1 and masked share at each of `MASK_THRESHOLDS`.
+        pixels, hits: (n,) pixels, and forged pixels, by mask logit in bins around `score.CENTRES`.
     """
 
     kind: str
     forged: bool
+    photo: str
+    statistics: Statistics
     score_raw: float
     score: float
     label: Label
@@ -53,6 +60,8 @@ class ImageResult:
     pixel_auc: float
     f1_at: NDArray[np.floating]
     masked_at: NDArray[np.floating]
+    pixels: NDArray[np.int64]
+    hits: NDArray[np.int64]
 
 
 def evaluate_images(
@@ -109,11 +118,14 @@ def _evaluate(sample: Labelled, mask: Mask | None, finding: Finding) -> ImageRes
     height, width = finding.logits.shape
     found = np.zeros((height, width), bool) if finding.mask is None else finding.mask
     truth = np.zeros((height, width), bool) if mask is None else mask
-    pixels = sweep(upsample(finding.logits, (slice(0, height), slice(0, width))), truth)
+    logits = upsample(finding.logits, (slice(0, height), slice(0, width)))
+    pixels = sweep(logits, truth)
     f1, iou = (math.nan, math.nan) if mask is None else f1_and_iou(found, truth)
     return ImageResult(
         kind=sample.kind,
         forged=mask is not None,
+        photo=sample.photo or sample.name,
+        statistics=finding.statistics,
         score_raw=finding.score_raw,
         score=finding.score,
         label=finding.label,
@@ -125,4 +137,6 @@ def _evaluate(sample: Labelled, mask: Mask | None, finding: Finding) -> ImageRes
         pixel_auc=pixel_auc(pixels),
         f1_at=f1_at(pixels, LEVELS),
         masked_at=masked_at(pixels, LEVELS),
+        pixels=histogram(logits),
+        hits=histogram(logits[truth]),
     )

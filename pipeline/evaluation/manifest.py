@@ -27,12 +27,14 @@ class Labelled:
         member: name inside the shard; None for a plain file.
         mask: image file whose bright pixels are forged; None when authentic.
         kind: kind of forgery; `authentic` without one, `forged` when the manifest has no kind.
+        photo: photograph that it was made from, by the column `photo`; empty without that column.
     """
 
     image: Path
     member: str | None
     mask: Path | None
     kind: str
+    photo: str = ""
 
     @property
     def name(self) -> str:
@@ -41,7 +43,7 @@ class Labelled:
 
 
 def read_manifest(path: Path, limit: int | None = None) -> list[Labelled]:
-    """Read a CSV with the columns image and mask (empty: authentic), and optionally kind.
+    """Read a CSV with the columns image and mask (empty: authentic), and optionally kind and photo.
 
     Paths are relative to the manifest; `image` may be `shard.tar#member`. The truth.csv of the
     demo is an example. With `limit`, at most that many rows, spread evenly over the manifest.
@@ -111,7 +113,8 @@ def _labelled(row: dict[str, str], folder: Path) -> Labelled:
     image, _, member = row["image"].partition(".tar#")
     mask = folder / row["mask"] if row["mask"] else None
     kind = row.get("kind") or ("forged" if mask else "authentic")
-    return Labelled(folder / (f"{image}.tar" if member else image), member or None, mask, kind)
+    file = folder / (f"{image}.tar" if member else image)
+    return Labelled(file, member or None, mask, kind, row.get("photo") or "")
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
@@ -143,6 +144,12 @@ def balanced(forged: Mask) -> NDArray[np.float64]:
     """Return (n,) weights that sum to one half in each class."""
     weights: NDArray[np.float64] = np.where(forged, 0.5 / forged.sum(), 0.5 / (~forged).sum())
     return weights
+
+
+def interval(count: int, images: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a rate, `count` of `images` (Clopper-Pearson)."""
+    low = float(beta.ppf(0.025, count, images - count + 1)) if count else 0.0
+    return low, float(beta.ppf(0.975, count + 1, images - count)) if count < images else 1.0
 
 
 def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:

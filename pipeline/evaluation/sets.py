@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +21,114 @@ from prompt_iml.pipeline.evaluation.images import ImageResult, evaluate_images
 from prompt_iml.pipeline.evaluation.manifest import read_manifest
 from prompt_iml.pipeline.evaluation.metrics import (
     expected_calibration_error,
+    interval,
     mean,
     reliability,
     without_nan,
 )
+
+
+SIZES = (0.2, 1.0, 4.0, 13.0)  # megapixels: where one size class ends and the next begins
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Labels and masks of the images of one truth in one size class.
+
+    Attributes:
+        images: number of images.
+        authentic, uncertain, manipulated: images with this label.
+        masked: images with a mask.
+    """
+
+    images: int
+    authentic: int
+    uncertain: int
+    manipulated: int
+    masked: int
+
+    @classmethod
+    def of(cls, results: Sequence[ImageResult]) -> Counts:
+        """Count the images."""
+        labels = Counter(each.label for each in results)
+        masked = sum(each.masked > 0 for each in results)
+        return cls(
+            len(results),
+            labels["authentic"],
+            labels["uncertain"],
+            labels["manipulated"],
+            masked,
+        )
+
+    def share(self, name: str) -> float:
+        """Return the share of the images counted as `name`; nan without images."""
+        return getattr(self, name) / self.images if self.images else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class SizeResult:
+    """Labels and masks of the images of one size.
+
+    Attributes:
+        size: name of the size class, as of `size_class`, or `all`.
+        of_authentic, of_forged: counts of the authentic and of the forged images.
+    """
+
+    size: str
+    of_authentic: Counts
+    of_forged: Counts
+
+    @property
+    def false_positive_interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the share of the authentic images labelled manipulated."""
+        return interval(self.of_authentic.manipulated, self.of_authentic.images)
+
+    @property
+    def true_positive_interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the share of the forged images labelled manipulated."""
+        return interval(self.of_forged.manipulated, self.of_forged.images)
+
+    @classmethod
+    def of(cls, size: str, results: Sequence[ImageResult]) -> SizeResult:
+        """Count the images of a size."""
+        forged = [each for each in results if each.forged]
+        return cls(
+            size, Counts.of([each for each in results if not each.forged]), Counts.of(forged)
+        )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> SizeResult:
+        """Restore the fields of `asdict`."""
+        return cls(
+            fields["size"], Counts(**fields["of_authentic"]), Counts(**fields["of_forged"])
+        )
+
+
+def size_class(megapixels: float) -> int:
+    """Return the number of an image's size class, 0 to `len(SIZES)`."""
+    return int(np.digitize(megapixels, SIZES))
+
+
+def size_name(number: int) -> str:
+    """Return the name of a size class in megapixels: `under 0.2`, `0.2-1`, ..., `above 13`."""
+    if number == 0:
+        return f"under {SIZES[0]:g}"
+    if number == len(SIZES):
+        return f"above {SIZES[-1]:g}"
+    return f"{SIZES[number - 1]:g}-{SIZES[number]:g}"
+
+
+def by_size(results: Sequence[ImageResult]) -> tuple[SizeResult, ...]:
+    """Return the counts over all images, and those of each size class that has images."""
+    classes = [size_class(each.statistics.megapixels) for each in results]
+    sizes = [
+        SizeResult.of(
+            size_name(number),
+            [each for each, c in zip(results, classes, strict=True) if c == number],
+        )
+        for number in sorted(set(classes))
+    ]
+    return (SizeResult.of("all", results), *sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +151,8 @@ class SetResult:
         true_positive_rate: share of the forged images labelled manipulated.
         flagged_rate: share of the authentic images with more than 0.5 % of their pixels masked.
         ece: expected calibration error of the score over 10 bins, with equal priors.
+        sizes: labels and masks of all images, then by size class; empty in the results of earlier
+            versions.
     """
 
     set: str
@@ -63,6 +170,7 @@ class SetResult:
     true_positive_rate: float
     flagged_rate: float
     ece: float
+    sizes: tuple[SizeResult, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, with None for nan."""
@@ -74,6 +182,7 @@ class SetResult:
         known: dict[str, Any] = {
             name: math.nan if value is None else value for name, value in fields.items()
         }
+        known["sizes"] = tuple(SizeResult.from_dict(each) for each in fields.get("sizes", ()))
         return cls(**known)
 
 
@@ -131,6 +240,7 @@ def summarize_set(
         true_positive_rate=mean([each.label == "manipulated" for each in forged]),
         flagged_rate=mean([each.masked > MASKED_FRACTION for each in authentic]),
         ece=expected_calibration_error(reliability(scores, truth)),
+        sizes=by_size(results),
     )
 
 

@@ -47,6 +47,11 @@ class Picture:
         member, uri = self.row["member"], self.row["uri"]
         return str(uri.rpartition("/")[0] if member is None else uri)
 
+    @property
+    def regions(self) -> list[Row]:
+        """Regions to draw; none on what is labelled authentic, which earlier policies masked."""
+        return [] if self.row["label"] == "authentic" else self.row["regions"] or []
+
     def details(self) -> Row:
         """Return the facts that the page shows on demand, by name."""
         row = self.row

@@ -40,7 +40,7 @@ READ_THREADS = 8
 PICTURED = [
     "image_id", "uri", "member", "content_id", "sha256", "size_bytes", "media_type",
     "width", "height", "exif_orientation", "jpeg_quality", "score", "label", "threshold",
-    "manipulated_fraction", "regions", "mask_rle", "mask_height", "mask_width",
+    "manipulated_fraction", "regions", "mask_rle", "mask_height", "mask_width", "mask_confidence",
 ]  # fmt: skip
 UNSCORED = ["uri", "member", "status", "error_stage", "error_code", "error_message"]
 Key = tuple[str, str]  # image_id and sha256
@@ -224,7 +224,7 @@ def _read(units: Iterable[Unit], config: Json) -> Iterator[Sample]:
 
 
 def _layer(row: Row) -> bytes | None:
-    if row["mask_rle"] is None:
+    if row["mask_rle"] is None or row["label"] == "authentic":
         return None
     mask = decode_mask(row["mask_rle"], row["mask_height"], row["mask_width"])
     return mask_layer(mask, THUMBNAIL_SIDE)

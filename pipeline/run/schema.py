@@ -73,6 +73,7 @@ SCHEMA: Final = pa.schema(
         pa.field("scanned_at", pa.timestamp("us", tz="UTC")),
         pa.field("decode_ms", pa.float32()),
         pa.field("infer_ms", pa.float32()),
+        pa.field("mask_confidence", pa.float32()),
     ],
     metadata={"prompt_iml.schema_version": str(SCHEMA_VERSION)},
 )

@@ -89,6 +89,7 @@ def result(finding: Finding, *, heatmap: bool) -> Row:
         "mask_height": height,
         "mask_width": width,
         "mask_threshold": finding.mask_threshold,
+        "mask_confidence": finding.mask_confidence,
         "heatmap_png": heatmap_png(finding.logits) if heatmap else None,
         "preprocess": finding.preprocess,
         "infer_ms": finding.infer_ms,

@@ -160,7 +160,7 @@ def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = 
 
     With `--refresh-prompts` it names the registry and no prompt set: each row names its own.
     """
-    bound: Json = {"prompt_set": model.prompts.id, "policy": asdict(model.policy)}
+    bound: Json = {"prompt_set": model.prompts.id, "policy": model.policy.to_dict()}
     if ref and ref.refresh:
         bound = {"prompt_set": "current", "registry": ref.registry}
     elif ref:

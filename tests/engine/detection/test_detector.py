@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from prompt_iml.engine.detection.detector import Detector, Finding
 from prompt_iml.engine.detection.image import Image
+from prompt_iml.engine.detection.score import PixelModel, ScoreModel
 from prompt_iml.engine.detection.views import View
 from prompt_iml.engine.errors import InferError
 from prompt_iml.engine.model.folder import known_models, load_model
@@ -166,6 +167,42 @@ def test_a_share_of_the_peak_leaves_out_weaker_regions() -> None:
     assert [len(finding.regions) for finding in found] == [2, 1]
     assert found[0].mask_threshold == 0.5
     assert found[1].mask_threshold == pytest.approx(0.9 * found[1].logits.peak)
+
+
+def test_a_pixel_model_makes_the_mask_of_the_highest_expected_f1() -> None:
+    calibrated = replace(POLICY, pixel_model=PixelModel(4.0, -1.0, 0.5))
+    plain, finding = (
+        _one(_square(320, 392), Detector(Brightness(), NATIVE, policy))
+        for policy in (POLICY, calibrated)
+    )
+    assert plain.mask_confidence is None
+    assert finding.mask_confidence is not None
+    assert 0.5 < finding.mask_confidence < 1
+    assert finding.mask_threshold == finding.mask_confidence / 2
+    np.testing.assert_array_equal(finding.statistics.cells, plain.statistics.cells)
+    np.testing.assert_allclose(finding.logits.cells, 4 * plain.logits.cells, atol=1e-5)
+    (region,) = finding.regions
+    assert (region.x, region.y) == (392, 320)
+    assert region.mean_score > finding.mask_threshold
+
+
+def test_no_mask_is_drawn_that_is_not_believed() -> None:
+    policy = replace(POLICY, pixel_model=PixelModel(2.0, -1.0, 0.5))
+    doubtful = replace(policy, least_confidence=1.0)
+    authentic = replace(policy, manipulated_at=1.0, authentic_below=1.0)
+    for each, label in ((doubtful, "manipulated"), (authentic, "authentic")):
+        finding = _one(_square(320, 392), Detector(Brightness(), NATIVE, each))
+        assert (finding.label, finding.mask, finding.regions) == (label, None, ())
+        assert finding.manipulated_fraction == 0
+        assert finding.mask_confidence is not None
+
+
+def test_the_score_is_that_of_the_policys_model() -> None:
+    model = ScoreModel({"max": 2.0, "log_tiles": -1.0}, 0.5)
+    policy = replace(POLICY, score_model=model)
+    finding = _one(_square(320, 392), Detector(Brightness(), NATIVE, policy))
+    assert finding.score_raw == pytest.approx(2 * 2.0 - np.log(4) + 0.5)
+    assert finding.score == policy.score(finding.score_raw)
 
 
 def test_a_small_picture_without_a_table_has_two_views() -> None:

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from prompt_iml.engine.detection.score import PixelModel, ScoreModel, Statistics, histogram
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.policy import UNTRAINED, Policy
 
@@ -60,6 +61,48 @@ def test_a_policy_of_before_the_limits_is_still_read() -> None:
     assert Policy.from_json(json.dumps(old)) == POLICY
 
 
+FITTED = dataclasses.replace(
+    POLICY,
+    score_model=ScoreModel({"log_mean_exp": 2.0, "log_megapixels": -1.0}, 0.5),
+    pixel_model=PixelModel(1.5, -1.0, 0.5),
+    least_confidence=0.3,
+    manipulated_at_sizes=((0.0, 0.9), (1.0, 0.7)),
+)
+
+
+def test_a_policy_without_models_is_written_as_before_them() -> None:
+    assert set(json.loads(POLICY.to_json())) == {
+        *("id", "scale", "offset", "manipulated_at", "authentic_below", "mask_threshold"),
+        *("false_positive_rate", "min_side", "min_jpeg_quality", "mask_share"),
+    }
+    assert json.loads(FITTED.to_json()) == FITTED.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("megapixels", "threshold"), [(None, 0.9), (0.99, 0.9), (1.0, 0.7), (24.0, 0.7)]
+)
+def test_each_size_has_its_threshold(megapixels: float | None, threshold: float) -> None:
+    assert FITTED.manipulated_from(megapixels) == threshold
+    label = "manipulated" if threshold == 0.7 else "uncertain"
+    assert FITTED.label(0.8, megapixels=megapixels) == (label, threshold)
+    assert POLICY.label(0.8, megapixels=megapixels) == ("uncertain", 0.9)
+
+
+def test_the_score_is_that_of_the_model_or_of_the_highest_tile() -> None:
+    cells = histogram(np.zeros((2, 2), np.float32))
+    statistics = Statistics(((1.0, 3.0), (2.0,)), cells, np.e)
+    assert POLICY.score_logit(statistics) == 2.5
+    mean = np.log((np.exp(1) + np.exp(3)) / 2)
+    assert FITTED.score_logit(statistics) == pytest.approx(2 * mean - 1 + 0.5)
+
+
+def test_a_mask_must_be_believed() -> None:
+    assert FITTED.believes("uncertain", 0.3)
+    assert not FITTED.believes("manipulated", 0.29)
+    assert not FITTED.believes("authentic", 0.9)
+    assert POLICY.believes("authentic", None)
+
+
 @pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
 def test_untrained_claims_nothing(score: float) -> None:
     assert UNTRAINED.id == "untrained"
@@ -79,7 +122,7 @@ def test_scores_are_float32() -> None:
     assert float(np.float32(score)) == score
 
 
-@pytest.mark.parametrize("policy", [POLICY, LIMITED, UNTRAINED])
+@pytest.mark.parametrize("policy", [POLICY, LIMITED, UNTRAINED, FITTED])
 def test_round_trip(policy: Policy) -> None:
     assert Policy.from_json(policy.to_json()) == policy
 
@@ -105,6 +148,16 @@ def test_round_trip(policy: Policy) -> None:
         ({"min_side": 99.5}, "whole pixels"),
         ({"min_jpeg_quality": 101}, "1 to 100"),
         ({"min_jpeg_quality": "50"}, "finite number"),
+        ({"score_model": {"weights": {"size": 1}, "offset": 0}}, "weights of max"),
+        ({"score_model": {"weights": {"max": None}, "offset": 0}}, "finite number"),
+        ({"score_model": []}, "object with weights, offset"),
+        ({"pixel_model": {"scale": 0, "offset": 0}}, "above 0"),
+        ({"pixel_model": {"scale": 1, "shift": 0}}, "object with scale, offset, score"),
+        ({"least_confidence": 2}, "between 0 and 1"),
+        ({"manipulated_at_sizes": [0.9]}, "pairs"),
+        ({"manipulated_at_sizes": [[1, 0.8], [0, 0.9]]}, "ascend"),
+        ({"manipulated_at_sizes": [[0, 0.95]]}, "<= manipulated_at"),
+        ({"manipulated_at_sizes": [[0, 0.1]]}, "authentic_below <="),
     ],
 )
 def test_refused(change: dict[str, object], message: str) -> None:

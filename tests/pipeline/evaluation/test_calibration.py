@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
 
+from prompt_iml.engine.detection.score import CENTRES, Statistics, histogram
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline.evaluation.calibration import (
     Targets,
+    choose_confidence,
     choose_mask_rule,
     claim_all,
     false_positive_threshold,
@@ -23,16 +26,28 @@ from prompt_iml.pipeline.evaluation.calibration import (
     miss_threshold,
     rate_bound,
 )
+from prompt_iml.pipeline.evaluation.comparison import auc
+from prompt_iml.pipeline.evaluation.fitting import fit_pixel_model, fit_score_model, set_weights
 from prompt_iml.pipeline.evaluation.images import MASK_THRESHOLDS, ImageResult
 
 
-def image(forged: bool, score_raw: float, f1: float = 0.0, masked: float = 0.0) -> ImageResult:
+def image(
+    forged: bool,
+    score_raw: float,
+    f1: float = 0.0,
+    masked: float = 0.0,
+    megapixels: float = 0.5,
+    logits: Sequence[float] = (-3.0, -2.0, 1.0),
+) -> ImageResult:
     """Return the result of an image with the same F1 and masked share at every threshold."""
     many = np.ones(len(MASK_THRESHOLDS))
     f1 = f1 if forged else math.nan
+    cells = np.array(logits, np.float32)
     return ImageResult(
         kind="splice" if forged else "authentic",
         forged=forged,
+        photo=f"{score_raw}",
+        statistics=Statistics(((score_raw,),), histogram(cells), megapixels),
         score_raw=score_raw,
         score=claim_all(Targets()).score(score_raw),
         label="manipulated",
@@ -44,6 +59,8 @@ def image(forged: bool, score_raw: float, f1: float = 0.0, masked: float = 0.0) 
         pixel_auc=f1,
         f1_at=f1 * many,
         masked_at=masked * many,
+        pixels=histogram(cells),
+        hits=histogram(cells[cells > 0]) * forged,
     )
 
 
@@ -129,6 +146,7 @@ def test_a_policy_does_what_it_states() -> None:
     assert calibration.false_positive_rate == policy.false_positive_rate == 0.01
     assert 0.01 < calibration.false_positive_bound < 0.03
     assert 0.04 < calibration.miss_rate <= 0.05
+    assert calibration.masked_rate <= 0.1
     assert calibration.ece < 0.03
     labels = [policy.label(policy.score(each.score_raw))[0] for each in images if not each.forged]
     assert labels.count("manipulated") == 10
@@ -158,6 +176,110 @@ def test_rates_are_measured_by_group() -> None:
     assert (group.set, group.perturbation, group.forged) == ("resaved", "resize-0.5", 0)
     assert (group.authentic, group.false_positive_rate) == (4, 0.25)
     assert group.to_dict()["true_positive_rate"] is None
+
+
+def test_every_size_class_keeps_the_rate() -> None:
+    rng = np.random.default_rng(0)
+    images = population()
+    images += [image(False, float(x), megapixels=8) for x in rng.normal(1.0, 0.7, 300)]
+    calibration = make_policy(images, Targets(), "v1")
+    small, large = calibration.sizes
+    assert (small.size, large.size, calibration.one_threshold[0]) == ("0.2-1", "4-13", "4-13")
+    assert (small.authentic, large.authentic, large.forged) == (1000, 300, 0)
+    assert (small.false_positives, large.false_positives) == (10, 3)
+    assert 0.01 < large.false_positive_bound < 0.03
+    policy = calibration.policy
+    assert policy.manipulated_at == large.needed > small.needed
+    assert [policy.manipulated_from(size) for size in (0.5, 8, 20)] == [
+        small.needed,
+        large.needed,
+        large.needed,
+    ]
+    assert calibration.one_threshold[1] < calibration.true_positive_rate
+
+
+def test_a_class_of_a_few_images_is_said_to_support_no_rate() -> None:
+    images = [*population(), *(image(False, 0.0, megapixels=20) for _ in range(30))]
+    small, large = make_policy(images, Targets(), "v1").sizes
+    assert (small.enough, large.enough) == (True, False)
+    assert large.needed == pytest.approx(small.needed, abs=0.01)
+    assert large.false_positive_bound == pytest.approx(0.116, abs=0.001)
+
+
+def test_misses_are_counted_at_every_rate() -> None:
+    misses = make_policy(population(), Targets(), "v1").misses
+    assert [each.of_forged for each in misses] == [0.05, 0.1, 0.15, 0.2]
+    authentic = [each.of_authentic for each in misses]
+    assert authentic == sorted(authentic)
+
+
+def test_few_authentic_images_have_a_mask() -> None:
+    images = population()
+    policy = make_policy(images, Targets(), "v1").policy
+    assert policy.pixel_model is not None
+    assert 0 < policy.least_confidence < 1
+    calibration = make_policy(images, Targets(flagged_rate=0.1), "v1")
+    assert calibration.masked_rate <= 0.1
+    assert calibration.policy.least_confidence > policy.least_confidence
+    assert choose_confidence(policy, images, Targets(flagged_rate=0.0)) > 0.9
+    assert choose_confidence(policy, images, Targets(flagged_rate=1.0)) == 0
+
+
+def test_pixels_are_calibrated_with_the_score_of_their_image() -> None:
+    rng = np.random.default_rng(0)
+    cells = rng.normal(0, 2, 2000).astype(np.float32)
+    images = []
+    for score in rng.normal(0, 1, 200):
+        odds = 2 * cells + 3 * score - 1
+        hits = cells[rng.random(len(cells)) < 1 / (1 + np.exp(-odds))]
+        for forged in (True, False):
+            result = image(forged, float(score), logits=cells.tolist())
+            images.append(dataclasses.replace(result, hits=histogram(hits)))
+    model = fit_pixel_model(images, [""] * len(images))
+    assert (model.scale, model.offset, model.score) == pytest.approx((2, -1, 3), abs=0.15)
+    assert model.probabilities(CENTRES[256:257], 0.0) == pytest.approx(0.27, abs=0.03)
+
+
+def test_the_score_model_finds_what_tells_forged_from_authentic() -> None:
+    rng = np.random.default_rng(0)
+    images = []
+    for index in range(400):
+        tiles = rng.gumbel(0, 1, int(np.exp(rng.uniform(0, 4))))
+        tiles[tiles.argmax()] += 2 * (index % 2)
+        result = image(index % 2 == 1, float(tiles.max()))
+        statistics = dataclasses.replace(result.statistics, tiles=(tuple(tiles.tolist()),))
+        images.append(dataclasses.replace(result, photo=str(index), statistics=statistics))
+    sets = [str(index % 3) for index in range(400)]
+    fitted = fit_score_model(images, sets, ("max", "log_tiles"))
+    assert fitted is not None
+    assert fitted.model.weights["max"] > 0 > fitted.model.weights["log_tiles"]
+    forged = np.array([each.forged for each in images])
+    largest = np.array([each.score_raw for each in images])
+    assert auc(fitted.logits, forged) > auc(largest, forged) + 0.02
+    assert fit_score_model(images[:60], sets[:60]) is None
+
+
+def test_an_image_is_scored_by_a_model_without_its_photograph() -> None:
+    rng = np.random.default_rng(0)
+    images = [image(index % 2 == 1, float(x)) for index, x in enumerate(rng.normal(0, 1, 200))]
+    twins = [dataclasses.replace(each, photo=str(i // 2)) for i, each in enumerate(images)]
+    fitted = fit_score_model(twins, ["a"] * 200, ("max",))
+    assert fitted is not None
+    again = [fitted.model.logit(each.statistics.features()) for each in twins]
+    assert not np.allclose(fitted.logits, again)
+
+
+def test_sets_and_classes_weigh_the_same() -> None:
+    forged = np.array([True, True, True, False, False, False, False])
+    sets = ["a", "a", "b", "a", "b", "c", "c"]
+    weights = set_weights(forged, sets, [1] * 7)
+    assert weights == pytest.approx([1 / 8, 1 / 8, 1 / 4, 1 / 6, 1 / 6, 1 / 12, 1 / 12])
+    # The last two are of a size of which no forged image is there.
+    weights = set_weights(forged, sets, [1] * 5 + [2] * 2)
+    assert weights == pytest.approx([1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 4, 0, 0])
+    # Neither size has both.
+    weights = set_weights(forged, ["a"] * 7, [1] * 3 + [2] * 4)
+    assert weights == pytest.approx([1 / 6] * 3 + [1 / 8] * 4)
 
 
 def test_both_classes_are_needed() -> None:
