@@ -21,7 +21,12 @@ Label: TypeAlias = Literal["authentic", "manipulated", "uncertain"]
 
 
 # Attributes that earlier versions did not have, and the values that do as those versions did.
-LATER = {"score_model": None, "pixel_model": None, "least_confidence": 0.0, "manipulated_at_sizes": []}
+LATER: dict[str, Any] = {
+    "score_model": None,
+    "pixel_model": None,
+    "least_confidence": 0.0,
+    "manipulated_at_sizes": [],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +215,10 @@ def _check_sizes(policy: Policy) -> None:
     below, highest = policy.authentic_below, policy.manipulated_at
     if thresholds and (below is None or highest is None):
         raise UsageError(f"policy {policy.id}: manipulated_at_sizes needs manipulated_at")
-    if below is not None and highest is not None:
-        if not all(below <= at <= highest for at in thresholds):
-            raise UsageError(
-                f"policy {policy.id}: need authentic_below <= manipulated_at_sizes <= manipulated_at"
-            )
+    if not all((below or 0) <= at <= (highest or 0) for at in thresholds):
+        raise UsageError(
+            f"policy {policy.id}: need authentic_below <= manipulated_at_sizes <= manipulated_at"
+        )
 
 
 def _check_models(policy: Policy) -> None:

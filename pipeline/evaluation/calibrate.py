@@ -99,9 +99,9 @@ def summary(calibration: Calibration, groups: Sequence[Group]) -> str:
         _model_line(policy),
         f"made on {c.forged} forged, {c.authentic} authentic images; {c.beyond} beyond its limits",
         f"image AUC {c.image_auc:.3f}, expected calibration error {c.ece:.3f}",
-        f"manipulated from {policy.manipulated_at:.4f} or less, by size: {c.false_positive_rate:.2%} of the "
-        f"authentic (at most {c.false_positive_bound:.2%}), {c.true_positive_rate:.1%} of the "
-        "forged",
+        f"manipulated from {policy.manipulated_at:.4f} or less, by size: "
+        f"{c.false_positive_rate:.2%} of the authentic (at most {c.false_positive_bound:.2%}), "
+        f"{c.true_positive_rate:.1%} of the forged",
         f"authentic below {policy.authentic_below:.4f}: {c.authentic_rate:.1%} of the authentic, "
         f"{c.miss_rate:.1%} of the forged",
         f"masks of an expected F1 of {policy.least_confidence:g} or more: pixel F1 {c.f1:.3f} "
@@ -168,13 +168,14 @@ def _size_lines(calibration: Calibration) -> list[str]:
     """Return the table of the rates by size class, and what decides the threshold."""
     lines = [
         f"{'megapixels':<12}{'authentic':>10}{'needs':>8}{'false':>7}{'at most':>9}"
-        f"{'authentic so':>14}{'forged':>8}{'TPR':>8}"
+        f"{'authentic so':>14}{'masked':>8}{'forged':>8}{'TPR':>8}"
     ]
     for each in calibration.sizes:
         lines.append(
             f"{each.size:<12}{each.authentic:>10}{each.needed:>8.4f}{each.false_positives:>7}"
-            f"{each.false_positive_bound:>9.2%}{each.authentic_rate:>14.1%}{each.forged:>8}"
-            f"{each.true_positive_rate:>8.3f}" + ("" if each.enough else "   too few for the rate")
+            f"{each.false_positive_bound:>9.2%}{each.authentic_rate:>14.1%}{each.masked_rate:>8.1%}"
+            f"{each.forged:>8}{each.true_positive_rate:>8.3f}"
+            + ("" if each.enough else "   too few for the rate")
         )
     size, rate = calibration.one_threshold
     return [

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.detection.score import PixelModel, ScoreModel, best_threshold
+from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.policy import Label, Policy
 from prompt_iml.pipeline.evaluation.comparison import MASKED_FRACTION, auc
 from prompt_iml.pipeline.evaluation.fitting import fit_pixel_model
@@ -49,6 +49,7 @@ Mask = NDArray[np.bool_]
 THRESHOLDS = np.concatenate([np.arange(5, 100, 5), [96, 97, 98, 99]]) / 100
 SHARES = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
+LEAST_MASKED = 20  # authentic images of a size class whose share of masks is looked at
 MISS_RATES = (0.05, 0.1, 0.15, 0.2)  # rows of the table of misses
 LEAST_SLOPE = 1e-3  # for standardised logits, so that an uninformative score keeps its order
 
@@ -61,7 +62,7 @@ class Targets:
         false_positive_rate: highest share of the authentic images of any size class that are
             labelled manipulated.
         miss_rate: highest share of the forged images labelled authentic.
-        flagged_rate: highest share of the authentic images with a mask.
+        flagged_rate: highest share of the authentic images of any size class with a mask.
         min_side, min_jpeg_quality: images below are `uncertain`; None: no limit.
     """
 
@@ -85,6 +86,7 @@ class SizeRate:
         false_positive_bound: upper bound of their share, as of `Calibration`.
         true_positive_rate: share of the forged images labelled manipulated; nan without any.
         authentic_rate: share of the authentic images labelled authentic.
+        masked_rate: share of the authentic images with a mask.
         enough: whether the class has enough authentic images that one false positive could be
             within the rate.
     """
@@ -97,6 +99,7 @@ class SizeRate:
     false_positive_bound: float
     true_positive_rate: float
     authentic_rate: float
+    masked_rate: float
     enough: bool
 
 
@@ -242,9 +245,7 @@ def make_policy(
     return _measure(policy, within, targets, len(results) - len(within))
 
 
-def _with_thresholds(
-    policy: Policy, within: Sequence[ImageResult], targets: Targets
-) -> Policy:
+def _with_thresholds(policy: Policy, within: Sequence[ImageResult], targets: Targets) -> Policy:
     """Return the policy with thresholds of labels and pixels."""
     forged, scores = _truth_and_scores(policy, within)
     needed = size_thresholds(within, scores, targets)
@@ -260,9 +261,7 @@ def _with_thresholds(
         manipulated_at_sizes=_by_size(dict(needed), at),
     )
     labels = _labels(policy, within)
-    return replace(
-        policy, false_positive_rate=float((labels[~forged] == "manipulated").mean())
-    )
+    return replace(policy, false_positive_rate=float((labels[~forged] == "manipulated").mean()))
 
 
 def _by_size(needed: Mapping[int, float], highest: float) -> tuple[tuple[float, float], ...]:
@@ -305,15 +304,20 @@ def size_thresholds(
     return needed
 
 
-def choose_confidence(
-    policy: Policy, within: Sequence[ImageResult], targets: Targets
-) -> float:
-    """Return the lowest `least_confidence` at which few enough of the authentic have a mask."""
+def choose_confidence(policy: Policy, within: Sequence[ImageResult], targets: Targets) -> float:
+    """Return the lowest `least_confidence` at which few enough of the authentic have a mask.
+
+    The rate holds over all authentic images, and in each size class with `LEAST_MASKED` of them.
+    """
     authentic = [each for each in within if not each.forged]
     found = [(label_of(policy, each), confidence(policy, each)) for each in authentic]
+    sizes = np.array([size_class(each.statistics.megapixels) for each in authentic])
+    groups = [np.ones(len(sizes), bool), *(sizes == size for size in np.unique(sizes))]
+    groups = [groups[0], *(group for group in groups[1:] if group.sum() >= LEAST_MASKED)]
     for least in (percent / 100 for percent in range(100)):
         rule = replace(policy, least_confidence=least)
-        if mean([rule.believes(*each) for each in found]) <= targets.flagged_rate:
+        masked = np.array([rule.believes(*each) for each in found])
+        if max(masked[group].mean() for group in groups) <= targets.flagged_rate:
             return least
     return 1.0
 
@@ -328,7 +332,8 @@ def confidence(policy: Policy, result: ImageResult) -> float | None:
 def mask_f1(policy: Policy, result: ImageResult) -> float:
     """Return the pixel F1 of a forged image's mask under a policy with a pixel model."""
     model, expected = policy.pixel_model, confidence(policy, result)
-    assert model is not None and expected is not None
+    assert model is not None
+    assert expected is not None
     if not policy.believes(label_of(policy, result), expected):
         return 0.0
     return float(np.interp(_level(model, expected, result.score_raw), LEVELS, result.f1_at))
@@ -457,11 +462,12 @@ def _measure(
     thresholds = size_thresholds(within, scores, targets)
     edited = [each for each in within if each.forged]
     every = replace(policy, authentic_below=0.0, least_confidence=0.0)
-    masks = [
-        policy.believes(label, confidence(policy, each))
-        for label, each in zip(labels, within, strict=True)
-        if not each.forged
-    ]
+    masks = np.array(
+        [
+            policy.believes(label, confidence(policy, each))
+            for label, each in zip(labels, within, strict=True)
+        ]
+    )
     return Calibration(
         policy=policy,
         forged=int(forged.sum()),
@@ -477,8 +483,8 @@ def _measure(
         f1=mean([mask_f1(policy, each) for each in edited]),
         every_f1=mean([mask_f1(every, each) for each in edited]),
         plain_f1=mask_rates(within, policy.mask_threshold, policy.mask_share)[0],
-        masked_rate=mean(masks),
-        sizes=tuple(_size_rate(each, within, labels, targets) for each in thresholds),
+        masked_rate=float(masks[~forged].mean()),
+        sizes=tuple(_size_rate(each, within, labels, masks, targets) for each in thresholds),
         one_threshold=_one_threshold(thresholds, scores[forged]),
         misses=tuple(_miss(rate, scores, forged) for rate in MISS_RATES),
         reliability=tuple(table),
@@ -494,6 +500,7 @@ def _size_rate(
     needed: tuple[int, float],
     within: Sequence[ImageResult],
     labels: NDArray[np.str_],
+    masks: Mask,
     targets: Targets,
 ) -> SizeRate:
     inside = np.array([size_class(each.statistics.megapixels) == needed[0] for each in within])
@@ -509,6 +516,7 @@ def _size_rate(
         false_positive_bound=rate_bound(false_positives, len(authentic)),
         true_positive_rate=mean((labels[inside & forged] == "manipulated").astype(float)),
         authentic_rate=float((authentic == "authentic").mean()),
+        masked_rate=float(masks[inside & ~forged].mean()),
         enough=len(authentic) * targets.false_positive_rate >= 1,
     )
 

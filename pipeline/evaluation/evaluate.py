@@ -71,7 +71,7 @@ def evaluate(settings: EvaluateSettings) -> Json:
 def mask_rule(policy: Policy) -> str:
     """Return the rule of a policy's masks, in words."""
     if policy.pixel_model:
-        return f"masks of the highest expected F1, where it is {policy.least_confidence:.3g} or more"
+        return f"masks of the highest expected F1 where it is at least {policy.least_confidence:g}"
     return f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of an image's peak"
 
 
@@ -125,9 +125,7 @@ def _results(
     engine = open_engine(model, settings.engine)
     manifests = [Path(name) for name in settings.manifests]
     width = max(len(set_name(manifest)) for manifest in manifests)
-    log(
-        f"{model.id}, policy {policy.id}, {mask_rule(policy)}\n"
-    )
+    log(f"{model.id}, policy {policy.id}, {mask_rule(policy)}\n")
     log(table_header(width))
     for manifest in manifests:
         for perturbation in perturbations:

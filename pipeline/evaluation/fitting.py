@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # Features that the score model weighs; the others of `score.FEATURES` add nothing to these.
-USED = ("log_mean_exp", "expected_f1", "log_megapixels")
+USED = ("max", "log_mean_exp")
 FOLDS = 5
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights of standardised features
 LEAST_IMAGES = 50  # of each class; with fewer the largest tile is the score

@@ -27,7 +27,6 @@ from prompt_iml.pipeline.evaluation.metrics import (
     without_nan,
 )
 
-
 SIZES = (0.2, 1.0, 4.0, 13.0)  # megapixels: where one size class ends and the next begins
 
 
@@ -51,7 +50,7 @@ class Counts:
     def of(cls, results: Sequence[ImageResult]) -> Counts:
         """Count the images."""
         labels = Counter(each.label for each in results)
-        masked = sum(each.masked > 0 for each in results)
+        masked = sum(bool(each.masked > 0) for each in results)
         return cls(
             len(results),
             labels["authentic"],
@@ -99,9 +98,7 @@ class SizeResult:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SizeResult:
         """Restore the fields of `asdict`."""
-        return cls(
-            fields["size"], Counts(**fields["of_authentic"]), Counts(**fields["of_forged"])
-        )
+        return cls(fields["size"], Counts(**fields["of_authentic"]), Counts(**fields["of_forged"]))
 
 
 def size_class(megapixels: float) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as PilImage
+from scipy.stats import binom
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
@@ -39,6 +40,7 @@ from prompt_iml.pipeline.evaluation.metrics import (
     best_f1,
     expected_calibration_error,
     f1_at,
+    interval,
     masked_at,
     mean,
     pixel_auc,
@@ -46,6 +48,7 @@ from prompt_iml.pipeline.evaluation.metrics import (
     sweep,
 )
 from prompt_iml.pipeline.evaluation.perturbations import ALL, USUAL, expand, perturb
+from prompt_iml.pipeline.evaluation.sets import Counts, size_class, size_name
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 from prompt_iml.pipeline.scan.rows import result
 
@@ -134,6 +137,32 @@ def test_a_set_by_hand(manifest: Path) -> None:
     assert result.ece == pytest.approx(expected)
 
 
+def test_labels_are_counted_by_size(manifest: Path) -> None:
+    every, small = evaluate(manifest).sizes
+    assert (every.size, small.size) == ("all", "under 0.2")
+    assert every.of_authentic == small.of_authentic
+    assert every.of_authentic == Counts(2, authentic=1, uncertain=0, manipulated=1, masked=1)
+    assert (every.of_forged.images, every.of_forged.manipulated) == (3, 2)
+    assert every.of_authentic.share("masked") == 0.5
+    assert every.false_positive_interval == pytest.approx((0.013, 0.987), abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("megapixels", "name"),
+    [(0.1, "under 0.2"), (0.2, "0.2-1"), (3.9, "1-4"), (12.0, "4-13"), (24.0, "above 13")],
+)
+def test_size_classes(megapixels: float, name: str) -> None:
+    assert size_name(size_class(megapixels)) == name
+
+
+def test_an_interval_holds_what_its_bounds_make_unlikely() -> None:
+    low, high = interval(3, 200)
+    assert binom.sf(2, 200, low) == pytest.approx(0.025)
+    assert binom.cdf(3, 200, high) == pytest.approx(0.025)
+    assert interval(0, 10)[0] == 0
+    assert interval(10, 10)[1] == 1
+
+
 def test_an_untrained_policy_labels_nothing(manifest: Path) -> None:
     result = evaluate(manifest, policy=UNTRAINED)
     assert (result.false_positive_rate, result.true_positive_rate) == (0, 0)
@@ -145,6 +174,9 @@ def test_results_go_through_json(manifest: Path) -> None:
     assert math.isnan(result.f1)
     stored = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert SetResult.from_dict(stored).to_dict() == result.to_dict()
+    assert SetResult.from_dict(stored).sizes == result.sizes
+    older = {name: value for name, value in stored.items() if name != "sizes"}
+    assert SetResult.from_dict(older).sizes == ()
 
 
 @pytest.mark.parametrize("perturbation", ["none", "jpeg-90", "resize-0.5", "resize-2", "grid"])

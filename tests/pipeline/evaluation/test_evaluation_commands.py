@@ -36,8 +36,10 @@ def test_evaluate_writes_a_table_and_json(
     assert [(r.set, r.perturbation) for r in results] == [("photos", "none"), ("photos", "jpeg-70")]
     assert all(r.forged + r.authentic == 4 for r in results)
     lines = [line for line in printed.err.splitlines() if line.startswith(("set", "photos"))]
-    assert len({len(line) for line in lines}) == 1
-    assert len(lines) == 3
+    sets, sizes = lines[:3], lines[3:]
+    assert len({len(line) for line in sets}) == 1
+    assert "megapixels" in sizes[0]
+    assert [line.split()[2] for line in sizes].count("all") == 2
 
 
 @needs_matplotlib

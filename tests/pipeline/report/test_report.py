@@ -213,6 +213,18 @@ def test_no_more_pictures_than_the_limit(output: str, photograph: tuple[str, byt
     assert page_of(output, limit=0).count('<article class="card') == 0
 
 
+def test_no_mask_is_shown_on_what_is_labelled_authentic(
+    output: str, photograph: tuple[str, bytes]
+) -> None:
+    believed = scored(*photograph, 0.9) | {"mask_confidence": 0.624}
+    commit(output, [believed, scored(*photograph, 0.8), scored(*photograph, 0.2)])
+    cards = page_of(output).split('<article class="card')[1:]
+    assert [card.count('class="mask"') for card in cards] == [1, 1, 0]
+    assert [card.count("<rect") for card in cards] == [1, 1, 0]
+    assert [card.count("confidence") for card in cards] == [1, 0, 0]
+    assert "0.62" in cards[0]
+
+
 def test_counts_by_status_label_and_code(output: str, photograph: tuple[str, bytes]) -> None:
     refused = [failed("file:///x"), failed("file:///y"), failed("file:///z", code="empty")]
     commit(output, [scored(*photograph, 0.9), scored(*photograph, 0.2), *refused])
