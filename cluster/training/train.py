@@ -173,7 +173,7 @@ def _fit(settings: TrainSettings) -> None:
             storage_filesystem=_filesystem(scheme),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=BEST_BY),
-            worker_runtime_env={"env_vars": MALLOC},
+            worker_runtime_env={"env_vars": MALLOC},  # type: ignore[call-arg]  # V2's
             callbacks=[Curves(settings.output)],  # type: ignore[list-item]  # V2's
         ),
         # Ray Train calls it whenever processes restart; so examples before the checkpoint are
