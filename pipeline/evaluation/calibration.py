@@ -49,7 +49,6 @@ Mask = NDArray[np.bool_]
 THRESHOLDS = np.concatenate([np.arange(5, 100, 5), [96, 97, 98, 99]]) / 100
 SHARES = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
-LEAST_MASKED = 20  # authentic images of a size class whose share of masks is looked at
 MISS_RATES = (0.05, 0.1, 0.15, 0.2)  # rows of the table of misses
 LEAST_SLOPE = 1e-3  # for standardised logits, so that an uninformative score keeps its order
 
@@ -62,7 +61,7 @@ class Targets:
         false_positive_rate: highest share of the authentic images of any size class that are
             labelled manipulated.
         miss_rate: highest share of the forged images labelled authentic.
-        flagged_rate: highest share of the authentic images of any size class with a mask.
+        flagged_rate: highest share of the authentic images with a mask.
         min_side, min_jpeg_quality: images below are `uncertain`; None: no limit.
     """
 
@@ -305,19 +304,12 @@ def size_thresholds(
 
 
 def choose_confidence(policy: Policy, within: Sequence[ImageResult], targets: Targets) -> float:
-    """Return the lowest `least_confidence` at which few enough of the authentic have a mask.
-
-    The rate holds over all authentic images, and in each size class with `LEAST_MASKED` of them.
-    """
+    """Return the lowest `least_confidence` at which few enough of the authentic have a mask."""
     authentic = [each for each in within if not each.forged]
     found = [(label_of(policy, each), confidence(policy, each)) for each in authentic]
-    sizes = np.array([size_class(each.statistics.megapixels) for each in authentic])
-    groups = [np.ones(len(sizes), bool), *(sizes == size for size in np.unique(sizes))]
-    groups = [groups[0], *(group for group in groups[1:] if group.sum() >= LEAST_MASKED)]
     for least in (percent / 100 for percent in range(100)):
         rule = replace(policy, least_confidence=least)
-        masked = np.array([rule.believes(*each) for each in found])
-        if max(masked[group].mean() for group in groups) <= targets.flagged_rate:
+        if mean([rule.believes(*each) for each in found]) <= targets.flagged_rate:
             return least
     return 1.0
 
