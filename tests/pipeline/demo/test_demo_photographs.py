@@ -22,6 +22,7 @@ from prompt_iml.pipeline.demo.photographs import (
     generate_set,
     write_shards,
 )
+from prompt_iml.pipeline.forgery.generator import LEAST_MANIPULATED
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_masks_lie_in_the_frame_of_the_file(images: list[DemoImage]) -> None:
         assert (image.mask is None) == (image.kind == "authentic")
         if image.mask is not None:
             assert image.mask.shape == (height, width)
-            assert 0.01 < image.mask.mean() < 0.35
+            assert LEAST_MANIPULATED <= image.mask.mean() < 0.35
 
 
 def test_manipulated_and_authentic_files_have_the_same_histories(images: list[DemoImage]) -> None:

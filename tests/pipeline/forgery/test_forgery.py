@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from prompt_iml.cluster.training.examples import augmented
+from prompt_iml.engine.detection.context import Context, dct_histogram
 from prompt_iml.engine.network.beyond.jpeg_view import JpegView
 from prompt_iml.engine.network.config import JpegViewConfig
 from prompt_iml.pipeline.evaluation.comparison import auc
@@ -220,16 +221,26 @@ def test_the_contact_sheet_shows_examples_and_where_they_are_forged(generator: G
     assert changed.any() == example.mask[20:].any()
 
 
-def test_turning_turns_mask_pixels_and_table_together() -> None:
-    ramp = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
-    pixels = np.repeat((ramp % 251).astype(np.uint8)[..., None], 3, 2)
-    table = np.arange(64, dtype=np.float32)
-    example = Example(pixels, table, pixels[..., 0] > 100, "splice")
+def test_turning_turns_pixels_mask_table_and_context_together(generator: Generator) -> None:
+    pixels = generator.scenes[0].pixels[:SIDE, :SIDE]
+    mask, table = pixels[..., 0] > 100, np.arange(1, 65, dtype=np.float32)
+    places = mask[::8, ::8].astype(np.float32)[None]
+    example = Example(pixels, table, mask, "splice", Context(dct_histogram(pixels, table), places))
     for seed in range(8):
         part = augmented(example, np.random.default_rng(seed))
+        flips = np.random.default_rng(seed).random(3) < 0.5
         assert np.array_equal(part.mask, part.pixels[..., 0] > 100)
-        was_transposed = not np.array_equal(part.qtable, table)
-        assert was_transposed == (np.random.default_rng(seed).random(3)[2] < 0.5)
+        assert flips[2] != np.array_equal(part.qtable, table)
+        histogram = dct_histogram(np.ascontiguousarray(part.pixels), part.qtable)
+        np.testing.assert_allclose(part.context.histogram, histogram, atol=0.02)
+        rows, columns = (slice(7 if flip else 0, None, 8) for flip in _turned(flips))
+        assert np.array_equal(part.context.matches[0], part.mask[rows, columns])
+
+
+def _turned(flips: NDArray[np.bool_]) -> tuple[bool, bool]:
+    """Return whether rows and columns of a turned picture count from the far end."""
+    across, down, transposed = flips.tolist()
+    return (across, down) if transposed else (down, across)
 
 
 def test_some_are_small_and_mirrored(examples: list[Example]) -> None:
