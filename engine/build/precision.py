@@ -4,7 +4,7 @@ TensorRT takes each tensor's precision from the file (a `strongly typed` network
 decides which operators stay in float32:
 
 - operators before a `Round` or an `ArgMax`, where a small error changes the result: everything
-  before the JPEG view's counts and before the best matches;
+  before the JPEG view's counts, and before its choice of a first save's step;
 - operators on small differences of large numbers: stems, norms, means, softmax, logarithms;
 - operators that compute sampling locations: half precision does not resolve half a pixel of 2,048.
 
