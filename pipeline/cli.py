@@ -54,8 +54,12 @@ def _done(summary: dict[str, Any], _: object) -> Outcome:
 
 
 def _scanned(summary: dict[str, Any], settings: ScanSettings | DemoSettings) -> Outcome:
+    """Return the summary, and `FAILURES` where too many images failed, images were lost with their
+    shard, or no image was looked at but for those of an earlier run."""
+    known = summary["codes"].get("already_scanned", 0)
+    nothing = summary["ok"] + summary["failed"] + known == 0
     failed = summary["failure_rate"] > settings.max_failure_rate
-    return summary, FAILURES if failed else DONE
+    return summary, FAILURES if failed or summary["incomplete"] or nothing else DONE
 
 
 class Entry(NamedTuple):

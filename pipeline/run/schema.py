@@ -96,10 +96,16 @@ class RowWriter:
 
     Args:
         unit_id, run_id: written into the file's summary.
+        shard: the shard that is read, None for plain objects.
+        images: number of its images that should have a row; -1 if unknown.
     """
 
-    def __init__(self, unit_id: str, run_id: str) -> None:
+    def __init__(
+        self, unit_id: str, run_id: str, shard: str | None = None, images: int = -1
+    ) -> None:
         self._summary: dict[str, Any] = {"unit_id": unit_id, "run_id": run_id}
+        self._shard, self._images = shard, images
+        self._broke_off = False
         self._statuses: Counter[str] = Counter()
         self._codes: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
@@ -114,9 +120,18 @@ class RowWriter:
         """
         if not _COLUMNS.issuperset(row):
             raise ValueError(f"no such column: {sorted(row.keys() - _COLUMNS)}")
+        # A row without a member stands for all of the shard that could not be read.
+        self._broke_off |= row.get("member") is None and row["status"] == "failed"
         self._rows.append(row)
         if len(self._rows) == _ROW_GROUP_ROWS:
             self._flush()
+
+    def _incomplete(self) -> dict[str, int | None]:
+        """Return the shard, if images of it have no row, and their number, None if unknown."""
+        lost = self._images - self._statuses.total()
+        if self._shard is not None and self._images >= 0 and lost > 0:
+            return {self._shard: lost}
+        return {self._shard: None} if self._shard is not None and self._broke_off else {}
 
     def close(self) -> bytes:
         """Finish the file and return its bytes; no row can be added later."""
@@ -126,6 +141,7 @@ class RowWriter:
             "rows": self._statuses.total(),
             "statuses": dict(sorted(self._statuses.items())),
             "codes": dict(sorted(self._codes.items())),
+            "incomplete": self._incomplete(),
         }
         self._file.add_key_value_metadata({_SUMMARY_KEY: json.dumps(summary)})
         self._file.close()
@@ -153,6 +169,7 @@ def merge_parts(parts: Iterable[bytes]) -> bytes:
         ValueError: one is damaged or not a part, or they belong to several runs.
     """
     statuses, codes, units = Counter[str](), Counter[str](), Counter[str]()
+    incomplete: dict[str, int | None] = {}
     run_ids: set[str] = set()
     sink = pa.BufferOutputStream()
     file = _open_writer(sink)
@@ -163,6 +180,7 @@ def merge_parts(parts: Iterable[bytes]) -> bytes:
         statuses.update(summary["statuses"])
         codes.update(summary["codes"])
         units.update(units_of(summary))
+        incomplete |= summary.get("incomplete", {})
         waiting.append(pq.read_table(pa.BufferReader(part)))
         if sum(table.num_rows for table in waiting) >= _MERGED_GROUP_ROWS:
             waiting = [_write_rows(file, waiting).slice(0, 0)]
@@ -171,7 +189,8 @@ def merge_parts(parts: Iterable[bytes]) -> bytes:
         raise ValueError(f"parts of the runs {sorted(run_ids)}")
     merged = {"run_id": run_ids.pop(), "rows": statuses.total(), "units": dict(units)}
     counts = {"statuses": dict(sorted(statuses.items())), "codes": dict(sorted(codes.items()))}
-    file.add_key_value_metadata({_SUMMARY_KEY: json.dumps(merged | counts)})
+    summary = merged | counts | {"incomplete": incomplete}
+    file.add_key_value_metadata({_SUMMARY_KEY: json.dumps(summary)})
     file.close()
     return cast(bytes, sink.getvalue().to_pybytes())
 
@@ -204,7 +223,9 @@ def read_summary(file: bytes | BinaryIO) -> dict[str, Any]:
     """Read the summary that `RowWriter` puts into a file's footer, without reading a row.
 
     Returns:
-        `unit_id`, `run_id`, `rows`, `statuses` (rows by status), `codes` (rows by error code). A
+        `unit_id`, `run_id`, `rows`, `statuses` (rows by status), `codes` (rows by error code),
+        `incomplete` (shards that could not be read to their end, by URI: the number of images lost,
+        None if unknown; files of earlier versions lack it). A
         merged part has `units` (rows by unit id) in place of `unit_id`.
 
     Raises:

@@ -170,8 +170,9 @@ class ScannedIn:
     """Set of the objects and shards of which a complete run has rows, by URI and etag.
 
     Failed rows count, as `--retry-failed` scans those. Inputs that may have changed or were read in
-    part do not count: objects without an etag, as from lists; shards that `--limit` cut, or of
-    which only some members were retried; Parquet files of a run with `--slice` or `--retry-failed`.
+    part do not count: objects without an etag, as from lists; shards that could not be read to
+    their end, that `--limit` cut, or of which only some members were retried; Parquet files of a
+    run with `--slice` or `--retry-failed`.
 
     The plan names all of them, and no row is read. Memory holds one file of the plan (at most
     100,000 objects); URIs and etags are on disk, see `Digests`. A context manager.
@@ -182,11 +183,17 @@ class ScannedIn:
         self._digests = Digests()
         self._partial: set[str] = set()
         config = run.config() or {}
+        lost = set((run.manifest() or {}).get("incomplete", {}))
         has_shares = bool(config.get("slice") or config.get("retry_failed"))
         for unit in _planned(run):
             if unit.kind == "objects":
                 self._digests.add(_versions(unit.objects))
-            elif unit.limit >= 0 or unit.members or (unit.kind == "parquet" and has_shares):
+            elif (
+                unit.limit >= 0
+                or unit.members
+                or (unit.kind == "parquet" and has_shares)
+                or storage.display_name(unit.uri) in lost
+            ):
                 self._partial.add(unit.uri)
             else:
                 self._digests.add(_versions([ObjectRef(unit.uri, etag=unit.etag)]))

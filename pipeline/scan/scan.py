@@ -7,9 +7,10 @@ import takes seconds, is imported after all checks that do not need it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 
@@ -34,6 +35,7 @@ BINDING = {
     "engine", "format", "image_column", "limit", "images_per_unit",
     "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
 }  # fmt: skip
+SHARDS_NAMED = 100  # in a summary; the manifest names all
 WHERE_SET = {"retry_failed", "retry_codes", "skip_scanned", "slice"}
 
 
@@ -46,6 +48,7 @@ class Totals:
         rows: rows in all parts.
         new_rows: rows in the parts that this launch wrote.
         statuses, codes: rows by status and by error code.
+        incomplete: as of `Part`, of all parts.
     """
 
     parts: list[Json] = field(default_factory=list)
@@ -53,12 +56,14 @@ class Totals:
     new_rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
+    incomplete: dict[str, int | None] = field(default_factory=dict)
 
     def add(self, part: Part) -> None:
         """Count one part."""
         described = asdict(part)
         self.statuses.update(described.pop("statuses"))
         self.codes.update(described.pop("codes"))
+        self.incomplete |= described.pop("incomplete")
         self.new_rows += part.rows if described.pop("new") else 0
         self.rows += part.rows
         self.parts.append(described)
@@ -100,6 +105,8 @@ def scan(settings: ScanSettings) -> Json:
         spec = ScanSpec(run, row_spec(settings, model, prompt_set), settings.log)
         totals = scan_plan(settings, spec, plan)
         manifest = run.commit(make_manifest(run, model, config, plan, totals))
+    if incomplete := manifest.get("incomplete"):
+        log(incomplete_line(incomplete, run.run_id), logging.WARNING)
     summary = summarize(run, model, manifest, totals.new_rows, time.monotonic() - started)
     run.write_summary(summary)
     return summary
@@ -280,17 +287,32 @@ def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Tota
         "listed": totals.rows,
         "statuses": {name: totals.statuses[name] for name in ("ok", "failed", "skipped")},
         "codes": dict(totals.codes),
+        "incomplete": dict(sorted(totals.incomplete.items())),
         "false_positive_rate": model.policy.false_positive_rate if "policy" in config else None,
         "parts": sorted(totals.parts, key=lambda part: str(part["file"])),
     }
 
 
+def incomplete_line(incomplete: Mapping[str, int | None], run_id: str) -> str:
+    """Return a line about shards that could not be read to their end."""
+    first, *others = sorted(incomplete)
+    more = f" and {len(others):,} more" if others else ""
+    lost = sum(count or 0 for count in incomplete.values())
+    known = f"at least {lost:,} images" if lost else "an unknown number of images"
+    return (
+        f"{first}{more} could not be read to the end: {known} have no row; see error_message in "
+        f"the table, mend the cause, then scan again with --retry-failed {run_id}"
+    )
+
+
 def summarize(run: Run, model: Model, manifest: Json, new_rows: int, seconds: float) -> Json:
     """Return the summary of a launch, for the last line on stdout and for summary.json.
 
-    `listed = ok + failed + skipped`; `scanned_now` and `seconds` cover this launch.
+    `listed = ok + failed + skipped`; `scanned_now` and `seconds` cover this launch. `incomplete` is
+    the number of shards that could not be read to their end, and `incomplete_shards` names the
+    first of them.
     """
-    statuses = manifest["statuses"]
+    statuses, incomplete = manifest["statuses"], sorted(manifest.get("incomplete", {}))
     tried = statuses["ok"] + statuses["failed"]
     return {
         "run_id": run.run_id,
@@ -298,6 +320,8 @@ def summarize(run: Run, model: Model, manifest: Json, new_rows: int, seconds: fl
         "listed": manifest["listed"],
         **statuses,
         "codes": manifest["codes"],
+        "incomplete": len(incomplete),
+        "incomplete_shards": incomplete[:SHARDS_NAMED],
         "failure_rate": round(statuses["failed"] / tried, 6) if tried else 0.0,
         "scanned_now": new_rows,
         "seconds": round(seconds, 2),

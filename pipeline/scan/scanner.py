@@ -212,6 +212,8 @@ class Part:
         rows, size_bytes, sha256: number of rows, size and digest of the file.
         statuses: rows by status.
         codes: rows by error code.
+        incomplete: shards that could not be read to their end: number of images lost, by URI; None
+            if unknown.
         new: whether this launch wrote it.
     """
 
@@ -221,6 +223,7 @@ class Part:
     sha256: str
     statuses: dict[str, int]
     codes: dict[str, int]
+    incomplete: dict[str, int | None]
     new: bool
 
 
@@ -250,7 +253,9 @@ class Scanner:
         uri = self._run.part_uri(unit_id)
         if storage.exists(uri):
             return self._part(uri, storage.read_bytes(uri), new=False)
-        writer = RowWriter(unit_id=unit_id, run_id=self._run.run_id)
+        shard = None if unit.kind == "objects" else storage.display_name(unit.uri)
+        images = min(unit.images, unit.limit) if unit.limit >= 0 else unit.images
+        writer = RowWriter(unit_id, self._run.run_id, shard, images)
         for row in self._rows(unit, rows_of):
             writer.add(row)
             self._meter.count(row)
@@ -285,5 +290,6 @@ class Scanner:
             sha256=hashlib.sha256(payload).hexdigest(),
             statuses=summary["statuses"],
             codes=summary["codes"],
+            incomplete=summary.get("incomplete", {}),
             new=new,
         )

@@ -12,7 +12,7 @@ import pytest
 from pydantic_settings import CliApp
 
 from prompt_iml.engine.errors import PromptImlError
-from prompt_iml.pipeline.cli import commands, main
+from prompt_iml.pipeline.cli import COMMANDS, DONE, FAILURES, commands, main
 from prompt_iml.pipeline.settings import DemoSettings, ScanSettings
 
 FLAGS = Path(__file__).with_name("golden_flags.txt")
@@ -243,3 +243,21 @@ def test_every_error_has_its_own_code() -> None:
     assert len(named) == len(codes) - 2  # ImageError and Fatal are abstract
     named.remove("timeout")  # of the store, and of an image: the stage distinguishes them
     assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({}, DONE),
+        ({"failure_rate": 0.02}, FAILURES),
+        ({"incomplete": 1}, FAILURES),  # one shard may hold any number of images
+        ({"ok": 0}, FAILURES),  # nothing was an image
+        ({"ok": 0, "codes": {"already_scanned": 9}}, DONE),
+    ],
+)
+def test_a_scan_that_lost_images_or_saw_none_does_not_exit_0(
+    changed: dict[str, Any], code: int
+) -> None:
+    summary = {"ok": 9, "failed": 0, "codes": {}, "failure_rate": 0.0, "incomplete": 0} | changed
+    settings = ScanSettings(inputs=["in"], output="out")
+    assert COMMANDS["scan"].outcome(summary, settings) == (summary, code)

@@ -123,6 +123,7 @@ def test_the_footer_counts_the_rows(tmp_path: Path) -> None:
         "rows": 4,
         "statuses": {"failed": 2, "ok": 1, "skipped": 1},
         "codes": {"corrupt": 2, "not_an_image": 1},
+        "incomplete": {},
     }
     assert read_summary(io.BytesIO(payload)) == read_summary(payload)
 
@@ -157,3 +158,21 @@ def test_duckdb_reads_every_column(tmp_path: Path) -> None:
     assert areas == [(12,)]
     assert len(kinds) == len(SCHEMA)
     assert not any(kind.startswith("U") for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("images", "last", "incomplete"),
+    [
+        (2, row(member="1"), {}),
+        (5, row(member="1", status="failed"), {"s.parquet": 3}),
+        (-1, row(member="1", status="failed"), {}),  # one member of a tar
+        (-1, row(status="failed"), {"s.parquet": None}),  # what is left of a tar
+    ],
+)
+def test_a_part_says_what_of_its_shard_is_lost(
+    images: int, last: dict[str, Any], incomplete: dict[str, int | None]
+) -> None:
+    writer = RowWriter("u1", "r1", "s.parquet", images)
+    for each in (row(member="0"), last):
+        writer.add(each)
+    assert read_summary(writer.close())["incomplete"] == incomplete

@@ -230,6 +230,11 @@ def test_truncated_shard_gives_its_images_and_one_failed_row(
     (failed,) = [r for r in rows(str(tmp_path / "out")).to_pylist() if r["status"] == "failed"]
     assert failed["uri"] == shard.as_uri()
     assert re.search(r"cut\.tar at byte \d+", failed["error_message"])
+    assert (summary["incomplete"], summary["incomplete_shards"]) == (1, [shard.as_uri()])
+    shard.write_bytes(tar_of(crops)[:-12_000])  # the same bytes: what was lost is not "scanned"
+    again = {"run_id": "again", "skip_scanned": summary["run_id"]}
+    repeated = run_scan(str(shard), output=str(tmp_path / "out"), **again)
+    assert repeated["codes"] == summary["codes"]
 
 
 def test_waves_change_nothing(scanned: Scanned) -> None:
