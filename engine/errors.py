@@ -19,6 +19,7 @@
         ├── FetchError         fetch_failed        stage "fetch"
         │   ├── NotFound       not_found
         │   ├── Denied         denied
+        │   │   └── BadCredentials                 ends a scan: all that is left would be denied
         │   ├── FetchTimeout   timeout
         │   ├── DamagedShard   damaged_shard
         │   └── AlreadyScanned already_scanned     status=skipped, not failed
@@ -164,6 +165,12 @@ class NotFound(FetchError):
 
 class Denied(FetchError):
     """The store denies access to the object."""
+
+    code = "denied"
+
+
+class BadCredentials(Denied):
+    """The store knows our credentials no more, or there are none: it refuses all objects alike."""
 
     code = "denied"
 

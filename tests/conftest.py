@@ -7,7 +7,6 @@ import itertools
 import os
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from PIL import Image
 
 from tests.helpers.archives import TarOf, pack_tar
 from tests.helpers.ports import free_port, wait_for
-from tests.helpers.stores import Bucket, Folder, Store
+from tests.helpers.stores import Bucket, Folder, Store, check_credentials_after
 
 _NUMBERS = itertools.count()
 
@@ -117,15 +116,9 @@ def store(request: pytest.FixtureRequest) -> Store:
 def strangers(s3: Bucket, s3_endpoint: str) -> Iterator[Bucket]:
     """A bucket with `one.jpg` on a server that now checks credentials, and refuses ours."""
     s3.put("one.jpg", b"1234")
-    _check_credentials_after(s3_endpoint, "0")
+    check_credentials_after(s3_endpoint, "0")
     yield s3
-    _check_credentials_after(s3_endpoint, "inf")
-
-
-def _check_credentials_after(endpoint: str, requests: str) -> None:
-    headers = {"Content-Type": "text/plain"}
-    url = f"{endpoint}/moto-api/reset-auth"
-    urllib.request.urlopen(urllib.request.Request(url, requests.encode(), headers)).close()
+    check_credentials_after(s3_endpoint, "inf")
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError, UserCodeException
 
-from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.errors import PromptImlError, UsageError
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.monitoring.meter import Meter
 from prompt_iml.pipeline.monitoring.metrics import RayMetrics
@@ -28,6 +28,7 @@ from prompt_iml.pipeline.monitoring.progress import Done, Tally
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.scan.drain import Drain
 from prompt_iml.pipeline.scan.isolated import isolated_rows
+from prompt_iml.pipeline.scan.preflight import error_line
 from prompt_iml.pipeline.scan.scanner import Part, RowMaker, Scanner, ScanSpec
 from prompt_iml.pipeline.scan.watchdog import Watchdog
 from prompt_iml.pipeline.storage import storage
@@ -158,7 +159,11 @@ def read_tally(tally: Any) -> Done | None:
 def scan_wave(
     units: list[PlannedUnit], spec: ScanSpec, pool: PoolSize, tally: Any
 ) -> Iterator[Part]:
-    """Scan units, yielding a part for each as it is committed."""
+    """Scan units, yielding a part for each as it is committed.
+
+    Raises:
+        PromptImlError: that of an actor, or its error in one line.
+    """
     quiet_ray_data()
     rows = [unit._asdict() for unit in units]
     most = min(pool.most, len(rows))
@@ -175,8 +180,24 @@ def scan_wave(
             min_size=least, max_size=most, initial_size=least, max_tasks_in_flight_per_actor=2
         ),
     )
-    for row in dataset.iter_rows():
-        yield Part(**json.loads(row["part"]))
+    try:
+        for row in dataset.iter_rows():
+            yield Part(**json.loads(row["part"]))
+    except (RayError, UserCodeException) as error:
+        raise error_of_actor(error) from None
+
+
+def error_of_actor(error: BaseException) -> PromptImlError:
+    """Return the error of ours behind one that Ray raised, or else Ray's in one line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RayTaskError):
+            error = cause = cause.cause
+            continue
+        if isinstance(cause, PromptImlError):
+            return cause
+        cause = cause.__cause__
+    return PromptImlError(f"a scan actor failed: {error_line(error)}; the same command resumes")
 
 
 def quiet_ray_data() -> None:

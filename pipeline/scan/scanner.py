@@ -20,7 +20,14 @@ from datetime import UTC, datetime
 
 from prompt_iml.engine.detection.detector import Detector
 from prompt_iml.engine.detection.image import Image
-from prompt_iml.engine.errors import DecodeError, ImageError, OutOfMemory, UsageError
+from prompt_iml.engine.errors import (
+    BadCredentials,
+    CredentialsFailed,
+    DecodeError,
+    ImageError,
+    OutOfMemory,
+    UsageError,
+)
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
@@ -180,8 +187,14 @@ class RowMaker:
         self.meter.queue = count
 
     def _open(self, sample: Sample) -> tuple[Row, Decoded | ImageError]:
-        """Decode one sample; any error is returned as the failure of this image."""
+        """Decode one sample; any error is returned as the failure of this image.
+
+        Raises:
+            CredentialsFailed: the store refuses our credentials.
+        """
         row = identity(sample)
+        if isinstance(sample.error, BadCredentials):  # of all that is left: a run that can resume
+            raise CredentialsFailed(f"{sample.error}; {storage.CREDENTIALS_FIX}")
         if sample.error:
             return row, sample.error
         started = time.perf_counter()

@@ -36,6 +36,7 @@ from botocore.exceptions import (
 )
 
 from prompt_iml.engine.errors import (
+    BadCredentials,
     CredentialsFailed,
     Denied,
     FetchError,
@@ -330,15 +331,26 @@ def fetching(uri: str) -> Iterator[None]:
 
 def _fetch_error(uri: str, error: Exception) -> FetchError:
     message = f"{display_name(uri)}: {_reason(error)}"
+    if _knows_no_credentials(error):
+        return BadCredentials(message)
     if isinstance(error, ClientError):
         error = _as_os_error(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return NotFound(message)
-    if isinstance(error, PermissionError | NoCredentialsError | PartialCredentialsError):
+    if isinstance(error, PermissionError):
         return Denied(message)
     if isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError):
         return FetchTimeout(message)
     return FetchError(message)
+
+
+def _knows_no_credentials(error: BaseException | None) -> bool:
+    """Return whether a store refused the credentials themselves; s3fs keeps its answer as cause."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return True
+    if isinstance(error, ClientError):
+        return error.response["Error"].get("Code") in _BAD_CREDENTIALS
+    return error is not None and _knows_no_credentials(error.__cause__)
 
 
 @contextmanager

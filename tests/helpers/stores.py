@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,3 +57,10 @@ class Bucket:
 
     def remove(self, name: str) -> None:
         self.client.delete_object(Bucket=self.name, Key=name)
+
+
+def check_credentials_after(endpoint: str, requests: str) -> None:
+    """Make the server check credentials, and refuse ours, after so many requests; inf: never."""
+    headers = {"Content-Type": "text/plain"}
+    url = f"{endpoint}/moto-api/reset-auth"
+    urllib.request.urlopen(urllib.request.Request(url, requests.encode(), headers)).close()

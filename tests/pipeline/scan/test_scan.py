@@ -25,8 +25,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from ray.exceptions import RayTaskError, UserCodeException
 
 from prompt_iml.engine.errors import (
+    CredentialsFailed,
     EmptySource,
     MissingInput,
     OutputNotWritable,
@@ -42,7 +44,14 @@ from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry
 from prompt_iml.pipeline.run.folder import Json, Run, encode
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.run.schema import SCHEMA
-from prompt_iml.pipeline.scan.actors import PoolSize, ScanActor, pool_size, read_tally, shared_tally
+from prompt_iml.pipeline.scan.actors import (
+    PoolSize,
+    ScanActor,
+    error_of_actor,
+    pool_size,
+    read_tally,
+    shared_tally,
+)
 from prompt_iml.pipeline.scan.scan import choose_prompt_set, row_spec, scan
 from prompt_iml.pipeline.scan.scanner import RowMaker, Scanner, ScanSpec
 from prompt_iml.pipeline.settings import ScanSettings
@@ -53,7 +62,7 @@ from tests.bench.null_model import write_null_model
 from tests.helpers.archives import TarOf
 from tests.helpers.pages import PAGES, blocks
 from tests.helpers.processes import processes_below
-from tests.helpers.stores import Bucket, Folder, Store
+from tests.helpers.stores import Bucket, Folder, Store, check_credentials_after
 
 pytestmark = pytest.mark.usefixtures("cluster")
 ROOT = Path(__file__).parents[3]
@@ -504,3 +513,31 @@ def test_the_command_line_scans_without_torch(crops: dict[str, bytes], tmp_path:
     (line,) = out.splitlines()
     assert (json.loads(line)["ok"], json.loads(line)["failed"]) == (1, 1)
     assert not witness.exists()
+
+
+def test_credentials_that_end_stop_the_run_which_resumes(
+    crops: dict[str, bytes], s3: Bucket, s3_endpoint: str, tmp_path: Path
+) -> None:
+    for number in range(12):
+        s3.put(f"in/{number}.jpg", crops["rocket.jpg"])
+    flags = {"output": str(tmp_path / "out"), "run_id": "r", "images_per_unit": 2}
+    check_credentials_after(s3_endpoint, "6")
+    try:
+        with pytest.raises(CredentialsFailed, match="set AWS_ACCESS_KEY_ID"):
+            run_scan(f"{s3.uri}/in", **flags)
+    finally:
+        check_credentials_after(s3_endpoint, "inf")
+    summary = run_scan(f"{s3.uri}/in", **flags)
+    assert (summary["ok"], summary["failed"]) == (12, 0)
+
+
+def test_what_an_actor_raises_is_one_line() -> None:
+    ours = CredentialsFailed("refused")
+    for cause, expected in [
+        (ours, "refused"),
+        (ValueError("a\nb"), "a scan actor failed: ValueError: a b; the same command resumes"),
+    ]:
+        task = RayTaskError("f", "Traceback (most recent call last):\n", cause)
+        wrapped = UserCodeException()
+        wrapped.__cause__ = task.as_instanceof_cause()
+        assert str(error_of_actor(wrapped)) == str(error_of_actor(task)) == expected
