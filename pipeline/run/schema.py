@@ -205,7 +205,9 @@ def _write_rows(file: pq.ParquetWriter, tables: list[pa.Table]) -> pa.Table:
 
 def _open_writer(sink: pa.BufferOutputStream) -> pq.ParquetWriter:
     columns = [name for name in SCHEMA.names if name not in _UNIQUE]
-    return pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=columns)
+    return pq.ParquetWriter(
+        sink, SCHEMA, compression="zstd", use_dictionary=columns, write_page_checksum=True
+    )
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -236,6 +238,23 @@ def read_summary(file: bytes | BinaryIO) -> dict[str, Any]:
     if _SUMMARY_KEY not in metadata:
         raise ValueError("it is a Parquet file, but not a part of a scan")
     return cast(dict[str, Any], json.loads(metadata[_SUMMARY_KEY]))
+
+
+def read_part(payload: bytes) -> tuple[dict[str, Any], pa.Table]:
+    """Read the summary and all rows of a part; each page is checked by its checksum.
+
+    Raises:
+        ValueError, OSError: the part is damaged, or its footer counts other rows.
+    """
+    summary = read_summary(payload)
+    rows = pq.read_table(pa.BufferReader(payload), page_checksum_verification=True)
+    statuses = Counter(rows["status"].to_pylist())
+    codes = Counter(code for code in rows["error_code"].to_pylist() if code)
+    if (summary["statuses"], summary["codes"]) != (dict(statuses), dict(codes)):
+        raise ValueError("other statuses or codes than its footer counts")
+    if summary["rows"] != rows.num_rows:
+        raise ValueError(f"{rows.num_rows} rows, and its footer counts {summary['rows']}")
+    return summary, rows
 
 
 def units_of(summary: dict[str, Any]) -> dict[str, int]:

@@ -10,10 +10,11 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 
+from prompt_iml.engine.errors import NotFound, PromptImlError, UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.logs import configure, log
@@ -28,6 +29,7 @@ from prompt_iml.pipeline.settings import InputFlags, ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from prompt_iml.pipeline.sources.inputs import resolve
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.units import Unit, unit_to_json
 
 # Settings that shape the rows; a run is bound to them and to the model's digests.
@@ -99,11 +101,15 @@ def scan(settings: ScanSettings) -> Json:
         log(f"note: {note}")
     manifest, totals = run.manifest(), Totals()
     if manifest:
+        if gone := missing_parts(run, manifest["parts"]):
+            raise UsageError(f"run {run.run_id} is complete, but {gone}: see prompt-iml verify")
         log(f"already complete: run {run.run_id}; another --run-id scans again")
     else:
         plan = plan_of(run, settings, earlier)
         spec = ScanSpec(run, row_spec(settings, model, prompt_set), settings.log)
         totals = scan_plan(settings, spec, plan)
+        if gone := missing_parts(run, totals.parts):
+            raise PromptImlError(f"{gone} since it was written: the same command makes it again")
         manifest = run.commit(make_manifest(run, model, config, plan, totals))
     if incomplete := manifest.get("incomplete"):
         log(incomplete_line(incomplete, run.run_id), logging.WARNING)
@@ -291,6 +297,20 @@ def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Tota
         "false_positive_rate": model.policy.false_positive_rate if "policy" in config else None,
         "parts": sorted(totals.parts, key=lambda part: str(part["file"])),
     }
+
+
+def missing_parts(run: Run, parts: Sequence[Json]) -> str:
+    """Return the first part that is gone or has another size, by one listing; empty if none is."""
+    try:
+        found = {ref.uri: ref.size_bytes for ref in list_objects(f"{run.output}/results")}
+    except NotFound:
+        found = {}
+    for part in parts:
+        uri = f"{run.output}/{part['file']}"
+        if found.get(uri) != part["size_bytes"]:
+            what = "has another size" if uri in found else "is missing"
+            return f"{storage.display_name(uri)} {what}"
+    return ""
 
 
 def incomplete_line(incomplete: Mapping[str, int | None], run_id: str) -> str:

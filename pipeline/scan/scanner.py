@@ -31,11 +31,11 @@ from prompt_iml.engine.errors import (
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
-from prompt_iml.pipeline.logs import Format, log
+from prompt_iml.pipeline.logs import Format, log, one_line
 from prompt_iml.pipeline.monitoring.meter import Meter
 from prompt_iml.pipeline.registry.registry import CurrentPromptSet, PromptSetRef
 from prompt_iml.pipeline.run.folder import Run
-from prompt_iml.pipeline.run.schema import RowWriter, read_summary
+from prompt_iml.pipeline.run.schema import RowWriter, read_part, read_summary
 from prompt_iml.pipeline.scan.rows import Row, failure, identity, provenance, result
 from prompt_iml.pipeline.scan.watchdog import Unwatched, Watch, WatchedEngine
 from prompt_iml.pipeline.sources import read_unit
@@ -255,7 +255,7 @@ class Scanner:
         self._run, self._maker, self._meter = run, maker, maker.meter
 
     def scan(self, unit_id: str, unit: Unit, tick: Tick, rows_of: RowsOf | None = None) -> Part:
-        """Scan a unit and commit its rows, unless they are committed already.
+        """Scan a unit and commit its rows, unless they are committed already and not damaged.
 
         Args:
             unit_id: id of the unit in this run.
@@ -264,8 +264,8 @@ class Scanner:
             rows_of: function that makes the rows instead of `maker`.
         """
         uri = self._run.part_uri(unit_id)
-        if storage.exists(uri):
-            return self._part(uri, storage.read_bytes(uri), new=False)
+        if committed := self._committed(uri):
+            return committed
         shard = None if unit.kind == "objects" else storage.display_name(unit.uri)
         images = min(unit.images, unit.limit) if unit.limit >= 0 else unit.images
         writer = RowWriter(unit_id, self._run.run_id, shard, images)
@@ -283,6 +283,20 @@ class Scanner:
         message = f"unit {unit_id} was committed by another actor: the rows made here are dropped"
         log(message, logging.WARNING, unit=unit_id)
         return self._part(uri, storage.read_bytes(uri), new=False)
+
+    def _committed(self, uri: str) -> Part | None:
+        """Return the part that an earlier launch committed; one that is damaged is removed."""
+        if not storage.exists(uri):
+            return None
+        payload = storage.read_bytes(uri)
+        try:
+            read_part(payload)
+        except (ValueError, KeyError, OSError) as error:
+            name = storage.display_name(uri)
+            log(f"{name} is damaged ({one_line(error)}): scanned again", logging.WARNING)
+            storage.remove(uri)
+            return None
+        return self._part(uri, payload, new=False)
 
     def _rows(self, unit: Unit, rows_of: RowsOf | None) -> Iterator[Row]:
         """Yield complete rows: with the model, the run and the time of the scan."""

@@ -19,10 +19,7 @@ CONFIG = PRESETS["prompt-iml-micro"]
 
 def write_null_model(folder: Path, notes: tuple[str, ...] = ()) -> Path:
     """Every pixel gets the logit -8; no pixel is read. `notes` are what its users are told."""
-    shapes = [
-        (depth, CONFIG.prompts, channels)
-        for depth, channels in zip(CONFIG.swin.depths, CONFIG.swin.stage_channels, strict=True)
-    ]
+    shapes = CONFIG.prompt_shapes
     save_folder(
         folder,
         name="null",

@@ -60,10 +60,7 @@ from prompt_iml.pipeline.storage import storage
 from tests.helpers.stores import Folder, Store
 
 CONFIG = PRESETS["prompt-iml-micro"]
-SHAPES = [
-    (depth, CONFIG.prompts, channels)
-    for depth, channels in zip(CONFIG.swin.depths, CONFIG.swin.stage_channels, strict=True)
-]
+SHAPES = CONFIG.prompt_shapes
 POLICY = Policy("red", manipulated_at=0.5, authentic_below=0.2, false_positive_rate=0.0)
 OFFSET = -6.0  # misses pixels that are only a little red
 

@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from prompt_iml.pipeline.run.masks import decode_mask, encode_mask
-from prompt_iml.pipeline.run.schema import SCHEMA, RowWriter, image_id, read_summary
+from prompt_iml.pipeline.run.schema import SCHEMA, RowWriter, image_id, read_part, read_summary
 
 GOLDEN = Path(__file__).with_name("golden_schema_v1.txt")
 REGION = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 12, "mean_score": 0.5, "max_score": 1.0}
@@ -176,3 +176,14 @@ def test_a_part_says_what_of_its_shard_is_lost(
     for each in (row(member="0"), last):
         writer.add(each)
     assert read_summary(writer.close())["incomplete"] == incomplete
+
+
+@pytest.mark.parametrize("where", [0.3, 0.6, 0.9])
+def test_a_byte_that_flips_in_a_part_is_noticed(where: float) -> None:
+    payload = write(*(row(image_id=f"{n:032x}", mask_rle=bytes(40)) for n in range(200)))
+    assert read_part(payload)[1].num_rows == 200
+    pages = len(payload) - int.from_bytes(payload[-8:-4], "little") - 8  # before the footer
+    flipped = bytearray(payload)
+    flipped[int(pages * where)] ^= 1
+    with pytest.raises((ValueError, OSError)):
+        read_part(bytes(flipped))

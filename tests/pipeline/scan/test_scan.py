@@ -541,3 +541,22 @@ def test_what_an_actor_raises_is_one_line() -> None:
         wrapped = UserCodeException()
         wrapped.__cause__ = task.as_instanceof_cause()
         assert str(error_of_actor(wrapped)) == str(error_of_actor(task)) == expected
+
+
+def test_a_part_that_was_damaged_is_made_again(scanned: Scanned) -> None:
+    before = findings(str(scanned.output))
+    (scanned.output / "_runs" / "one" / "manifest.json").unlink()
+    part, *_ = sorted((scanned.output / "results").iterdir())
+    data = bytearray(part.read_bytes())
+    data[len(data) // 3] ^= 1
+    part.write_bytes(data)
+    scanned.again()
+    assert part.read_bytes() != data
+    assert findings(str(scanned.output)) == before
+
+
+def test_a_complete_run_whose_part_is_gone_is_not_called_complete(scanned: Scanned) -> None:
+    part, *_ = sorted((scanned.output / "results").iterdir())
+    part.unlink()
+    with pytest.raises(UsageError, match=rf"{part.name} is missing: see prompt-iml verify"):
+        scanned.again()
