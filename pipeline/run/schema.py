@@ -175,13 +175,13 @@ def merge_parts(parts: Iterable[bytes]) -> bytes:
     file = _open_writer(sink)
     waiting = [SCHEMA.empty_table()]
     for part in parts:
-        summary = read_summary(part)
+        summary, rows = read_part(part)
         run_ids.add(summary["run_id"])
         statuses.update(summary["statuses"])
         codes.update(summary["codes"])
         units.update(units_of(summary))
         incomplete |= summary.get("incomplete", {})
-        waiting.append(pq.read_table(pa.BufferReader(part)))
+        waiting.append(rows)
         if sum(table.num_rows for table in waiting) >= _MERGED_GROUP_ROWS:
             waiting = [_write_rows(file, waiting).slice(0, 0)]
     _write_rows(file, waiting)
