@@ -1,7 +1,7 @@
 """JPEG settings of the software that edits pictures, and of the networks that pass them on.
 
-Each number has its public source beside it. Where a source gives sides and no quality, the quality
-is a wide range.
+Networks and messengers publish few of their settings and change them, so the ranges are wide. Where
+a source stands beside a platform, it states the numbers that are named; all others are estimates.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from PIL.JpegPresets import presets
 
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
 
-# Default qualities, of the standard tables: libjpeg, Pillow and libvips 75 (their documentation),
-# WordPress 82 (`WP_Image_Editor`), GIMP 90 (its manual), a browser's canvas .92 (MDN, `toBlob`),
-# OpenCV 95 (`IMWRITE_JPEG_QUALITY`); 80 and 85 are what many web servers' plug-ins recommend.
+# Qualities, of the standard tables, that programs save with if nobody chooses: 75 is libjpeg's and
+# Pillow's, 82 WordPress's (`WP_Image_Editor`), 95 OpenCV's (`IMWRITE_JPEG_QUALITY`).
 DEFAULT_QUALITIES = (75, 80, 82, 85, 90, 92, 95)
 
 
@@ -51,25 +50,18 @@ class Platform:
 
 
 PLATFORMS = (
-    # Sides of Facebook, Instagram and Twitter: J. Harmon, "Dimensions and Quality For Social Media
-    # Photo Sharing", Photo Taco. Facebook's quality depends on the picture: W. Sun et al.,
-    # "Processing-Aware Privacy-Preserving Photo Sharing over Online Social Networks", 2016.
     Platform("Facebook", 2048, (71, 92), True),
     Platform("Facebook, feed", 960, (71, 85), True),
-    # Z. Douglas, "Digital Image Recompression Analysis of Instagram", University of Colorado, 2018.
     Platform("Instagram", 1080, (70, 85), False),
-    # C. Erdmann, "Better image quality in your Twitter tweets", compress-or-die.com, 2022.
     Platform("Twitter", 4096, (85, 85), True),
     Platform("Twitter, feed", 1200, (85, 85), True),
-    # H. Risemberg, "File Structure Analysis of Media Files Sent and Received Over WhatsApp",
-    # University of Colorado, 2020.
     Platform("WhatsApp", 1600, (70, 82), False),
-    # Quality 87 of a picture that is sent, 83 of one in the cache: pull request 2098 of Telegram
+    # Side, and qualities 87 of what is sent and 83 of what is cached: pull request 2098 of Telegram
     # for Android.
     Platform("Telegram", 1280, (83, 87), False),
-    # `BitmapUtil` of Signal for Android (issue 9848): from 90 down to 45 until the file fits.
+    # Issue 9848 of Signal for Android: `BitmapUtil` goes from 90 down to 45 until the file fits.
     Platform("Signal", 1920, (60, 90), False),
-    # `WP_Image_Editor` and `big_image_size_threshold`, developer.wordpress.org.
+    # Quality: `WP_Image_Editor`; side: `big_image_size_threshold`, developer.wordpress.org.
     Platform("WordPress", 2560, (82, 82), False),
     Platform("WordPress, article", 1024, (82, 82), False),
 )
