@@ -411,8 +411,7 @@ class CalibrateSettings(EvaluationFlags):
     miss_rate: float = Field(0.15, ge=0, lt=1)
     """Label at most this share of the manipulated images authentic."""
     flagged_rate: float = Field(0.3, ge=0, le=1)
-    """Let at most this share of the authentic images of any size class have a mask, even if F1
-    falls."""
+    """Let at most this share of the authentic images have a mask, even if F1 falls."""
     min_side: int | None = Field(128, ge=1)
     """Label smaller images uncertain; the default is half the side of the training images."""
     min_jpeg_quality: int | None = Field(50, ge=1, le=100)
