@@ -74,13 +74,16 @@ class Source:
 def resolve(name: str) -> Source:
     """Find the file or folder of an INPUT; a name with wildcards that exists is not a glob.
 
+    `s3://bucket/photos/` is the folder, also where an object has the name `photos`.
+
     Raises:
         UsageError: as `entries_of`.
     """
     uri = storage.canonical(name)
     with _usage_errors(uri):
         try:
-            return Source(name, uri, storage.look_up(uri))
+            file = storage.look_up(uri)
+            return Source(name, uri, None if storage.is_s3(uri) and name.endswith("/") else file)
         except NotFound:
             wildcard = _WILDCARD.search(uri)
             if wildcard is None:

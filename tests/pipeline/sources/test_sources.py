@@ -293,6 +293,14 @@ def test_more_keys_than_a_page_of_s3(s3: Bucket) -> None:
     ]
 
 
+def test_a_slash_names_the_folder_whatever_object_has_its_name(s3: Bucket) -> None:
+    for name in ("in", "in/", "in/a.jpg"):
+        s3.put(name, b"data")
+    (unit,) = units(f"{s3.uri}/in/")
+    assert f"{s3.uri}/in/a.jpg" in [ref.uri for ref in unit.objects]
+    assert f"{s3.uri}/in" not in [ref.uri for ref in unit.objects]
+
+
 # Errors of a whole input.
 
 
