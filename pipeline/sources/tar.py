@@ -21,8 +21,10 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Sample, too_large
 
 MAX_EXTENSION = 1 << 20  # bytes of a long name or a pax header; real ones have hundreds
+LENGTH_DIGITS = 9  # of a pax record, with the space after them
 SIZE_DIGITS = 18  # maximum for a member's size, which the table must hold; more is damage
 LINKED_BYTES = 64 << 20  # of earlier members that links may point to, with their names
+ZEROS = 1 << 20  # bytes of zeros that are looked at together
 _BLOCK = tarfile.BLOCKSIZE
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _EXTENSIONS = (
@@ -85,6 +87,7 @@ class _Archive:
     def __init__(self, uri: str, stream: BinaryIO, compression: str) -> None:
         self._uri = uri
         self._stream = stream
+        self._ahead = b""  # bytes that were read and belong to what is read next
         self.position = 0
         self.compression = compression
 
@@ -97,12 +100,23 @@ class _Archive:
 
     def read_up_to(self, count: int) -> bytes:
         """Read `count` bytes, or fewer at the end of the file."""
+        data, self._ahead = self._ahead[:count], self._ahead[count:]
         try:
-            data = self._stream.read(count)
+            if len(data) < count:
+                data += self._stream.read(count - len(data))
         except DAMAGED as error:
             raise self.damaged(f"{self.compression}: {error}") from error
         self.position += len(data)
         return data
+
+    def skip_zeros(self) -> None:
+        """Read blocks of zeros and drop them, many at a time; what comes after them is read next."""
+        while data := self.read_up_to(ZEROS):
+            blocks = data.lstrip(b"\0")
+            if blocks:
+                self._ahead = data[(len(data) - len(blocks)) // _BLOCK * _BLOCK :]
+                self.position -= len(self._ahead)
+                return
 
     def skip(self, count: int) -> None:
         """Read `count` bytes and drop them."""
@@ -113,7 +127,7 @@ class _Archive:
         """Read bytes before this position of an archive that is not packed."""
         self._stream.seek(position)
         data = self._stream.read(count)
-        self._stream.seek(self.position)
+        self._stream.seek(self.position + len(self._ahead))
         return data
 
     def damaged(self, what: str) -> DamagedShard:
@@ -230,6 +244,7 @@ def _members(archive: _Archive) -> Iterator[_Member]:
     while block := archive.read_up_to(_BLOCK):
         ended = not block.strip(b"\0")
         if ended:
+            archive.skip_zeros()
             continue
         header = _header(archive, block)
         if header.type in _EXTENSIONS:
@@ -286,16 +301,22 @@ def _extension(archive: _Archive, header: tarfile.TarInfo) -> dict[str, str]:
 
 
 def _pax_records(archive: _Archive, body: bytes) -> dict[str, str]:
-    """Parse records of the form `<length> <keyword>=<value>\\n`, the length counting all of it."""
+    """Parse records of the form `<length> <keyword>=<value>\\n`, the length counting all of it.
+
+    A record is not copied with those after it, as a header may have many thousands.
+    """
     records = {}
-    while body:
-        digits, _, rest = body.partition(b" ")
-        end = int(digits) - len(digits) - 1 if digits.isdigit() and len(digits) < 9 else 0
-        keyword, equals, value = rest[:end].partition(b"=")
-        if not 0 < end <= len(rest) or not equals or not value.endswith(b"\n"):
+    start = 0
+    while start < len(body):
+        space = body.find(b" ", start, start + LENGTH_DIGITS)
+        digits = body[start : max(space, start)]
+        end = start + int(digits) if digits.isdigit() else start
+        equals = body.find(b"=", space, end)
+        if not start < space < equals < end <= len(body) or body[end - 1 : end] != b"\n":
             raise archive.damaged("a corrupt pax header")
-        records[keyword.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
-        body = rest[end:]
+        keyword, value = body[space + 1 : equals], body[equals + 1 : end - 1]
+        records[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        start = end
     return records
 
 
