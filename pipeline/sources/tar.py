@@ -110,7 +110,7 @@ class _Archive:
         return data
 
     def skip_zeros(self) -> None:
-        """Read blocks of zeros and drop them, many at a time; what comes after them is read next."""
+        """Read blocks of zeros and drop them, many at a time; what follows is read next."""
         while data := self.read_up_to(ZEROS):
             blocks = data.lstrip(b"\0")
             if blocks:
