@@ -28,6 +28,7 @@ from prompt_iml.engine.errors import (
     PromptImlError,
     UsageError,
 )
+from prompt_iml.pipeline.logs import printable
 from prompt_iml.pipeline.parser import settings_source
 from prompt_iml.pipeline.settings import (
     BuildSettings,
@@ -209,7 +210,7 @@ def _first_problem(settings: type[Command], error: ValidationError | SettingsErr
 
 
 def _refuse(line: str, code: int = USAGE) -> int:
-    print(f"prompt-iml {line}", file=sys.stderr)
+    print(f"prompt-iml {printable(line)}", file=sys.stderr)
     return code
 
 

@@ -36,7 +36,7 @@ class Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(printable(self.format(record)), file=sys.stderr, flush=True)
 
 
 def configure(kind: Format = "text", level: int = logging.INFO, **fields: Any) -> None:
@@ -52,6 +52,11 @@ def log(message: str, level: int = logging.INFO, **fields: Any) -> None:
     if not LOGGER.handlers:
         configure()
     LOGGER.log(level, message, extra={"fields": fields})
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters as escapes: a file's name must not drive a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
 
 
 def one_line(message: object) -> str:

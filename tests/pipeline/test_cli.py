@@ -13,6 +13,7 @@ from pydantic_settings import CliApp
 
 from prompt_iml.engine.errors import PromptImlError
 from prompt_iml.pipeline.cli import COMMANDS, DONE, FAILURES, commands, main
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.settings import DemoSettings, ScanSettings
 
 FLAGS = Path(__file__).with_name("golden_flags.txt")
@@ -261,3 +262,10 @@ def test_a_scan_that_lost_images_or_saw_none_does_not_exit_0(
     summary = {"ok": 9, "failed": 0, "codes": {}, "failure_rate": 0.0, "incomplete": 0} | changed
     settings = ScanSettings(inputs=["in"], output="out")
     assert COMMANDS["scan"].outcome(summary, settings) == (summary, code)
+
+
+def test_a_name_does_not_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b]0;owned\x07\u202egpj.exe"
+    assert main(["scan", f"/nowhere/{name}", "--output", "out"]) == 2
+    log(f"{name} is damaged")
+    assert not {"\x1b", "\x07", "\u202e"} & set(capsys.readouterr().err)
