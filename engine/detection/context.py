@@ -7,7 +7,7 @@ matches, neighbouring places have the same displacement to their matches.
 
 The search of matches is that of copy-move detectors (Cozzolino, Poggi and Verdoliva, "Efficient
 dense-field copy-move forgery detection", 2015): dense, with a vote of the neighbourhood. Nothing of
-it is learned, so it runs outside the network, in NumPy.
+it is learned, so it runs outside the network: in NumPy, with a kernel for the comparison itself.
 
 Letters: h w rows and columns of cells, Q queries, P cells of a descriptor, F features.
 """
@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from prompt_iml.engine.network.beyond.dct import BLOCK, LUMA, dct_basis, zigzag
-from prompt_iml.engine.network.config import MATCH_FEATURES
+from prompt_iml.engine.network.config import MATCH_FEATURES, JpegViewConfig
 from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.runtimes.protocol import Batch
 
-COEFFICIENTS, BINS = 20, 16  # of the histogram, as `JpegViewConfig` has them
+_VIEW = JpegViewConfig()
+COEFFICIENTS, BINS = _VIEW.coefficients, _VIEW.bins  # of the histogram
 STRIP = 64  # rows of blocks that are transformed at a time: 12 MB of a picture of 4,000 columns
 MOST_PIXELS = 512 * 384  # a larger picture is scaled down for the search, whose cost is quadratic
 CELL = 4  # pixels between cells; queries are a JPEG block apart
@@ -87,23 +88,22 @@ def whole_pictures(image: NDArray[np.uint8], qtable: Floats) -> Batch:
     )
 
 
-def dct_histogram(
-    pixels: NDArray[np.uint8], qtable: Floats, coefficients: int = COEFFICIENTS, bins: int = BINS
-) -> Floats:
+def dct_histogram(pixels: NDArray[np.uint8], qtable: Floats) -> Floats:
     """Return the histogram of `Context`; of a picture without a whole block, that of one of zeros.
 
     The luma is rounded, which undoes most of the decoder's rounding of RGB.
     """
-    order = zigzag()[1 : coefficients + 1]
-    scaled = (dct_basis()[order].reshape(coefficients, 64) / qtable[order, None]).astype(np.float32)
+    order = zigzag()[1 : COEFFICIENTS + 1]
+    basis = dct_basis()[order].reshape(COEFFICIENTS, 64)
+    scaled = (basis / qtable[order, None]).astype(np.float32)
     rows, columns = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
-    counts = np.zeros((coefficients, bins), np.int64)
+    counts = np.zeros((COEFFICIENTS, BINS), np.int64)
     for first in range(0, rows, STRIP):
         strip = pixels[first * BLOCK : min(first + STRIP, rows) * BLOCK, : columns * BLOCK]
         blocks = np.rint(luma_of(strip)).reshape(-1, BLOCK, columns, BLOCK).swapaxes(1, 2)
         sizes = np.abs(scaled @ blocks.reshape(-1, 64).T)
-        bin_of = np.minimum(np.rint(sizes), bins - 1).astype(np.int64)
-        bin_of += bins * np.arange(coefficients)[:, None]
+        bin_of = np.minimum(np.rint(sizes), BINS - 1).astype(np.int64)
+        bin_of += BINS * np.arange(COEFFICIENTS)[:, None]
         counts += np.bincount(bin_of.ravel(), minlength=counts.size).reshape(counts.shape)
     if not counts.any():
         counts[:, 0] = 1
