@@ -59,7 +59,8 @@ def picture(reports: list[Report]) -> bytes:
     samples = [int(report["samples"]) for report in reports]
     left.plot(samples, [float(report["loss"]) for report in reports], label="loss")
     for name in ("f1", "average_f1", "pixel_auc", "score_auc", "flagged"):
-        right.plot(samples, [float(report[name]) for report in reports], label=name)
+        # Runs of earlier versions have no average.
+        right.plot(samples, [float(report.get(name, "nan")) for report in reports], label=name)
     for axes in (left, right):
         axes.set_xlabel("samples")
         axes.legend()

@@ -34,7 +34,7 @@ from prompt_iml.pipeline.evaluation import read_manifest
 from prompt_iml.pipeline.evaluation.comparison import auc, read_truth
 from prompt_iml.pipeline.forgery.generator import Generator
 from prompt_iml.pipeline.forgery.history import read_tables
-from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
+from prompt_iml.pipeline.forgery.photos import Photo, list_photos, load_pixels, split
 from tests.helpers.autoencoders import write_autoencoders
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
@@ -228,11 +228,14 @@ def test_sets_by_autoencoders_pass_a_region_or_both_twins(
     for forged, authentic in zip(twins[::2], twins[1::2], strict=True):
         assert forged.mask is not None
         assert 0.003 <= forged.mask.mean() < 0.6
-        # An untrained autoencoder leaves next to no contrast.
-        assert (pixels_of(authentic).std() < 15) == (name == "regenerated")
+        # An untrained autoencoder leaves much less contrast than the photograph has.
+        (photo,) = [photo for photo in photos if photo.path.name == authentic.photo]
+        kept = pixels_of(authentic).std() / load_pixels(photo).std()
+        assert (kept < 0.75) == (name == "regenerated")
         far = ~ndimage.binary_dilation(forged.mask, iterations=40)
         difference = pixels_of(forged).astype(int) - pixels_of(authentic)
-        assert np.abs(difference[far]).max(initial=0) <= (name == "regenerated")
+        # Group norms let an edit change all of a picture that passes, by some grey levels.
+        assert np.abs(difference[far]).mean() <= (4 if name == "regenerated" else 0)
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/data/photos")
