@@ -55,6 +55,13 @@ from prompt_iml.engine.runtimes.torch_cpu import TorchEngine, load_network
 
 BATCH_SIZES = (1, 4)  # of the comparison before a model is stored
 TOLERANCE = TOLERANCES["float32"]
+# Inputs of the graph -> parameters of the network.
+PARAMETERS = {
+    "image": "image_BHW3",
+    "qtable": "qtable_B64",
+    "histogram": "histogram_BKN",
+    "matches": "matches_BFHW",
+}
 INSENSITIVE = 0.1  # share of the prompts' effect that an engine may miss
 UNCLAIMED = "the model is untrained: nothing is claimed for masks and scores"
 
@@ -161,7 +168,7 @@ def _trace(network: PromptIML) -> ir.Model:
         block_dims |= {2: step // BLOCK * rows, 3: step // BLOCK * columns}
     prompts = [prompt.detach() for prompt in network.prompts]
     batch_only = {0: batch}
-    examples = {
+    examples: dict[str, tuple[Any, Any]] = {
         "image": (torch.zeros(2, height, width, 3, dtype=torch.uint8), image_dims),
         "qtable": (torch.ones(2, 64), batch_only),
         "histogram": (torch.full((2, COEFFICIENTS, BINS), 1 / BINS), batch_only),
@@ -170,14 +177,17 @@ def _trace(network: PromptIML) -> ir.Model:
             block_dims,
         ),
     }
-    taken = [examples[n] if n in config.input_names else (None, None) for n in examples]
+    # By name: the exporter confuses the dimensions of inputs after one that is left out.
+    taken = {PARAMETERS[name]: examples[name] for name in config.input_names}
+    taken["prompts"] = prompts, [None] * len(prompts)
     with warnings.catch_warnings(action="ignore"):  # of the exporter about itself
         program = torch.onnx.export(
             network,
-            (*(tensor for tensor, _ in taken), prompts),
+            (),
+            kwargs={name: value for name, (value, _) in taken.items()},
             input_names=_input_names(config),
             output_names=["mask_logits", "score_logit"],
-            dynamic_shapes=(*(dims for _, dims in taken), [None] * len(prompts)),
+            dynamic_shapes={name: dims for name, (_, dims) in taken.items()},
             opset_version=OPSET,
             dynamo=True,
             optimize=False,

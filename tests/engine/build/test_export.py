@@ -63,7 +63,7 @@ def test_the_graph_is_what_runtimes_are_promised(graph: onnx.ModelProto) -> None
     assert {(o.domain, o.version) for o in graph.opset_import} == {("", OPSET), (DOMAIN, 1)}
     assert [i.name for i in graph.graph.input] == [
         "image", "qtable", "histogram", "matches",
-        "prompts_0", "prompts_1", "prompts_2", "prompts_3",
+        *(f"prompts_{number}" for number in range(8)),
     ]  # fmt: skip
     assert [o.name for o in graph.graph.output] == ["mask_logits", "score_logit"]
 
