@@ -19,7 +19,7 @@
         ├── FetchError         fetch_failed        stage "fetch"
         │   ├── NotFound       not_found
         │   ├── Denied         denied
-        │   │   └── BadCredentials                 ends a scan: all that is left would be denied
+        │   │   └── BadCredentials bad_credentials ends a scan: all that is left would be denied
         │   ├── FetchTimeout   timeout
         │   ├── DamagedShard   damaged_shard
         │   └── AlreadyScanned already_scanned     status=skipped, not failed
@@ -172,7 +172,7 @@ class Denied(FetchError):
 class BadCredentials(Denied):
     """The store knows our credentials no more, or there are none: it refuses all objects alike."""
 
-    code = "denied"
+    code = "bad_credentials"
 
 
 class FetchTimeout(FetchError):
