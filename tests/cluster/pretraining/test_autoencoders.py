@@ -120,7 +120,7 @@ def test_the_command_trains_what_is_missing(
 
 
 def test_no_variant_is_on_both_sides() -> None:
-    """What is held back has other sizes or another order of up-samplings."""
+    """Held-back autoencoders have other sizes, or another order of up-samplings."""
     training = {sizes for name, sizes in VARIANTS.items() if not name.startswith(HELD_BACK)}
     assert len(training) == 8
     assert len(set(VARIANTS.values())) == len(VARIANTS) == 11
