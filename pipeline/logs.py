@@ -54,9 +54,10 @@ def log(message: str, level: int = logging.INFO, **fields: Any) -> None:
     LOGGER.log(level, message, extra={"fields": fields})
 
 
-def printable(text: str) -> str:
-    """Return a text with control characters as escapes: a file's name must not drive a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
+def printable(text: str, kept: str = "\n\t") -> str:
+    r"""Return a text with its control characters, but those in `kept`, as escapes like `\u001b`:
+    a file's name must not drive a terminal."""
+    return "".join(c if c.isprintable() or c in kept else f"\\u{ord(c):04x}" for c in text)
 
 
 def one_line(message: object) -> str:

@@ -312,10 +312,14 @@ def _resize(
 @lru_cache(maxsize=1024)
 def _sources(length: int, size: int) -> NDArray[np.intp]:
     """Return, for each position of a padded axis, the position of the image that it repeats."""
-    period = -(-length // BLOCK) * BLOCK
-    position = np.arange(size) % (2 * period)
-    mirrored = np.minimum(position, 2 * period - 1 - position)
-    return np.minimum(mirrored, length - 1)
+    return np.minimum(mirrored(size, -(-length // BLOCK) * BLOCK), length - 1)
+
+
+def mirrored(size: int, length: int) -> NDArray[np.intp]:
+    """Return, for each of `size` positions of an axis, the one of the first `length` positions that
+    it repeats, mirrored at the border."""
+    position = np.arange(size) % (2 * length)
+    return np.minimum(position, 2 * length - 1 - position)
 
 
 def _blend(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -15,6 +15,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from prompt_iml.pipeline.logs import printable
+
 Row = dict[str, Any]
 
 INPUTS_SHOWN = 5
@@ -104,7 +106,7 @@ def text(value: object) -> Markup:
     r"""Return a value as HTML; characters that do not print, newlines too, become `\u1234`."""
     if isinstance(value, Markup):
         return value
-    return escape("".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in str(value)))
+    return escape(printable(str(value), kept=""))
 
 
 def render(content: Content) -> str:

@@ -358,13 +358,9 @@ def _writing(uri: str) -> Iterator[None]:
     message = f"cannot write {display_name(uri)}"
     try:
         yield
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise CredentialsFailed(f"{message}: {_reason(error)}; {CREDENTIALS_FIX}") from error
-    except ClientError as error:
-        if error.response["Error"].get("Code") in _BAD_CREDENTIALS:
+    except (OSError, BotoCoreError, ClientError) as error:
+        if _knows_no_credentials(error):
             raise CredentialsFailed(f"{message}: {_reason(error)}; {CREDENTIALS_FIX}") from error
-        raise OutputNotWritable(f"{message}: {_reason(error)}; choose another --output") from error
-    except (OSError, BotoCoreError) as error:
         raise OutputNotWritable(f"{message}: {_reason(error)}; choose another --output") from error
 
 

@@ -51,7 +51,7 @@ def test_a_histogram_equals_one_counted_directly() -> None:
     table = random.integers(1, 60, 64).astype(np.float32)
     luma = np.rint(luma_of(pixels))[:80, :1048].reshape(10, 8, 131, 8).swapaxes(1, 2)
     sizes = np.abs(np.rint(dctn(luma, axes=(2, 3), norm="ortho").reshape(-1, 64) / table))
-    found = dct_histogram(pixels, table)
+    found = dct_histogram(luma_of(pixels), table)
     for row, coefficient in zip(found, zigzag()[1:21], strict=True):
         counted = np.bincount(np.minimum(sizes[:, coefficient], 15).astype(int), minlength=16)
         np.testing.assert_allclose(row, counted / len(sizes), atol=5e-3)
@@ -59,7 +59,7 @@ def test_a_histogram_equals_one_counted_directly() -> None:
 
 def test_neighbours_in_a_copy_have_one_displacement_and_others_do_not() -> None:
     pixels = np.ascontiguousarray(PHOTOGRAPH[:256, 128:384])
-    forged, authentic = find_matches(_copied(pixels)), find_matches(pixels)
+    forged, authentic = (find_matches(luma_of(each)) for each in (_copied(pixels), pixels))
     inside = np.zeros((32, 32), bool)
     inside[22:27, 5:10] = True  # two blocks inside the copy
     assert forged[2][inside].mean() > 0.6
@@ -98,7 +98,7 @@ def test_near_cells_are_no_match() -> None:
 
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_flat_picture_has_no_matches(level: int) -> None:
-    assert not find_matches(np.full((256, 256, 3), level, np.uint8))[:5].any()
+    assert not find_matches(luma_of(np.full((256, 256, 3), level, np.uint8)))[:5].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 300), (16, 9), (255, 257), (700, 900)])

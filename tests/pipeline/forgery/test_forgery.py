@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from prompt_iml.cluster.training.examples import augmented
-from prompt_iml.engine.detection.context import Context, dct_histogram
+from prompt_iml.engine.detection.context import Context, dct_histogram, luma_of
 from prompt_iml.engine.network.beyond.jpeg_view import JpegView
 from prompt_iml.engine.network.config import JpegViewConfig
 from prompt_iml.pipeline.evaluation.comparison import auc
@@ -225,13 +225,15 @@ def test_turning_turns_pixels_mask_table_and_context_together(generator: Generat
     pixels = generator.scenes[0].pixels[:SIDE, :SIDE]
     mask, table = pixels[..., 0] > 100, np.arange(1, 65, dtype=np.float32)
     places = mask[::8, ::8].astype(np.float32)[None]
-    example = Example(pixels, table, mask, "splice", Context(dct_histogram(pixels, table), places))
+    example = Example(
+        pixels, table, mask, "splice", Context(dct_histogram(luma_of(pixels), table), places)
+    )
     for seed in range(8):
         part = augmented(example, np.random.default_rng(seed))
         flips = np.random.default_rng(seed).random(3) < 0.5
         assert np.array_equal(part.mask, part.pixels[..., 0] > 100)
         assert flips[2] != np.array_equal(part.qtable, table)
-        histogram = dct_histogram(np.ascontiguousarray(part.pixels), part.qtable)
+        histogram = dct_histogram(luma_of(np.ascontiguousarray(part.pixels)), part.qtable)
         np.testing.assert_allclose(part.context.histogram, histogram, atol=0.02)
         rows, columns = (slice(7 if flip else 0, None, 8) for flip in _turned(flips))
         assert np.array_equal(part.context.matches[0], part.mask[rows, columns])
