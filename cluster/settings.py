@@ -54,13 +54,15 @@ class TrainingFlags(RayFlags):
 
     def check(self) -> None:
         """Check that the photographs and the output's parent exist, and read the autoencoders."""
-        from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
         from prompt_iml.pipeline.checks import check_output, find_folder
 
         super().check()
         find_folder(self.photos)
-        for held_back in (False, True):
-            read_autoencoders(self.autoencoders, held_back)
+        if self.autoencoders:  # whose module imports torch, which takes seconds
+            from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
+
+            for held_back in (False, True):
+                read_autoencoders(self.autoencoders, held_back)
         check_output(self.output)
 
 

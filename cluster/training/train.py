@@ -189,18 +189,21 @@ def _fit(settings: TrainSettings) -> None:
         checkpoint = load_file(Path(folder) / FILE)
     tensors = network_tensors(checkpoint)
     average = tensors | network_tensors(checkpoint, "average.")
-    _check_frozen(settings, average)
+    _check_frozen(settings, average, tensors)
     storage.create_once(f"{settings.output}/{AVERAGE}", save(average))
-    _check_frozen(settings, tensors)
     storage.create_once(f"{settings.output}/{WEIGHTS}", save(tensors))
 
 
-def _check_frozen(settings: TrainSettings, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `PromptImlError` unless every frozen tensor is unchanged, bit for bit."""
+def _check_frozen(settings: TrainSettings, *trained: Mapping[str, Tensor]) -> None:
+    """Raise `PromptImlError` unless every frozen tensor of all is unchanged, bit for bit."""
     start = Run(start_network(settings), settings.train).network
     trains = {name for name, parameter in start.named_parameters() if parameter.requires_grad}
     frozen = {name: tensor for name, tensor in start.state_dict().items() if name not in trains}
-    if moved := [name for name, value in frozen.items() if not torch.equal(value, tensors[name])]:
+    if moved := [
+        name
+        for name, value in frozen.items()
+        if not all(torch.equal(value, tensors[name]) for tensors in trained)
+    ]:
         raise PromptImlError(f"Training changed frozen weights: {', '.join(moved[:5])}")
 
 
