@@ -174,7 +174,8 @@ def test_members_that_are_not_utf8_are_named_as_in_the_results(
 
 def test_images_without_mask_count_except_in_pixel_measures(folder: Folder) -> None:
     model = load_model("prompt-iml-micro")
-    policy = replace(model.policy, manipulated_at=1e-6, authentic_below=0.0, min_side=None)
+    none = {"authentic_below": 0.0, "manipulated_at_sizes": (), "min_side": None}
+    policy = replace(model.policy, manipulated_at=1e-6, **none)
     masked = one_of(held_back=True, after=0)
     rows: list[Row] = [
         {"uri": folder.put("m.jpg", masked), "label": "manipulated", "mask": mask_png()}
