@@ -111,9 +111,11 @@ def summary(calibration: Calibration, groups: Sequence[Group]) -> str:
         "",
         *_size_lines(c),
         "",
-        f"{'miss rate':<12}{'authentic below':>16}{'of authentic':>14}{'of forged':>11}",
+        f"{'miss rate':<12}{'authentic below':>16}{'of authentic':>14}{'of forged':>11}"
+        f"{'masks from':>12}{'of authentic':>14}{'pixel F1':>10}",
         *(
             f"{m.rate:<12.0%}{m.below:>16.4f}{m.of_authentic:>14.1%}{m.of_forged:>11.1%}"
+            f"{m.least:>12.2f}{m.masked:>14.1%}{m.f1:>10.3f}"
             for m in c.misses
         ),
         "",

@@ -110,12 +110,18 @@ class Miss:
         rate: allowed share of the forged images labelled authentic.
         below: `authentic_below` at this rate.
         of_authentic, of_forged: shares of the authentic and forged images labelled authentic.
+        least: `least_confidence` that keeps the rate of masked authentic images.
+        masked: share of the authentic images with a mask.
+        f1: mean pixel F1 of the masks of the forged; an empty mask counts 0.
     """
 
     rate: float
     below: float
     of_authentic: float
     of_forged: float
+    least: float
+    masked: float
+    f1: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,13 +311,17 @@ def size_thresholds(
 
 def choose_confidence(policy: Policy, within: Sequence[ImageResult], targets: Targets) -> float:
     """Return the lowest `least_confidence` at which few enough of the authentic have a mask."""
-    authentic = [each for each in within if not each.forged]
-    found = [(label_of(policy, each), confidence(policy, each)) for each in authentic]
     for least in (percent / 100 for percent in range(100)):
         rule = replace(policy, least_confidence=least)
-        if mean([rule.believes(*each) for each in found]) <= targets.flagged_rate:
+        if masked_rate(rule, within) <= targets.flagged_rate:
             return least
     return 1.0
+
+
+def masked_rate(policy: Policy, within: Sequence[ImageResult]) -> float:
+    """Return the share of the authentic images with a mask."""
+    authentic = [each for each in within if not each.forged]
+    return mean([policy.believes(label_of(policy, e), confidence(policy, e)) for e in authentic])
 
 
 def confidence(policy: Policy, result: ImageResult) -> float | None:
@@ -478,7 +488,7 @@ def _measure(
         masked_rate=float(masks[~forged].mean()),
         sizes=tuple(_size_rate(each, within, labels, masks, targets) for each in thresholds),
         one_threshold=_one_threshold(thresholds, scores[forged]),
-        misses=tuple(_miss(rate, scores, forged) for rate in MISS_RATES),
+        misses=tuple(_miss(rate, policy, within, targets) for rate in MISS_RATES),
         reliability=tuple(table),
     )
 
@@ -513,7 +523,19 @@ def _size_rate(
     )
 
 
-def _miss(rate: float, scores: Floats, forged: Mask) -> Miss:
-    below = miss_threshold(scores[forged], rate)
-    called = scores < below
-    return Miss(rate, below, float(called[~forged].mean()), float(called[forged].mean()))
+def _miss(rate: float, policy: Policy, within: Sequence[ImageResult], targets: Targets) -> Miss:
+    """Measure labels and masks of the policy at another miss rate."""
+    forged, scores = _truth_and_scores(policy, within)
+    below = min(policy.manipulated_at, miss_threshold(scores[forged], rate))
+    policy = replace(policy, authentic_below=below)
+    policy = replace(policy, least_confidence=choose_confidence(policy, within, targets))
+    labels = _labels(policy, within)
+    return Miss(
+        rate=rate,
+        below=below,
+        of_authentic=float((labels[~forged] == "authentic").mean()),
+        of_forged=float((labels[forged] == "authentic").mean()),
+        least=policy.least_confidence,
+        masked=masked_rate(policy, within),
+        f1=mean([mask_f1(policy, each) for each in within if each.forged]),
+    )

@@ -207,10 +207,14 @@ def test_a_class_of_a_few_images_is_said_to_support_no_rate() -> None:
 
 
 def test_misses_are_counted_at_every_rate() -> None:
-    misses = make_policy(population(), Targets(), "v1").misses
+    calibration = make_policy(population(), Targets(), "v1")
+    misses = calibration.misses
     assert [each.of_forged for each in misses] == [0.05, 0.1, 0.15, 0.2]
     authentic = [each.of_authentic for each in misses]
     assert authentic == sorted(authentic)
+    assert all(each.masked <= Targets().flagged_rate for each in misses)
+    (chosen,) = (each for each in misses if each.rate == Targets().miss_rate)
+    assert (chosen.f1, chosen.masked) == (calibration.f1, calibration.masked_rate)
 
 
 def test_few_authentic_images_have_a_mask() -> None:
