@@ -320,8 +320,12 @@ def choose_confidence(policy: Policy, within: Sequence[ImageResult], targets: Ta
 
 def masked_rate(policy: Policy, within: Sequence[ImageResult]) -> float:
     """Return the share of the authentic images with a mask."""
-    authentic = [each for each in within if not each.forged]
-    return mean([policy.believes(label_of(policy, e), confidence(policy, e)) for e in authentic])
+    found = [
+        policy.believes(label_of(policy, each), confidence(policy, each))
+        for each in within
+        if not each.forged
+    ]
+    return mean([float(each) for each in found])
 
 
 def confidence(policy: Policy, result: ImageResult) -> float | None:
@@ -526,7 +530,8 @@ def _size_rate(
 def _miss(rate: float, policy: Policy, within: Sequence[ImageResult], targets: Targets) -> Miss:
     """Measure labels and masks of the policy at another miss rate."""
     forged, scores = _truth_and_scores(policy, within)
-    below = min(policy.manipulated_at, miss_threshold(scores[forged], rate))
+    needed = (at for _, at in policy.manipulated_at_sizes)
+    below = min(*needed, miss_threshold(scores[forged], rate))
     policy = replace(policy, authentic_below=below)
     policy = replace(policy, least_confidence=choose_confidence(policy, within, targets))
     labels = _labels(policy, within)
