@@ -25,7 +25,7 @@ def make_variant(network: PromptIML, variant: Variant) -> None:
         _leave_out_branch(network.high_frequency)
         for view in (network.jpeg_view, network.matches):
             if view is not None:
-                _replace(view, lambda *_: torch.zeros(()))
+                _replace(view, lambda *_: torch.zeros(1, 1, 1, 1))
         _pass_on(network, lambda sem, hfq: (sem, hfq, sem))
     elif variant == "high_frequency":
         _leave_out_branch(network.semantic)

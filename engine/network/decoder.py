@@ -12,8 +12,10 @@ Choices (C):
     Where the finest map is coarser than the mask features (stride 4), a sub-pixel convolution
         (Shi et al., arXiv 1609.05158) makes several features from each cell.
     Group norm has 8 channels a group: Mask2Former's 256 channels in 32 groups.
+    Mask features are not computed: what is read from them is linear, and so are they.
 Letters: B images, H W rows and columns of a map, s pixels between its cells, C channels of a fused
-map, D channels of the decoder, S cells of one map or of all maps together, M heads.
+map, D channels of the decoder, S cells of one map or of all maps together, M heads, R mask features
+of a cell, which are those of a square of pixels.
 """
 
 from __future__ import annotations
@@ -21,11 +23,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prompt_iml.engine.network.cells import (
+    CellNorm,
+    Map,
+    PointConv,
+    Size,
+    cells,
+    cells_of_planes,
+    planes,
+    resize,
+)
 from prompt_iml.engine.network.config import DecoderConfig
 from prompt_iml.engine.network.fusion import DeformableAttention, cell_centres
 
@@ -45,29 +58,30 @@ class PixelDecoder(nn.Module):
         super().__init__()
         d = config.hidden
         self.spread = spread
-        self.inputs = nn.ModuleList(_conv_norm(c, d, 1) for c in channels[1:])
+        self.inputs = nn.ModuleList(_point_norm(c, d) for c in channels[1:])
         self.level_embed = nn.Parameter(torch.empty(len(channels) - 1, d).normal_())
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-        self.lateral = _conv_norm(channels[0], d, 1)
-        self.smooth = nn.Sequential(_conv_norm(d, d, 3), nn.ReLU())
-        self.mask_features = nn.Conv2d(d, d * spread**2, 1)
-
-    def forward(self, fused_BHWC: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return mask features (B, D, H/4, W/4) and the coarser maps (B, D, H/s, W/s); here H and W
-        are those of the image."""
-        finest, *coarse = (map_BHWC.permute(0, 3, 1, 2) for map_BHWC in fused_BHWC)
-        maps = self.encode([conv(x) for conv, x in zip(self.inputs, coarse, strict=True)])
-        lateral = self.lateral(finest)
-        upsampled = functional.interpolate(
-            maps[0], lateral.shape[2:], mode="bilinear", align_corners=False
+        self.lateral = _point_norm(channels[0], d)
+        self.smooth = nn.ModuleList(
+            [nn.ModuleList([nn.Conv2d(d, d, 3, padding=1, bias=False), CellNorm(d // 8, d)])]
         )
-        features = self.mask_features(self.smooth(lateral + upsampled))
-        return functional.pixel_shuffle(features, self.spread), maps
+        self.mask_features = PointConv(d, d * spread**2)
 
-    def encode(self, maps_BDHW: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, fused_BHWC: Sequence[Tensor]) -> tuple[MaskFeatures, list[Map]]:
+        """Return the mask features, and the three coarser maps."""
+        (finest_BSC, size), *coarse = (cells(map_BHWC) for map_BHWC in fused_BHWC)
+        maps = self.encode(
+            [(norm(x_BSC), size) for norm, (x_BSC, size) in zip(self.inputs, coarse, strict=True)]
+        )
+        both_BSD = self.lateral(finest_BSC) + resize(*maps[0], size)
+        conv, norm = cast("nn.ModuleList", self.smooth[0])
+        smooth_BSD = functional.relu(norm(cells_of_planes(conv(planes(both_BSD, size)))))
+        return MaskFeatures(smooth_BSD, size, self.mask_features, self.spread), maps
+
+    def encode(self, maps: Sequence[Map]) -> list[Map]:
         """Run the deformable encoder; maps keep their shapes."""
-        sizes = [(x.shape[2], x.shape[3]) for x in maps_BDHW]
-        x_BSD = torch.cat([x.flatten(2).transpose(1, 2) for x in maps_BDHW], 1)
+        sizes = [size for _, size in maps]
+        x_BSD = torch.cat([map_BSD for map_BSD, _ in maps], 1)
         positions = [
             sine_position(h, w, x_BSD) + level_D
             for (h, w), level_D in zip(sizes, self.level_embed, strict=True)
@@ -79,9 +93,46 @@ class PixelDecoder(nn.Module):
         ends = list(itertools.accumulate(h * w for h, w in sizes))
         # Slices, not a split: that exports as a sequence, which TensorRT does not read.
         return [
-            torch.unflatten(x_BSD[:, end - h * w : end].transpose(1, 2), 2, (h, w))
-            for end, (h, w) in zip(ends, sizes, strict=True)
+            (x_BSD[:, end - h * w : end], (h, w)) for end, (h, w) in zip(ends, sizes, strict=True)
         ]
+
+
+class MaskFeatures:
+    """Mask features of stride 4, as the cells and the 1x1 convolution that would make them.
+
+    A query's logits are its product with the features, so they are the cells' product with the
+    query's product with the weights: R numbers a cell, and not R*D. Sums of features likewise are
+    the weights' products with sums of cells.
+
+    Args:
+        x_BSC: cells.
+        size: rows and columns of their map.
+        conv: makes D*R channels of C.
+        spread: number of features along each axis of a cell.
+    """
+
+    def __init__(self, x_BSC: Tensor, size: Size, conv: PointConv, spread: int) -> None:
+        self.x_BSC, self.size, self.spread = x_BSC, size, spread
+        self.weight_DRC = torch.unflatten(conv.matrix, 0, (-1, spread**2))
+        self.bias_DR = torch.unflatten(cast("Tensor", conv.bias), 0, (-1, spread**2))
+
+    def logits(self, query_BD: Tensor) -> Tensor:
+        """Return the product of each feature with its image's query, (B, H/4, W/4)."""
+        weight_BX = query_BD @ self.weight_DRC.flatten(1)
+        weight_BRC = torch.unflatten(weight_BX, 1, self.weight_DRC.shape[1:])
+        logits_BSR = self.x_BSC @ weight_BRC.mT + (query_BD @ self.bias_DR)[:, None]
+        squares = torch.unflatten(logits_BSR, 2, (self.spread, self.spread))
+        rows = torch.unflatten(squares, 1, self.size).transpose(2, 3)
+        return rows.flatten(3, 4).flatten(1, 2)
+
+    def sums(self, share_BHW: Tensor) -> Tensor:
+        """Return the sum of the features, weighted by shares (B, H/4, W/4): (B, D)."""
+        (height, width), side = self.size, self.spread
+        rows = torch.unflatten(torch.unflatten(share_BHW, 2, (width, side)), 1, (height, side))
+        share_BSR = rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        read_BRC = share_BSR.mT.to(self.x_BSC.dtype) @ self.x_BSC
+        sums_BD = read_BRC.flatten(1) @ self.weight_DRC.flatten(1).mT
+        return sums_BD + share_BSR.sum(1) @ self.bias_DR.mT
 
 
 class EncoderLayer(nn.Module):
@@ -130,28 +181,23 @@ class MaskDecoder(nn.Module):
             nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)
         )
 
-    def forward(
-        self, features_BDHW: Tensor, maps_BDHW: Sequence[Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
+    def forward(self, features: MaskFeatures, maps: Sequence[Map]) -> tuple[list[Tensor], Tensor]:
         """Return mask logits (B, H, W), before the first and after each layer, and query (B, D)."""
-        query_B1D = self.query.expand(features_BDHW.shape[0], -1, -1)
-        masks_BHW = [self.predict(query_B1D, features_BDHW)]
+        query_B1D = self.query.expand(features.x_BSC.shape[0], -1, -1)
+        masks_BHW = [self.predict(query_B1D, features)]
         for index, layer in enumerate(self.layers):
             level = 2 - index % 3  # coarse to fine
-            height, width = size = maps_BDHW[level].shape[2:]
-            memory_BSD = maps_BDHW[level].flatten(2).transpose(1, 2)
-            position_SD = sine_position(height, width, memory_BSD)
+            memory_BSD, size = maps[level]
+            position_SD = sine_position(*size, memory_BSD)
             memory_BSD = memory_BSD + self.level_embed[level]
-            attend_B1S = attention_mask(masks_BHW[-1], (size[0], size[1]))[:, None]
+            attend_B1S = attention_mask(masks_BHW[-1], size)[:, None]
             query_B1D = layer(query_B1D, self.query_position, memory_BSD, position_SD, attend_B1S)
-            masks_BHW.append(self.predict(query_B1D, features_BDHW))
+            masks_BHW.append(self.predict(query_B1D, features))
         return masks_BHW, self.norm(query_B1D)[:, 0]
 
-    def predict(self, query_B1D: Tensor, features_BDHW: Tensor) -> Tensor:
+    def predict(self, query_B1D: Tensor, features: MaskFeatures) -> Tensor:
         """Return mask logits (B, H, W), one for each mask feature."""
-        embedding_B1D = self.mask_embed(self.norm(query_B1D))
-        logits_B1S: Tensor = embedding_B1D @ features_BDHW.flatten(2)
-        return logits_B1S.reshape(-1, *features_BDHW.shape[2:])
+        return features.logits(self.mask_embed(self.norm(query_B1D))[:, 0])
 
 
 class DecoderLayer(nn.Module):
@@ -227,12 +273,10 @@ def _sine(size: int, channels: int, device: torch.device) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-def _conv_norm(in_channels: int, channels: int, size: int) -> nn.Sequential:
-    """Return a convolution followed by group norm."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, size, padding=size // 2, bias=False),
-        nn.GroupNorm(channels // 8, channels),
-    )
+def _point_norm(in_channels: int, channels: int) -> nn.Sequential:
+    """Return a 1x1 convolution followed by group norm."""
+    conv = PointConv(in_channels, channels, bias=False)
+    return nn.Sequential(conv, CellNorm(channels // 8, channels))
 
 
 def _feed_forward(channels: int, hidden: int) -> nn.Sequential:

@@ -29,6 +29,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from prompt_iml.engine.network.cells import Size, cells, grid
 from prompt_iml.engine.operator.torch_op import ms_deform_attn
 
 
@@ -54,29 +55,30 @@ class Fusion(nn.Module):
 
     def forward(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the aligned semantic and high-frequency maps and the fused map, (B, H, W, C)."""
-        sem_BHWC, hfq_BHWC = self.align(sem_BHWC, hfq_BHWC)
-        return sem_BHWC, hfq_BHWC, self.fuse(self.norm_sem(sem_BHWC), self.norm_hfq(hfq_BHWC))
+        (sem_BSC, size), (hfq_BSC, _) = cells(sem_BHWC), cells(hfq_BHWC)
+        sem_BSC, hfq_BSC = self.align(sem_BSC, hfq_BSC)
+        both_BSC = self.fuse(self.norm_sem(sem_BSC), self.norm_hfq(hfq_BSC), size)
+        return grid(sem_BSC, size), grid(hfq_BSC, size), grid(both_BSC, size)
 
-    def align(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+    def align(self, sem_BSC: Tensor, hfq_BSC: Tensor) -> tuple[Tensor, Tensor]:
         """Add to each map the other, weighted by channel and by cell."""
-        both = torch.cat([sem_BHWC, hfq_BHWC], -1)
-        channel = self.channel_weights(both.mean((1, 2)))[:, None, None]  # P eq. 4
-        channel_sem, channel_hfq = channel.chunk(2, -1)  # (B, 1, 1, C)
-        spatial_sem, spatial_hfq = self.spatial_weights(both).chunk(2, -1)  # P eq. 5: (B, H, W, 1)
+        both = torch.cat([sem_BSC, hfq_BSC], -1)
+        channel = self.channel_weights(both.mean(1))[:, None]  # P eq. 4
+        channel_sem, channel_hfq = channel.chunk(2, -1)  # (B, 1, C)
+        spatial_sem, spatial_hfq = self.spatial_weights(both).chunk(2, -1)  # P eq. 5: (B, S, 1)
         return (  # P eq. 6
-            sem_BHWC + (channel_hfq + spatial_hfq) * hfq_BHWC,
-            hfq_BHWC + (channel_sem + spatial_sem) * sem_BHWC,
+            sem_BSC + (channel_hfq + spatial_hfq) * hfq_BSC,
+            hfq_BSC + (channel_sem + spatial_sem) * sem_BSC,
         )
 
-    def fuse(self, sem_BHWC: Tensor, hfq_BHWC: Tensor) -> Tensor:
-        """Return the fused map (B, H, W, C), by attention in both directions (P eq. 7)."""
-        _, height, width, _ = shape = sem_BHWC.shape
-        sem, hfq = sem_BHWC.flatten(1, 2), hfq_BHWC.flatten(1, 2)
-        centres, sizes = cell_centres(height, width, sem.device), [(height, width)]
-        from_hfq = self.attend_sem(sem, centres, hfq, sizes)
-        from_sem = self.attend_hfq(hfq, centres, sem, sizes)
-        fused: Tensor = self.gate_sem * (sem + from_hfq) + self.gate_hfq * (hfq + from_sem)
-        return fused.reshape(shape)
+    def fuse(self, sem_BSC: Tensor, hfq_BSC: Tensor, size: Size) -> Tensor:
+        """Return the fused map (B, S, C), by attention in both directions (P eq. 7)."""
+        centres = cell_centres(*size, sem_BSC.device)
+        from_hfq = self.attend_sem(sem_BSC, centres, hfq_BSC, [size])
+        from_sem = self.attend_hfq(hfq_BSC, centres, sem_BSC, [size])
+        sem, hfq = sem_BSC + from_hfq, hfq_BSC + from_sem
+        fused: Tensor = self.gate_sem * sem + self.gate_hfq * hfq
+        return fused
 
 
 class DeformableAttention(nn.Module):

@@ -27,6 +27,7 @@ from prompt_iml.engine.network.beyond.jpeg_view import JpegView
 from prompt_iml.engine.network.beyond.matches import Matches
 from prompt_iml.engine.network.beyond.score_head import ScoreHead
 from prompt_iml.engine.network.beyond.wide_stem import WideStem
+from prompt_iml.engine.network.cells import added
 from prompt_iml.engine.network.config import NetworkConfig, SwinConfig
 from prompt_iml.engine.network.decoder import MASK_STRIDE, MaskDecoder, PixelDecoder
 from prompt_iml.engine.network.fusion import Fusion
@@ -64,8 +65,8 @@ class PromptIML(nn.Module):
         self.pixel_decoder = PixelDecoder(config.decoder, channels, swin.patch // MASK_STRIDE)
         self.mask_decoder = MaskDecoder(config.decoder)
         self.score_head = ScoreHead(config.decoder.hidden, channels)
-        self.register_buffer("mean", 255 * torch.tensor(MEAN), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(STD), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
         self.semantic.layers.requires_grad_(False)  # P 3.2: it remains untrained
         self.semantic.patch_embed.proj.requires_grad_(False)
         self.semantic.patch_embed.norm.requires_grad_(False)
@@ -107,11 +108,11 @@ class PromptIML(nn.Module):
         """Return the fused map (B, H/s, W/s, C) of each layer: the feature extraction network of
         P 3.2. Arguments are those of `forward`."""
         pixels_BHW3 = image_BHW3.to(self.mean.dtype)
-        normal_B3HW = ((pixels_BHW3 - self.mean) / self.std).permute(0, 3, 1, 2)
+        pixels_B3HW = pixels_BHW3.permute(0, 3, 1, 2)
+        normal_B3HW = (pixels_B3HW - self.mean) / self.std
         additions_BHWC: list[Tensor] = []
         if self.jpeg_view is not None:
-            pixels_B3HW = pixels_BHW3.permute(0, 3, 1, 2)
-            additions_BHWC.append(self.jpeg_view(pixels_B3HW, qtable_B64, histogram_BKN))
+            additions_BHWC.append(self.jpeg_view(pixels_BHW3, qtable_B64, histogram_BKN))
         if self.matches is not None:
             additions_BHWC.append(self.matches(matches_BFHW))
         sem = self.semantic.patch_embed(normal_B3HW)  # P eq. 1
@@ -122,7 +123,7 @@ class PromptIML(nn.Module):
             self._layers(prompts)
         ):
             if stage == self.block_stage:
-                hfq = sum(additions_BHWC, hfq)
+                hfq = added(hfq, *additions_BHWC)
             sem, hfq = sem_layer(sem, prompts_KPC), hfq_layer(hfq, hfq_prompts_KPC)  # P eq. 8, 3
             sem, hfq, both = fuse(sem, hfq)  # P eq. 4 to 7
             sem, hfq = sem_layer.downsample(sem), hfq_layer.downsample(hfq)
@@ -132,9 +133,9 @@ class PromptIML(nn.Module):
     def localize(self, fused_BHWC: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return mask logits (B, H/4, W/4) before the first and after each decoder layer, and score
         logits (B,): the manipulation localization network of P 3.3. The last mask is the result."""
-        features_BDHW, maps_BDHW = self.pixel_decoder(fused_BHWC)
-        masks_BHW, query_BD = self.mask_decoder(features_BDHW, maps_BDHW)
-        return masks_BHW, self.score_head(query_BD, features_BDHW, masks_BHW[-1], fused_BHWC)
+        features, maps = self.pixel_decoder(fused_BHWC)
+        masks_BHW, query_BD = self.mask_decoder(features, maps)
+        return masks_BHW, self.score_head(query_BD, features, masks_BHW[-1], fused_BHWC)
 
     def _layers(self, prompts: Sequence[Tensor] | None) -> Iterator[Layer]:
         """Return for each stage: semantic layer, high-frequency layer, fusion, and the prompts of

@@ -16,15 +16,25 @@ Letters: B images, H W rows and columns, C channels.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from prompt_iml.engine.network.cells import cells_of_planes, grid
 
 
 def pad_to_patches(image_B3HW: Tensor, patch: int) -> Tensor:
     """Pad right and bottom with zeros to whole patches, as the official Swin does."""
     right, bottom = -image_B3HW.shape[3] % patch, -image_B3HW.shape[2] % patch
     return functional.pad(image_B3HW, (0, right, 0, bottom)) if right or bottom else image_B3HW
+
+
+def tokens(x_BCHW: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Return normalised tokens (B, H, W, C) of what a convolution made."""
+    x_BSC = cells_of_planes(x_BCHW).to(norm.weight.dtype)
+    return grid(norm(x_BSC), (x_BCHW.shape[2], x_BCHW.shape[3]))
 
 
 class PatchEmbedding(nn.Module):
@@ -42,12 +52,12 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Return tokens (B, H/patch, W/patch, C); the position embedding is scaled to their map."""
-        tokens_BCHW = self.proj(pad_to_patches(image_B3HW.to(self.proj.weight.dtype), self.patch))
-        tokens_BHWC: Tensor = self.norm(tokens_BCHW.permute(0, 2, 3, 1))
+        patches_BCHW = self.proj(pad_to_patches(image_B3HW.to(self.proj.weight.dtype), self.patch))
+        tokens_BHWC = tokens(patches_BCHW, self.norm)
         if self.position is None:
             return tokens_BHWC
         position_1CHW = functional.interpolate(
-            self.position, tokens_BCHW.shape[2:], mode="bilinear", align_corners=False
+            self.position, patches_BCHW.shape[2:], mode="bilinear", align_corners=False
         )
         return tokens_BHWC + position_1CHW.permute(0, 2, 3, 1)
 
@@ -102,14 +112,14 @@ class BayarPatches(nn.Module):
         )
         return functional.conv_transpose2d(self.proj.weight.to(bayar_9377.dtype), bayar_9377)
 
-    def residuals(self, image_B3HW: Tensor) -> Tensor:
-        """Return (B, C, H/stride, W/stride) float32, also under autocast."""
+    def residuals(self, image_B3HW: Tensor, gain: float = 1.0) -> Tensor:
+        """Return `gain` times (B, C, H/stride, W/stride) float32, also under autocast."""
         with torch.autocast(image_B3HW.device.type, enabled=False):
-            kernel = self.kernel()
+            kernel = gain * self.kernel()
             return functional.conv2d(
                 pad_to_patches(image_B3HW.to(kernel.dtype), self.multiple),
                 kernel,
-                self.proj.bias.to(kernel.dtype) if self.proj.bias is not None else None,
+                gain * cast("Tensor", self.proj.bias).to(kernel.dtype),
                 stride=self.stride,
                 padding=max(self.sizes) // 2,
             )
@@ -124,6 +134,4 @@ class HighFrequencyStem(BayarPatches):
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Return tokens (B, H/patch, W/patch, C)."""
-        tokens_BHWC = self.residuals(image_B3HW).permute(0, 2, 3, 1)
-        y: Tensor = self.norm(tokens_BHWC.to(self.norm.weight.dtype))
-        return y
+        return tokens(self.residuals(image_B3HW), self.norm)

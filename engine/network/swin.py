@@ -11,9 +11,9 @@ Choices (C):
         over windows) is not used, because the next block has prompts of its own.
     Prompts have no position: no relative-position bias, and they are in every shifted window.
     Parameters have the official Swin's names, so that its checkpoints load.
-Letters: B images, H W rows and columns, s pixels between the tokens of a layer, C channels,
-N windows, T tokens of a window, M heads, D channels of a head, K blocks of a layer, P prompts of a
-block.
+Letters: B images, H W rows and columns, S = H*W tokens, s pixels between the tokens of a layer,
+C channels, N windows, T tokens of a window, M heads, D channels of a head, K blocks of a layer,
+P prompts of a block.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prompt_iml.engine.network.cells import Size, cells, grid
 from prompt_iml.engine.network.config import SwinConfig
 
 
@@ -72,15 +73,15 @@ class SwinLayer(nn.Module):
 
     def forward(self, x_BHWC: Tensor, prompts_KPC: Tensor | None = None) -> Tensor:
         """Return (B, H, W, C), the tokens after all blocks."""
-        height, width = (size + -size % self.window for size in x_BHWC.shape[1:3])
-        mask_N1TT = shift_mask(height, width, self.window, x_BHWC.device).to(x_BHWC.dtype)
-        mask_N1TT = mask_N1TT.repeat(x_BHWC.shape[0], 1, 1, 1)
+        x_BSC, size = cells(x_BHWC)
+        height, width = (side + -side % self.window for side in size)
+        mask_N1TT = shift_mask(height, width, self.window, x_BSC.device).to(x_BSC.dtype)
         if prompts_KPC is not None:
             mask_N1TT = functional.pad(mask_N1TT, (prompts_KPC.shape[1], 0))
         for depth, block in enumerate(self.blocks):
             prompts_PC = None if prompts_KPC is None else prompts_KPC[depth]
-            x_BHWC = block(x_BHWC, prompts_PC, mask_N1TT)
-        return x_BHWC
+            x_BSC = block(x_BSC, size, prompts_PC, mask_N1TT)
+        return grid(x_BSC, size)
 
 
 class SwinBlock(nn.Module):
@@ -93,12 +94,14 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, channels * mlp_ratio)
 
-    def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
-        """Return (B, H, W, C); `mask_N1TT` is that of `shift_mask`, with zeros for prompts."""
+    def forward(
+        self, x_BSC: Tensor, size: Size, prompts_PC: Tensor | None, mask_N1TT: Tensor
+    ) -> Tensor:
+        """Return (B, S, C); `mask_N1TT` is that of `shift_mask`, with zeros for prompts."""
         if prompts_PC is not None:
             prompts_PC = self.norm1(prompts_PC)  # P eq. 8: normalised like the tokens
-        z_BHWC = x_BHWC + self.attn(self.norm1(x_BHWC), prompts_PC, mask_N1TT)
-        y: Tensor = z_BHWC + self.mlp(self.norm2(z_BHWC))
+        z_BSC = x_BSC + self.attn(self.norm1(x_BSC), size, prompts_PC, mask_N1TT)
+        y: Tensor = z_BSC + self.mlp(self.norm2(z_BSC))
         return y
 
 
@@ -131,8 +134,11 @@ class WindowAttention(nn.Module):
         index_TT = relative_position_index(window)
         self.register_buffer("relative_position_index", index_TT, persistent=False)
 
-    def forward(self, x_BHWC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
-        """Return (B, H, W, C); windows across the border are filled with zeros."""
+    def forward(
+        self, x_BSC: Tensor, size: Size, prompts_PC: Tensor | None, mask_N1TT: Tensor
+    ) -> Tensor:
+        """Return (B, S, C); windows across the border are filled with zeros."""
+        x_BHWC = grid(x_BSC, size)
         b, height, width, _ = x_BHWC.shape
         w, right, bottom = self.window, -width % self.window, -height % self.window
         if right or bottom:
@@ -146,19 +152,21 @@ class WindowAttention(nn.Module):
         x_BHWC = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if self.shift:
             x_BHWC = torch.roll(x_BHWC, (self.shift, self.shift), (1, 2))
-        return x_BHWC[:, :height, :width] if right or bottom else x_BHWC
+        return cells(x_BHWC[:, :height, :width] if right or bottom else x_BHWC)[0]
 
     def attend(self, x_NTC: Tensor, prompts_PC: Tensor | None, mask_N1TT: Tensor) -> Tensor:
         """Return (N, T, C): attention within each window of all images."""
         qkv = torch.unflatten(self.qkv(x_NTC), 2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.position_bias()
+        bias = self.position_bias()[None]
         if prompts_PC is not None and prompts_PC.shape[0]:
             key, value = self.join_prompts(prompts_PC, key, value)  # P eq. 8
             bias = functional.pad(bias, (prompts_PC.shape[0], 0))
         if self.shift:
             bias = bias + mask_N1TT
-        scores = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + bias
+        scores = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)
+        # The windows of one image, or one for all, broadcast over the images of the batch.
+        scores = (torch.unflatten(scores, 0, (-1, bias.shape[0])) + bias).flatten(0, 1)
         y: Tensor = self.proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
         return y
 
@@ -192,8 +200,8 @@ class PatchMerging(nn.Module):
         if right or bottom:
             x_BHWC = functional.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
         squares = _split(x_BHWC, 2).transpose(3, 4)  # column by column, as in the official Swin
-        y: Tensor = self.reduction(self.norm(squares.flatten(3)))
-        return y
+        x_BSC, size = cells(squares.flatten(3))
+        return grid(self.reduction(self.norm(x_BSC)), size)
 
 
 def _split(x_BHWC: Tensor, side: int) -> Tensor:

@@ -14,8 +14,8 @@ Choices (C):
     Likelihood ratios by steps: where the first save was coarser, its quantisation step can be
         estimated, and a coefficient that is no multiple of it was not in the first save.
 Letters: B images, H W rows and columns (of pixels if the name begins with image or luma, else of
-blocks), C channels, K coefficients of a block, N sizes |c| of a coefficient, S blocks, J both
-ratios of all coefficients, Q candidate steps.
+blocks), C channels, K coefficients of a block, N sizes |c| of a coefficient, X = K*N, S blocks,
+J both ratios of all coefficients, Q candidate steps.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prompt_iml.engine.network.beyond.dct import BLOCK, LUMA, dct_basis, zigzag
+from prompt_iml.engine.network.cells import PointConv, Size, cells, grid
 from prompt_iml.engine.network.config import JpegViewConfig
 
 AROUND = 2  # a histogram is smoothed over so many bins on either side
@@ -50,7 +51,7 @@ def smoothing(bins: int) -> Tensor:
 
 
 class JpegView(nn.Module):
-    """The JPEG view: pixels (B, 3, H, W), tables (B, 64) and histograms of the whole pictures
+    """The JPEG view: pixels (B, H, W, 3), tables (B, 64) and histograms of the whole pictures
     (B, K, N) -> (B, H/8, W/8, C)."""
 
     basis: Tensor
@@ -64,57 +65,64 @@ class JpegView(nn.Module):
         width = config.channels
         order = torch.tensor(zigzag()[1 : config.coefficients + 1])  # without the DC
         self.register_buffer("order", order, persistent=False)
-        basis = torch.from_numpy(dct_basis())[order][:, None].float()
+        basis = torch.from_numpy(dct_basis())[order].flatten(1).T.float()
         self.register_buffer("basis", basis, persistent=False)
-        self.register_buffer("luma", torch.tensor(LUMA)[:, None, None], persistent=False)
-        self.embed = nn.Conv2d(config.coefficients * config.bins, width, 1, bias=False)
+        self.register_buffer("luma", torch.tensor(LUMA), persistent=False)
+        self.embed = PointConv(config.coefficients * config.bins, width, bias=False)
         self.ratios = None
         if config.likelihood_ratios:
             self.register_buffer("smoothing", smoothing(config.bins), persistent=False)
-            self.ratios = nn.Conv2d(2 * config.coefficients, width, 1, bias=False)
+            self.ratios = PointConv(2 * config.coefficients, width, bias=False)
             nn.init.zeros_(self.ratios.weight)  # C: so that it can join a trained network
-        self.local = nn.Conv2d(3 * width, width, 1)
+        self.local = PointConv(3 * width, width)
         self.whole = nn.Linear(width + 64, width)
-        self.out = nn.Conv2d(width, out_channels, 1)
+        self.out = PointConv(width, out_channels)
 
-    def coefficients(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
-        """Return (B, K, H/8, W/8): AC coefficients of the luma over the table, not rounded.
+    def coefficients(self, image_BHW3: Tensor, qtable_B64: Tensor) -> Tensor:
+        """Return (B, S, K): AC coefficients of each block's luma over the table, not rounded.
 
         Pixels are 0..255. The luma is rounded, which undoes most of the decoder's rounding of
         RGB. The level shift changes only the DC coefficient, which is not among them.
         """
-        luma_B1HW = (image_B3HW * self.luma).sum(1, keepdim=True).round()
-        coefficients = functional.conv2d(luma_B1HW - 128, self.basis.to(luma_B1HW), stride=BLOCK)
-        return coefficients / qtable_B64[:, self.order, None, None]
+        luma_BHW = (image_BHW3 * self.luma).sum(3).round() - 128
+        rows = torch.unflatten(torch.unflatten(luma_BHW, 2, (-1, BLOCK)), 1, (-1, BLOCK))
+        block_BSX = rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return block_BSX @ self.basis.to(luma_BHW) / qtable_B64[:, None, self.order]
 
-    def forward(self, image_B3HW: Tensor, qtable_B64: Tensor, histogram_BKN: Tensor) -> Tensor:
+    def forward(self, image_BHW3: Tensor, qtable_B64: Tensor, histogram_BKN: Tensor) -> Tensor:
         """Return (B, H/8, W/8, C): histograms of a block, around it and of the picture, embedded.
 
         The surroundings are 3x3 and 7x7 blocks, and the table is embedded too. Histograms are means
         of one-hot vectors. As a mean commutes with a 1x1 convolution, the K*N channels are reduced
         to the width of the view before they are averaged.
         """
-        with torch.autocast(image_B3HW.device.type, enabled=False):
-            bin_BKHW = self.coefficients(image_B3HW, qtable_B64).abs().round()
-            bin_BKHW = bin_BKHW.clamp(max=self.bins - 1)
-        bin_N11 = torch.arange(self.bins, device=bin_BKHW.device)[:, None, None]
-        onehot_BKNHW = bin_BKHW[:, :, None] == bin_N11
-        block_BCHW = self.embed(onehot_BKNHW.flatten(1, 2).to(self.embed.weight.dtype))
-        picture_BC = functional.linear(histogram_BKN.flatten(1), self.embed.weight[:, :, 0, 0])
-        if self.ratios is not None:
-            step_BK = qtable_B64[:, self.order].to(self.smoothing.dtype)
-            table_BJN = self.likelihood_ratios(histogram_BKN.to(step_BK.dtype), step_BK)
-            place_BJS = bin_BKHW.flatten(2).long().repeat(1, 2, 1)
-            ratios_BJHW = torch.unflatten(table_BJN.gather(2, place_BJS), 2, bin_BKHW.shape[2:])
-            block_BCHW = block_BCHW + self.ratios(ratios_BJHW.to(self.ratios.weight.dtype))
-            mean_BJ = (table_BJN * histogram_BKN.repeat(1, 2, 1)).sum(2)
-            picture_BC = picture_BC + functional.linear(mean_BJ, self.ratios.weight[:, :, 0, 0])
-        around = [_mean(block_BCHW, 3), _mean(block_BCHW, 7)]
+        size = image_BHW3.shape[1] // BLOCK, image_BHW3.shape[2] // BLOCK
+        with torch.autocast(image_BHW3.device.type, enabled=False):
+            bin_BSK = self.coefficients(image_BHW3, qtable_B64).abs().round()
+            bin_BSK = bin_BSK.clamp(max=self.bins - 1)
+        size_N = torch.arange(self.bins, device=bin_BSK.device).to(bin_BSK.dtype)
+        onehot_BSX = (bin_BSK[..., None] == size_N).flatten(2).to(self.embed.weight.dtype)
+        embed_BXC = self.embeddings(histogram_BKN, qtable_B64).to(onehot_BSX.dtype)
+        block_BSC = onehot_BSX @ embed_BXC
+        around = [_mean(block_BSC, size, 3), _mean(block_BSC, size, 7)]
+        picture_BC = (histogram_BKN.flatten(1)[:, None].to(embed_BXC.dtype) @ embed_BXC)[:, 0]
         table_B64 = torch.log2(qtable_B64) / 8
         whole_BC = self.whole(torch.cat([picture_BC, table_B64.to(picture_BC.dtype)], 1))
-        hidden = self.local(torch.cat([block_BCHW, *around], 1)) + whole_BC[:, :, None, None]
-        out_BCHW: Tensor = self.out(functional.relu(hidden))
-        return out_BCHW.permute(0, 2, 3, 1)
+        hidden_BSC = self.local(torch.cat([block_BSC, *around], 2)) + whole_BC[:, None]
+        return grid(self.out(functional.relu(hidden_BSC)), size)
+
+    def embeddings(self, histogram_BKN: Tensor, qtable_B64: Tensor) -> Tensor:
+        """Return (B, K*N, C): what each size of each coefficient adds to its block, in this
+        picture."""
+        embed_XC = self.embed.matrix.mT
+        if self.ratios is None:
+            return embed_XC[None].expand(histogram_BKN.shape[0], -1, -1)
+        step_BK = qtable_B64[:, self.order].to(self.smoothing.dtype)
+        ratios_BJN = self.likelihood_ratios(histogram_BKN.to(step_BK.dtype), step_BK)
+        gaps_BKN, steps_BKN = ratios_BJN.chunk(2, 1)
+        gap_KC, step_KC = self.ratios.matrix.mT.chunk(2)
+        more = gaps_BKN[..., None] * gap_KC[:, None] + steps_BKN[..., None] * step_KC[:, None]
+        return embed_XC + more.flatten(1, 2)
 
     def likelihood_ratios(self, share_BKN: Tensor, step_BK: Tensor) -> Tensor:
         """Return (B, 2K, N) float32: the log likelihood ratio of each size of each coefficient, by
@@ -153,14 +161,15 @@ def first_steps(share_BKN: Tensor, step_BK: Tensor) -> Tensor:
     return ratio_BKNQ.gather(3, best_BKN1)[..., 0] * (gain_BK > FAINT)[:, :, None]
 
 
-def _mean(x_BCHW: Tensor, size: int) -> Tensor:
-    """Return the local mean over size x size; at the border, over the part inside.
+def _mean(x_BSC: Tensor, size: Size, side: int) -> Tensor:
+    """Return the mean over side x side cells around each; at the border, over the part inside.
 
     Computed as products of matrices, since PyTorch's pooling takes a tenth of a training step on a
     CPU.
     """
-    rows_HH, columns_WW = (_band(n, size // 2, x_BCHW) for n in x_BCHW.shape[2:])
-    return rows_HH @ (x_BCHW @ columns_WW.T)
+    rows_HH, columns_WW = (_band(n, side // 2, x_BSC) for n in size)
+    x_BHX = rows_HH @ grid(x_BSC, size).flatten(2)
+    return cells(columns_WW @ torch.unflatten(x_BHX, 2, (size[1], -1)))[0]
 
 
 def _band(n: int, half: int, like: Tensor) -> Tensor:

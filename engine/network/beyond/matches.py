@@ -15,6 +15,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prompt_iml.engine.network.cells import PointConv, cells_of_planes, grid
 from prompt_iml.engine.network.config import MATCH_FEATURES
 
 
@@ -24,12 +25,12 @@ class Matches(nn.Module):
     def __init__(self, out_channels: int, width: int = 32) -> None:
         super().__init__()
         self.hidden = nn.Conv2d(MATCH_FEATURES, width, 3, padding=1)
-        self.out = nn.Conv2d(width, out_channels, 1)
+        self.out = PointConv(width, out_channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(cast("Tensor", self.out.bias))
 
     def forward(self, matches_BFHW: Tensor) -> Tensor:
         """Return (B, H, W, C)."""
-        features_BFHW = matches_BFHW.to(self.out.weight.dtype)
-        out_BCHW: Tensor = self.out(functional.relu(self.hidden(features_BFHW)))
-        return out_BCHW.permute(0, 2, 3, 1)
+        hidden_BCHW = functional.relu(self.hidden(matches_BFHW.to(self.out.weight.dtype)))
+        size = (hidden_BCHW.shape[2], hidden_BCHW.shape[3])
+        return grid(self.out(cells_of_planes(hidden_BCHW)), size)

@@ -19,6 +19,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from prompt_iml.engine.network.decoder import MaskFeatures
+
 SHARPNESS = (0.5, 1.0, 4.0)  # of three soft maxima: near the mean, of the odds, near the maximum
 
 
@@ -38,19 +40,19 @@ class ScoreHead(nn.Module):
     def forward(
         self,
         query_BD: Tensor,
-        features_BDHW: Tensor,
+        features: MaskFeatures,
         mask_BHW: Tensor,
         fused_BHWC: Sequence[Tensor],
     ) -> Tensor:
         """Return score logits (B,)."""
         logits_BS = mask_BHW.flatten(1)
-        inside_BS1 = logits_BS.detach().sigmoid()[:, :, None]
-        features_BDS = features_BDHW.flatten(2)
-        inside_BD = features_BDS @ (inside_BS1 / (inside_BS1.sum(1, keepdim=True) + 1))
-        outside_BS1 = 1 - inside_BS1
-        outside_BD = features_BDS @ (outside_BS1 / (outside_BS1.sum(1, keepdim=True) + 1))
-        pooled = [map_BHWC.mean((1, 2)) for map_BHWC in fused_BHWC]
-        found = torch.cat([query_BD, inside_BD[:, :, 0], outside_BD[:, :, 0], *pooled], 1)
+        inside_BHW = mask_BHW.detach().sigmoid()
+        inside_BD, outside_BD = (
+            features.sums(share_BHW) / (share_BHW.sum((1, 2))[:, None] + 1)
+            for share_BHW in (inside_BHW, 1 - inside_BHW)
+        )
+        pooled = [map_BHWC.flatten(1, 2).mean(1) for map_BHWC in fused_BHWC]
+        found = torch.cat([query_BD, inside_BD, outside_BD, *pooled], 1)
         evidence_BK = torch.stack([soft_maximum(logits_BS, r) for r in SHARPNESS], 1)
         y: Tensor = self.layers(self.norm(found)) + self.evidence(evidence_BK)
         return y[:, 0]

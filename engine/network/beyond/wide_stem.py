@@ -16,7 +16,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prompt_iml.engine.network.stems import BayarPatches
+from prompt_iml.engine.network.stems import BayarPatches, tokens
 
 PATCH = 4  # pixels: the paper's patch; the second convolution merges them into larger ones
 GAIN = 16.0  # residuals are a few grey levels, a twentieth of the standard deviation of pixels
@@ -33,10 +33,8 @@ class WideStem(BayarPatches):
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Return tokens (B, H/patch, W/patch, C)."""
-        rectified_BCHW = functional.relu(GAIN * self.residuals(image_B3HW))
-        tokens_BHWC = self.merge(self.blocks(rectified_BCHW)).permute(0, 2, 3, 1)
-        y: Tensor = self.norm(tokens_BHWC.to(self.norm.weight.dtype))
-        return y
+        rectified_BCHW = functional.relu(self.residuals(image_B3HW, GAIN))
+        return tokens(self.merge(self.blocks(rectified_BCHW)), self.norm)
 
 
 class ResidualBlock(nn.Module):

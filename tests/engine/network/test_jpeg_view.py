@@ -56,19 +56,19 @@ def test_coefficients_equal_scipys() -> None:
     image = random.integers(0, 256, (32, 48, 3))
     table = random.integers(1, 60, 64).astype(np.float32)
     view = JpegView(JpegViewConfig(), 8).double()
-    image_B3HW = torch.from_numpy(image).permute(2, 0, 1)[None].double()
-    found = view.coefficients(image_B3HW, torch.from_numpy(table)[None].double())[0]
+    image_BHW3 = torch.from_numpy(image)[None].double()
+    found = view.coefficients(image_BHW3, torch.from_numpy(table)[None].double())[0]
     expected = (_blocks(np.round(image @ np.array(LUMA)) - 128) / table)[..., zigzag()[1:21]]
-    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(found.reshape(4, 6, 20).numpy(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("quality", "closeness"), [(50, 0.03), (75, 0.05), (90, 0.12)])
 def test_coefficients_of_a_jpeg_are_whole_numbers(quality: int, closeness: float) -> None:
     pixels, table = _saved(quality)
     view = JpegView(JpegViewConfig(), 8)
-    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
-    found = view.coefficients(image_B3HW, torch.from_numpy(table)[None])
-    shifted = view.coefficients(image_B3HW[:, :, 3:-5, 5:-3], torch.from_numpy(table)[None])
+    image_BHW3 = torch.tensor(pixels, dtype=torch.float32)[None]
+    found = view.coefficients(image_BHW3, torch.from_numpy(table)[None])
+    shifted = view.coefficients(image_BHW3[:, 3:-5, 5:-3], torch.from_numpy(table)[None])
     assert (found - found.round()).abs().mean() < closeness  # 0.25 by chance
     assert (shifted - shifted.round()).abs().mean() > 1.5 * closeness
 
@@ -76,34 +76,34 @@ def test_coefficients_of_a_jpeg_are_whole_numbers(quality: int, closeness: float
 def test_histograms_equal_those_counted_directly() -> None:
     torch.manual_seed(0)
     view = JpegView(JpegViewConfig(coefficients=3, bins=4, channels=8), 5).double()
-    image = torch.randint(0, 256, (2, 3, 64, 80)).double()
+    image = torch.randint(0, 256, (2, 64, 80, 3)).double()
     table = torch.randint(1, 60, (2, 64)).double()
-    bins = view.coefficients(image, table).abs().round().clamp(max=3).long()
-    onehot = functional.one_hot(bins, 4).permute(0, 1, 4, 2, 3).flatten(1, 2).double()
+    bins_BSK = view.coefficients(image, table).abs().round().clamp(max=3).long()
+    onehot_BSX = functional.one_hot(bins_BSK, 4).flatten(2).double()
+    onehot = onehot_BSX.mT.unflatten(2, (8, 10))
     around = [
         functional.avg_pool2d(onehot, side, 1, side // 2, count_include_pad=False)
         for side in (1, 3, 7)
     ]
-    local = torch.cat([view.embed(x) for x in around], 1)
-    mean = view.embed(onehot.mean((2, 3), keepdim=True))[..., 0, 0]
-    whole = torch.cat([mean, table.log2() / 8], 1)
-    hidden = functional.relu(view.local(local) + view.whole(whole)[:, :, None, None])
-    shares = torch.unflatten(onehot.mean((2, 3)), 1, (3, 4))
-    expected = view.out(hidden).permute(0, 2, 3, 1)
+    local = torch.cat([view.embed(x.flatten(2).mT) for x in around], 2)
+    whole = torch.cat([view.embed(onehot_BSX.mean(1)), table.log2() / 8], 1)
+    hidden = functional.relu(view.local(local) + view.whole(whole)[:, None])
+    shares = torch.unflatten(onehot_BSX.mean(1), 1, (3, 4))
+    expected = view.out(hidden).reshape(2, 8, 10, 5)
     torch.testing.assert_close(view(image, table, shares), expected)
 
 
 def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the likelihood ratios of an image, (2 x coefficients, H/8, W/8)."""
     view = JpegView(JpegViewConfig(likelihood_ratios=True), 8)
-    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
+    image_BHW3 = torch.tensor(pixels, dtype=torch.float32)[None]
     table_B64 = torch.from_numpy(table)[None]
-    bins = view.coefficients(image_B3HW, table_B64).abs().round().clamp(max=15)
-    onehot = bins[:, :, None] == torch.arange(16)[:, None, None]
-    shares = onehot.float().mean((3, 4))
+    bins_BKS = view.coefficients(image_BHW3, table_B64).abs().round().clamp(max=15).long().mT
+    shares = functional.one_hot(bins_BKS, 16).float().mean(2)
     tables = view.likelihood_ratios(shares, table_B64[:, view.order])
-    found = tables.gather(2, bins.long().flatten(2).repeat(1, 2, 1)).unflatten(2, bins.shape[2:])
-    ratios: NDArray[np.float32] = found[0].numpy()
+    found = tables.gather(2, bins_BKS.repeat(1, 2, 1))[0]
+    blocks = pixels.shape[0] // 8, pixels.shape[1] // 8
+    ratios: NDArray[np.float32] = found.unflatten(1, blocks).numpy()
     return ratios
 
 
@@ -167,8 +167,8 @@ def _table_of_steps(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> ND
 def test_the_table_changes_the_output() -> None:
     pixels, table = _saved(75)
     view = JpegView(JpegViewConfig(), 8)
-    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
+    image_BHW3 = torch.tensor(pixels, dtype=torch.float32)[None]
     histogram = torch.full((1, 20, 16), 1 / 16)
-    with_table = view(image_B3HW, torch.from_numpy(table)[None], histogram)
+    with_table = view(image_BHW3, torch.from_numpy(table)[None], histogram)
     assert with_table.shape == (1, 64, 64, 8)
-    assert not torch.allclose(with_table, view(image_B3HW, torch.ones(1, 64), histogram))
+    assert not torch.allclose(with_table, view(image_BHW3, torch.ones(1, 64), histogram))

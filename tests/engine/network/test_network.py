@@ -153,7 +153,7 @@ def test_weights_of_a_variant_start_the_whole(variant: Variant, idle: set[str]) 
 
 def test_one_branch_alone_fuses_nothing() -> None:
     network, (image, _) = _tiny(), _batch(1)
-    normal = ((image - network.mean) / network.std).permute(0, 3, 1, 2)
+    normal = (image.permute(0, 3, 1, 2) - network.mean) / network.std
     expected = network.semantic(normal, list(network.prompts))
     found = _variant("semantic").extract(image)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -173,16 +173,16 @@ def test_alignment_takes_from_the_values_before_it() -> None:
     """Equations 4 to 6 of the paper, computed for one channel and one cell at a time."""
     torch.manual_seed(0)
     fusion = Fusion(channels=2, heads=1, points=1).double()
-    sem, hfq = torch.randn(2, 1, 3, 4, 2).double()
-    channel = fusion.channel_weights(torch.cat([sem.mean((1, 2)), hfq.mean((1, 2))], 1))[0]
-    spatial = fusion.spatial_weights(torch.cat([sem, hfq], 3))[0]
+    sem, hfq = torch.randn(2, 1, 12, 2).double()
+    channel = fusion.channel_weights(torch.cat([sem.mean(1), hfq.mean(1)], 1))[0]
+    spatial = fusion.spatial_weights(torch.cat([sem, hfq], 2))[0]
     new_sem, new_hfq = fusion.align(sem, hfq)
-    for row, column, c in np.ndindex(3, 4, 2):
-        s, h = sem[0, row, column, c], hfq[0, row, column, c]
-        expected_sem = s + channel[2 + c] * h + spatial[row, column, 1] * h
-        expected_hfq = h + channel[c] * s + spatial[row, column, 0] * s
-        assert new_sem[0, row, column, c].item() == pytest.approx(expected_sem.item())
-        assert new_hfq[0, row, column, c].item() == pytest.approx(expected_hfq.item())
+    for cell, c in np.ndindex(12, 2):
+        s, h = sem[0, cell, c], hfq[0, cell, c]
+        expected_sem = s + channel[2 + c] * h + spatial[cell, 1] * h
+        expected_hfq = h + channel[c] * s + spatial[cell, 0] * s
+        assert new_sem[0, cell, c].item() == pytest.approx(expected_sem.item())
+        assert new_hfq[0, cell, c].item() == pytest.approx(expected_hfq.item())
 
 
 def test_bytes_and_floats_are_the_same_image() -> None:

@@ -184,17 +184,18 @@ def test_prompts_are_read_as_tokens_without_position() -> None:
     bias[:, 4:, 4:] = attention.position_bias()
     attended = nn.functional.scaled_dot_product_attention(query, key, value, bias[None])
     expected = attention.proj(attended.transpose(1, 2).reshape(2, 13, 6))[:, 4:]
-    found = attention(tokens.reshape(2, 3, 3, 6), prompts, torch.zeros(1))
-    torch.testing.assert_close(found.reshape(2, 9, 6), expected)
+    found = attention(tokens, (3, 3), prompts, torch.zeros(1))
+    torch.testing.assert_close(found, expected)
 
 
 def test_prompts_are_normalised_like_tokens() -> None:
     torch.manual_seed(0)
     block = SwinBlock(channels=6, heads=2, window=3, shift=0, mlp_ratio=4)
-    x_BHWC, prompts, none = torch.randn(1, 3, 3, 6), torch.randn(4, 6), torch.zeros(1)
-    found, expected = block(x_BHWC, 7 * prompts + 3, none), block(x_BHWC, prompts, none)
+    prompts, none = torch.randn(4, 6), torch.zeros(1)
+    tokens = torch.randn(1, 9, 6), (3, 3)
+    found, expected = block(*tokens, 7 * prompts + 3, none), block(*tokens, prompts, none)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert not torch.allclose(expected, block(x_BHWC, None, none))
+    assert not torch.allclose(expected, block(*tokens, None, none))
 
 
 def test_every_window_of_every_image_reads_the_prompts() -> None:
