@@ -309,7 +309,11 @@ class ReportSettings(ResultsFlags):
     path: str | None = None
     """File to write; without it, report.html in OUTPUT."""
     limit: int = Field(200, ge=0)
-    """Show at most this many pictures, highest score first."""
+    """Show at most this many pictures of the highest scores, and as many failures."""
+    sample: int = Field(24, ge=0)
+    """Show this many random pictures of each label as well."""
+    side: int = Field(640, ge=16)
+    """Longer side of the pictures on the page, in pixels."""
 
 
 class CompactSettings(ResultsFlags):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from prompt_iml.engine.errors import MissingInput, UsageError
+from prompt_iml.pipeline.report.originals import find
 from prompt_iml.pipeline.report.page import text
 from prompt_iml.pipeline.report.pictures import (
     FOUND,
@@ -27,71 +27,13 @@ from prompt_iml.pipeline.report.pictures import (
     overlay,
     thumbnail,
 )
-from prompt_iml.pipeline.report.report import best_rows, find, take_survey, write_report
-from prompt_iml.pipeline.run.folder import Run
-from prompt_iml.pipeline.run.masks import encode_mask
-from prompt_iml.pipeline.run.schema import SCHEMA, RowWriter, image_id
-from prompt_iml.pipeline.run.table import open_results
+from prompt_iml.pipeline.report.report import write_report
+from prompt_iml.pipeline.run.schema import image_id
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Sample
+from tests.helpers.outputs import POLICY, commit, failed, scored
 
-Row = dict[str, Any]
-START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOSTILE = "<script>alert(1)</script>\u202egpj.exe"
-
-
-def scored(uri: str, data: bytes, score: float, member: str | None = None) -> Row:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-    mask = np.zeros((height, width), bool)
-    mask[10:60, 20:90] = True
-    region = {"x": 20, "y": 10, "width": 70, "height": 50, "area": 3500}
-    return {
-        "image_id": image_id(uri, member),
-        "uri": uri,
-        "member": member,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "size_bytes": len(data),
-        "media_type": "image/jpeg",
-        "width": width,
-        "height": height,
-        "status": "ok",
-        "score": score,
-        "label": "manipulated" if score > 0.5 else "authentic",
-        "threshold": 0.5,
-        "manipulated_fraction": float(mask.mean()),
-        "regions": [region | {"mean_score": 0.7, "max_score": 0.9}],
-        "mask_rle": encode_mask(mask),
-        "mask_height": height,
-        "mask_width": width,
-    }
-
-
-def failed(uri: str, code: str = "corrupt", message: str = "breaks off") -> Row:
-    why = {"error_stage": "decode", "error_code": code, "error_message": message}
-    return {"image_id": image_id(uri, None), "uri": uri, "status": "failed"} | why
-
-
-def commit(output: str, rows: list[Row], model: str = "micro@1", run_id: str = "r1") -> Run:
-    run = Run(output, run_id)
-    config = {"inputs": [f"{output}/in"], "model": model, "policy": POLICY} | READING
-    run.bind(config)
-    writer = RowWriter("u1", run_id)
-    for second, row in enumerate(rows):
-        made = {"run_id": run_id, "model": model, "scanned_at": START + timedelta(seconds=second)}
-        writer.add(row | made)
-    storage.create_once(run.part_uri(f"{run_id}-u1"), writer.close())
-    run.commit({"parts": [{"file": f"results/part-{run_id}-u1.parquet"}]})
-    return run
-
-
-POLICY = {"manipulated_at": 0.5, "authentic_below": 0.5}
-READING = {
-    "max_pixels": 10**7,
-    "max_object_bytes": 10**7,
-    "images_per_unit": 8,
-    "image_column": None,
-}
 
 
 class Page(HTMLParser):
@@ -138,7 +80,7 @@ def mixed(store: Any, photographs: Mapping[str, bytes], tar_of: Callable[..., by
 
 def test_every_kind_of_source_is_pictured_highest_score_first(mixed: str) -> None:
     page = page_of(mixed)
-    names = re.findall(r'<p class="name"><bdi>(.*?)</bdi>', page)
+    names = re.findall(r"<h3><bdi>(.*?)</bdi>", page)
     assert names == ["a/2.png", "1", "plain.jpg"]
     assert len([uri for uri in Page(page).images() if uri.startswith("data:image/jpeg")]) == 3
 
@@ -161,19 +103,34 @@ def test_the_report_lies_beside_the_results_or_at_the_path_given(output: str) ->
     assert storage.read_bytes(f"{output}/else.html") == storage.read_bytes(f"{output}/report.html")
 
 
-def test_the_page_loads_nothing_and_runs_nothing(
+def test_the_page_loads_nothing_and_runs_its_own_script_alone(
     output: str, photograph: tuple[str, bytes]
 ) -> None:
     commit(output, [scored(*photograph, 0.9), failed(f"file:///{HOSTILE}", message=HOSTILE)])
     page = page_of(output)
     parsed = Page(page)
-    assert not {"script", "link", "iframe", "object", "a"} & {name for name, _ in parsed.tags}
+    names = [name for name, _ in parsed.tags]
+    assert names.count("script") == 1
+    assert not {"link", "iframe", "object", "a"} & set(names)
     assert all(uri.startswith("data:image/") for uri in parsed.images())
-    assert not [name for _, tag in parsed.tags for name in tag if name.startswith("on")]
+    attributes = {name for _, tag in parsed.tags for name in tag}
+    assert not [name for name in attributes if name.startswith("on") or name == "style"]
     assert "url(" not in page
     assert "@import" not in page
-    assert "default-src 'none'" in page
     assert "<script>alert(1)</script>\\u202egpj.exe" in parsed.texts
+
+
+@pytest.mark.parametrize("kind", ["script", "style"])
+def test_the_policy_names_the_digest_of_what_is_inline(output: str, kind: str) -> None:
+    commit(output, [failed("file:///x")])
+    page = page_of(output)
+    (code,) = re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+    digest = b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    (policy,) = [tag["content"] or "" for _, tag in Page(page).tags
+                 if tag.get("http-equiv") == "Content-Security-Policy"]  # fmt: skip
+    assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
 
 
 def test_a_name_cannot_leave_its_attribute(output: str, photograph: tuple[str, bytes]) -> None:
@@ -205,23 +162,31 @@ def test_an_image_that_changed_or_vanished_is_not_shown(
 def test_no_more_pictures_than_the_limit(output: str, photograph: tuple[str, bytes]) -> None:
     rows = [scored(*photograph, score) for score in (0.1, 0.7, 0.9)]
     commit(output, [*rows, failed("file:///x"), failed("file:///y")])
-    page = page_of(output, limit=1)
-    assert page.count('<article class="card') == 1
+    page = page_of(output, limit=1, sample=0)
+    assert page.count('<li class="card') == 1
     assert "0.900" in page
-    assert "2 with lower scores are not shown" in page
+    assert "2 are only in the table" in page
     assert "1 more are in the table" in page
-    assert page_of(output, limit=0).count('<article class="card') == 0
+    assert page_of(output, limit=0, sample=0).count('<li class="card') == 0
 
 
-def test_no_mask_is_shown_on_what_is_labelled_authentic(
+def test_masks_are_shown_where_they_are_believed(
     output: str, photograph: tuple[str, bytes]
 ) -> None:
-    believed = scored(*photograph, 0.9) | {"mask_confidence": 0.624}
-    commit(output, [believed, scored(*photograph, 0.8), scored(*photograph, 0.2)])
-    cards = page_of(output).split('<article class="card')[1:]
-    assert [card.count('class="mask"') for card in cards] == [1, 1, 0]
-    assert [card.count("<rect") for card in cards] == [1, 1, 0]
-    assert [card.count("confidence") for card in cards] == [1, 0, 0]
+    """Not on what is labelled authentic; on request where uncertain or of low confidence."""
+    rows = [
+        scored(*photograph, 0.9) | {"mask_confidence": 0.624},
+        scored(*photograph, 0.8) | {"mask_confidence": 0.2},
+        scored(*photograph, 0.7),
+        scored(*photograph, 0.6, label="uncertain") | {"mask_confidence": 0.7},
+        scored(*photograph, 0.2),
+    ]
+    commit(output, rows, policy=POLICY | {"least_confidence": 0.3})
+    cards = page_of(output).split('<li class="card')[1:]
+    assert [card.count('class="mask"') for card in cards] == [1, 1, 1, 1, 0]
+    assert [card.count(" doubtful") for card in cards] == [0, 1, 0, 1, 0]
+    assert [card.count("not believed") for card in cards] == [0, 1, 0, 1, 0]
+    assert [card.count("mask confidence") for card in cards] == [1, 1, 0, 1, 0]
     assert "0.62" in cards[0]
 
 
@@ -229,7 +194,7 @@ def test_counts_by_status_label_and_code(output: str, photograph: tuple[str, byt
     refused = [failed("file:///x"), failed("file:///y"), failed("file:///z", code="empty")]
     commit(output, [scored(*photograph, 0.9), scored(*photograph, 0.2), *refused])
     page = page_of(output)
-    tiles = dict(re.findall(r'class="tile (\w+)"><b>(\d+)', page))
+    tiles = dict(re.findall(r'class="tile (\w+)"><dt>\w+</dt><dd>(\d+)', page))
     assert tiles == {
         "images": "5",
         "manipulated": "1",
@@ -238,7 +203,7 @@ def test_counts_by_status_label_and_code(output: str, photograph: tuple[str, byt
         "failed": "3",
         "skipped": "0",
     }
-    assert "<th>corrupt</th><td>2</td>" in page
+    assert '<th scope="row">corrupt</th><td>2</td>' in page
     assert "2026-01-02 03:04:05 to 03:04:09 UTC" in page
 
 
@@ -282,34 +247,6 @@ def test_nothing_to_report_is_one_line(output: str, tmp_path: Any) -> None:
         write_report(output, run_id="r9")
 
 
-def table(count: int) -> pa.Table:
-    rng = np.random.default_rng(0)
-    scores = (rng.integers(0, 50, count) / 50).astype(np.float32)
-    columns: dict[str, Any] = {field.name: pa.nulls(count, field.type) for field in SCHEMA}
-    columns |= {
-        "image_id": [f"{number:032x}" for number in rng.permutation(count)],
-        "uri": ["file:///x"] * count,
-        "status": ["ok"] * count,
-        "score": scores,
-        "label": np.where(scores > 0.5, "manipulated", "uncertain"),
-        "scanned_at": pa.array([START] * count, pa.timestamp("us", "UTC")),
-    }
-    return pa.table(columns, SCHEMA)
-
-
-@pytest.mark.parametrize("limit", [1, 37, 5000])
-def test_the_best_rows_are_those_of_a_full_sort(limit: int, tmp_path: Any) -> None:
-    rows = table(3000)
-    for part in range(3):
-        pq.write_table(rows.slice(part * 1000, 1000), tmp_path / f"{part}.parquet", 128)
-    results = ds.dataset(tmp_path)
-    survey = take_survey(results, limit)
-    best = best_rows(results, survey.best, limit)
-    wanted = rows.sort_by([("score", "descending"), ("image_id", "ascending")]).slice(0, limit)
-    assert [row["image_id"] for row in best] == wanted["image_id"].to_pylist()
-    assert survey.labels.total() == survey.histogram.sum() == 3000
-
-
 def test_a_shard_is_read_no_further_than_the_last_image_wanted() -> None:
     read: list[str] = []
 
@@ -321,12 +258,6 @@ def test_a_shard_is_read_no_further_than_the_last_image_wanted() -> None:
     keys = {(image_id("file:///s.tar", m), hashlib.sha256(m.encode()).hexdigest()) for m in "ac"}
     assert [data for _, data in find(samples(), keys)] == [b"a", b"c"]
     assert read == ["a", "b", "c"]
-
-
-def test_only_rows_of_the_run_are_opened(output: str) -> None:
-    commit(output, [failed("file:///x")], run_id="r1")
-    run = commit(output, [failed("file:///y")], run_id="r2")
-    assert open_results(run).to_table(columns=["uri"])["uri"].to_pylist() == ["file:///y"]
 
 
 @pytest.fixture

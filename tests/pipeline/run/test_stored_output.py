@@ -55,7 +55,7 @@ def test_it_is_verified(output: str) -> None:
 
 def test_it_is_reported(output: str) -> None:
     page = Path(write_report(output).removeprefix("file://")).read_text()
-    assert page.count('<article class="card') == 5
+    assert page.count('<li class="card') == 5
     assert "broken.jpg" in page
 
 
