@@ -26,7 +26,7 @@ from prompt_iml.pipeline.report.survey import BINS, LABELS, Survey
 HERE = Path(__file__).parent
 INPUTS_SHOWN = 5
 PICTURES_A_PAGE = 24
-FAILURES_A_PAGE = 50
+FAILURES_A_PAGE = 25
 
 # Columns of the CSV files that the page offers, as the table names them.
 PICTURE_COLUMNS = [
