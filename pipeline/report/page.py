@@ -95,7 +95,7 @@ class Content:
         rate: images a second of the last launch; None when it scanned nothing.
         best: number of the pictures that are there for their score, which come first.
         pictures: the gallery; behind the best, the random samples.
-        unscored: first rows that failed or were skipped.
+        unscored: rows that failed or were skipped, some of each error code.
     """
 
     run_id: str
@@ -148,7 +148,7 @@ def render(content: Content) -> str:
         inputs_shown=INPUTS_SHOWN,
         labels=LABELS,
         reason_names=NAMES,
-        strips=list(_strips(content.survey.histogram)),
+        strips=list(strips(content.survey.histogram)),
         cards=_cards(content),
         pictures_a_page=PICTURES_A_PAGE,
         picture_columns=PICTURE_COLUMNS,
@@ -176,6 +176,22 @@ def folder(row: Row) -> str:
 def data_uri(data: bytes, kind: str) -> Markup:
     """Return a data: URI of a JPEG (`jpeg`) or PNG (`png`) file."""
     return Markup(f"data:image/{kind};base64,{b64encode(data).decode()}")  # base64 needs no escape
+
+
+def strips(histogram: NDArray[np.int64]) -> Iterator[Row]:
+    """Yield the bars of each label's images by score, in frames of 100 x 40.
+
+    Heights are logarithmic, of one scale for all labels, and one image is 5 high: so one among
+    millions is visible.
+    """
+    width, scale = 100 / BINS, 35 / max(1, log10(max(1, int(histogram.max()))))
+    for label, counts in zip(LABELS, histogram.tolist(), strict=True):
+        bars = [
+            {"bin": i, "count": count, "x": i * width, "height": 5 + scale * log10(count)}
+            for i, count in enumerate(counts)
+            if count
+        ]
+        yield {"label": label, "count": sum(counts), "width": width, "bars": bars}
 
 
 def _hash(code: str) -> str:
@@ -211,19 +227,3 @@ def _facts(content: Content) -> dict[str, str]:
     if content.rate:
         facts["rate"] = f"{content.rate:,.1f} images/s, start-up included"
     return facts
-
-
-def _strips(histogram: NDArray[np.int64]) -> Iterator[Row]:
-    """Yield the bars of each label's images by score, in frames of 100 x 40.
-
-    Heights are logarithmic, of one scale for all labels, and one image is 5 high: so one among
-    millions is visible.
-    """
-    width, scale = 100 / BINS, 35 / max(1, log10(max(1, int(histogram.max()))))
-    for label, counts in zip(LABELS, histogram.tolist(), strict=True):
-        bars = [
-            {"bin": i, "count": count, "x": i * width, "height": 5 + scale * log10(count)}
-            for i, count in enumerate(counts)
-            if count
-        ]
-        yield {"label": label, "count": sum(counts), "width": width, "bars": bars}

@@ -6,21 +6,18 @@ whose bytes have changed since the scan is not shown.
 
 from __future__ import annotations
 
-import pyarrow.dataset as ds
-
 from prompt_iml.engine.errors import FetchError, MissingInput
 from prompt_iml.pipeline.report.originals import key, thumbnails
 from prompt_iml.pipeline.report.page import Content, Picture, render
 from prompt_iml.pipeline.report.pictures import mask_layer
 from prompt_iml.pipeline.report.reasons import Row, believed, reasons_of, sentences
-from prompt_iml.pipeline.report.survey import rows_to_show, take_survey
+from prompt_iml.pipeline.report.survey import failures_to_show, rows_to_show, take_survey
 from prompt_iml.pipeline.run.folder import Json, Run, read_json
 from prompt_iml.pipeline.run.masks import decode_mask
 from prompt_iml.pipeline.run.table import only_run, open_results
 from prompt_iml.pipeline.settings import ReportSettings
 from prompt_iml.pipeline.storage import storage
 
-UNSCORED = ["image_id", "uri", "member", "status", "error_stage", "error_code", "error_message"]
 MADE_BY = ["model", "policy", "prompt_set", "preprocess", "engine"]
 
 
@@ -83,13 +80,8 @@ def gather(run: Run, limit: int, sample: int, side: int) -> Content:
         rate=_rate(run),
         best=len(best),
         pictures=_pictures(best + others, config, side),
-        unscored=_unscored(results, limit),
+        unscored=failures_to_show(results, survey, limit),
     )
-
-
-def _unscored(results: ds.Dataset, limit: int) -> list[Row]:
-    rows: list[Row] = results.filter(ds.field("status") != "ok").head(limit, UNSCORED).to_pylist()
-    return rows
 
 
 def _pictures(rows: list[Row], config: Json, side: int) -> list[Picture]:

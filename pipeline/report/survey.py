@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,9 @@ _PICTURED = [
     "exif_orientation", "score", "manipulated_fraction", "regions", "mask_rle", "mask_height",
     "mask_width", "mask_confidence", *NEEDED,
 ]  # fmt: skip
+_UNSCORED = [
+    "image_id", "uri", "member", "status", "error_stage", "error_code", "error_message",
+]  # fmt: skip
 _BEST = [("score", "descending"), ("image_id", "ascending")]
 _DRAWN = [("before", "ascending"), ("image_id", "ascending")]
 _KEPT = ["image_id", "score", "before", _FILE]
@@ -47,6 +51,7 @@ class Survey:
         span: times of the first and the last row; None without rows.
         best: the rows of the highest scores, highest first; equal scores by image_id.
         samples: random rows of each label.
+        failures: the first rows of each error code that failed or were skipped.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -59,6 +64,7 @@ class Survey:
     span: tuple[datetime, datetime] | None = None
     best: pa.Table | None = None
     samples: dict[str, pa.Table] = field(default_factory=dict)
+    failures: dict[str, pa.Table] = field(default_factory=dict)
 
     @property
     def sampled(self) -> set[str]:
@@ -71,12 +77,15 @@ def take_survey(
 ) -> Survey:
     """Count all rows, and select `limit` of the highest scores and `sample` random ones a label.
 
+    Of each error code `limit` are selected as well.
+
     An image_id is a hash, so the ids that follow a hash of the run's id are a random sample, and
     the same one each time.
     """
     survey, start = Survey(), hashlib.sha256(run_id.encode()).hexdigest()[:32]
     for rows in _batches(results, _COUNTED):
         _count(survey, rows, policy)
+        _keep_failures(survey, rows, limit)
         scored = rows.filter(pc.is_valid(rows["score"]))
         before = pc.cast(pc.less(scored["image_id"], start), pa.int8())
         scored = scored.append_column("before", before)
@@ -93,12 +102,26 @@ def rows_to_show(results: ds.Dataset, survey: Survey, limit: int) -> tuple[list[
     if survey.best is None:
         return [], []
     chosen = pa.concat_tables([survey.best, *survey.samples.values()])
-    wanted = pc.field("image_id").isin(pc.unique(chosen["image_id"]))
+    rows, sampled = _rows(results, chosen, _PICTURED).sort_by(_BEST).to_pylist(), survey.sampled
+    return rows[:limit], [row for row in rows[limit:] if row["image_id"] in sampled]
+
+
+def failures_to_show(results: ds.Dataset, survey: Survey, limit: int) -> list[Row]:
+    """Return rows that failed or were skipped; of no error code fewer, while it has more."""
+    kept = survey.failures.values()
+    turns = (rows.slice(place, 1) for place in range(limit) for rows in kept)
+    chosen = list(islice((row for row in turns if row.num_rows), limit))
+    rows: list[Row] = (
+        _rows(results, pa.concat_tables(chosen), _UNSCORED).to_pylist() if chosen else []
+    )
+    return rows[:limit]
+
+
+def _rows(results: ds.Dataset, chosen: pa.Table, columns: list[str]) -> pa.Table:
+    """Return the rows of the chosen image_ids, from the files that contain them."""
     files = sorted(set(chosen[_FILE].to_pylist()))
     few = ds.dataset(files, results.schema, filesystem=results.filesystem, format="parquet")
-    rows: list[Row] = few.to_table(_PICTURED, wanted).sort_by(_BEST).to_pylist()
-    sampled = survey.sampled
-    return rows[:limit], [row for row in rows[limit:] if row["image_id"] in sampled]
+    return few.to_table(columns, pc.field("image_id").isin(pc.unique(chosen["image_id"])))
 
 
 def _batches(results: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:
@@ -120,6 +143,15 @@ def _first(
     rows = rows.select(_KEPT)
     rows = pa.concat_tables([kept, rows]) if kept is not None else rows
     return rows.take(pc.select_k_unstable(rows, count, order)) if count else rows.slice(0, 0)
+
+
+def _keep_failures(survey: Survey, rows: pa.Table, count: int) -> None:
+    rows = rows.filter(pc.not_equal(rows["status"], "ok"))
+    codes = pc.coalesce(rows["error_code"], rows["status"])
+    for code in pc.unique(codes).to_pylist():
+        of_code = rows.filter(pc.equal(codes, code)).select(["image_id", _FILE])
+        kept = [survey.failures[code]] if code in survey.failures else []
+        survey.failures[code] = pa.concat_tables([*kept, of_code]).slice(0, count)
 
 
 def _count(survey: Survey, rows: pa.Table, policy: Row) -> None:

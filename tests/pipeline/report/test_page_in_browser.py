@@ -196,7 +196,7 @@ def test_failures_are_filtered_by_their_code(opened: Opened) -> None:
     assert "empty" in page.locator("#failures li").inner_text()
 
 
-def test_a_thousand_pictures_are_no_longer_than_a_page_of_them(opened: Opened) -> None:
+def test_on_a_phone_the_pictures_come_in_pages(opened: Opened) -> None:
     page = opened(390)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate("document.documentElement.scrollHeight") < 8000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from prompt_iml.pipeline.report.page import _strips
-from prompt_iml.pipeline.report.survey import BINS, LABELS, Survey, rows_to_show, take_survey
+from prompt_iml.pipeline.report.page import strips
+from prompt_iml.pipeline.report.survey import (
+    BINS,
+    LABELS,
+    Survey,
+    failures_to_show,
+    rows_to_show,
+    take_survey,
+)
 from prompt_iml.pipeline.run.schema import SCHEMA
 from prompt_iml.pipeline.run.table import open_results
 from tests.helpers.outputs import START, commit, failed
@@ -85,10 +93,27 @@ def test_a_sample_of_all_is_all(results: ds.Dataset) -> None:
 def test_one_image_among_millions_is_visible() -> None:
     histogram = np.zeros((len(LABELS), BINS), np.int64)
     histogram[0, -1], histogram[2, 3] = 1, 10**7
-    forged, uncertain, authentic = _strips(histogram)
+    forged, uncertain, authentic = strips(histogram)
     assert [bar["height"] for bar in forged["bars"]] == [5]
     assert [bar["height"] for bar in authentic["bars"]] == [40]
     assert uncertain["bars"] == []
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 500])
+def test_every_error_code_is_among_the_failures(
+    rows_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prompt_iml.pipeline.report.survey.ROWS_AT_ONCE", rows_at_once)
+    rows = [failed(f"file:///{number}") for number in range(300)]
+    rows += [
+        failed("file:///rare", "denied"),
+        *(failed(f"file:///e{n}", "empty") for n in range(9)),
+    ]
+    results = open_results(commit(f"file://{tmp_path}/out", rows))
+    survey = take_survey(results, {}, run_id="r1", limit=20, sample=0)
+    shown = Counter(row["error_code"] for row in failures_to_show(results, survey, 20))
+    assert shown == {"corrupt": 10, "denied": 1, "empty": 9}
+    assert failures_to_show(results, survey, 0) == []
 
 
 def test_only_rows_of_the_run_are_opened(tmp_path: Path) -> None:
