@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -109,11 +108,11 @@ def rows_to_show(results: ds.Dataset, survey: Survey, limit: int) -> tuple[list[
 def failures_to_show(results: ds.Dataset, survey: Survey, limit: int) -> list[Row]:
     """Return rows that failed or were skipped; of no error code fewer, while it has more."""
     kept = survey.failures.values()
-    turns = (rows.slice(place, 1) for place in range(limit) for rows in kept)
-    chosen = list(islice((row for row in turns if row.num_rows), limit))
-    rows: list[Row] = (
-        _rows(results, pa.concat_tables(chosen), _UNSCORED).to_pylist() if chosen else []
-    )
+    places = range(max((rows.num_rows for rows in kept), default=0))
+    chosen = [rows.slice(place, 1) for place in places for rows in kept if place < rows.num_rows]
+    if not chosen[:limit]:
+        return []
+    rows: list[Row] = _rows(results, pa.concat_tables(chosen[:limit]), _UNSCORED).to_pylist()
     return rows[:limit]
 
 
