@@ -12,7 +12,9 @@ from prompt_iml.pipeline.settings import Command
 
 REQUIRED, OTHER = "Required", "Other"
 GROUPS = {
-    "Selection": ("format", "image_column", "limit", "slice", "images_per_unit", "trust_lists"),
+    "Selection": (
+        "format", "image_column", "limit", "sample", "slice", "images_per_unit", "trust_lists",
+    ),
     "Model": ("model", "engine", "registry", "prompts", "refresh_prompts", "policy"),
     "Where it runs": (
         "address", "min_actors", "max_actors", "actor_cpus", "actor_gpus", "wave_units", "decoder",
@@ -31,7 +33,7 @@ GROUPS = {
     "Evaluation": (
         "eval_sets", "eval_every", "eval_examples", "margin", "fpr_margin", "max_fpr", "min_gain",
     ),
-    "Output": ("output", "heatmap", "log", "report", "path", "plot"),
+    "Output": ("output", "heatmap", "log", "report", "path", "plot", "side"),
 }  # fmt: skip
 NO_DEFAULT = re.compile(r" \((required|default: (None|False|True|\[\]))\)$")
 METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER", "list[str]": "LIST", "ByteSize": "SIZE"}
