@@ -28,6 +28,7 @@ from prompt_iml.pipeline.scan.scanner import Part, RowSpec, ScanSpec
 from prompt_iml.pipeline.settings import InputFlags, ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from prompt_iml.pipeline.sources.inputs import resolve
+from prompt_iml.pipeline.sources.packing import divided
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.units import Unit, unit_to_json
@@ -203,10 +204,10 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
             limit=limit,
             trust_lists=settings.trust_lists,
         )
-        return make_plan(run, sliced(units, settings.slice))
+        return make_plan(run, divided(sliced(units, settings.slice)))
     with ScannedIn(earlier) if earlier else nullcontext() as scanned:
         units = units_of(settings, limit=settings.limit, scanned=scanned)
-        return make_plan(run, sliced(units, settings.slice))
+        return make_plan(run, divided(sliced(units, settings.slice)))
 
 
 def units_of(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
+from math import ceil
 from typing import Protocol
 
 from prompt_iml.engine.errors import EmptySource
@@ -21,6 +22,8 @@ from prompt_iml.pipeline.units import ObjectRef, Unit
 PLANNING_THREADS = 16
 
 SCANNED_PER_UNIT = 10_000  # objects that are not read, and only get a row
+FEW_UNITS = 32  # a job of fewer units is divided into about so many
+LEAST_IMAGES = 8  # in a unit, which costs a task and a file
 LOOKUP_BATCH = 1000
 
 
@@ -182,6 +185,28 @@ def limited(units: Iterator[Unit], limit: int) -> Iterator[Unit]:
             yield cut
         if not limit:
             return
+
+
+def divided(units: Iterable[Unit]) -> Iterator[Unit]:
+    """Yield the units, and those of a small job in smaller ones, so that every actor has several.
+
+    Shards stay whole. Results do not depend on how images are divided into units.
+    """
+    rest = iter(units)
+    first = list(islice(rest, FEW_UNITS))
+    if len(first) < FEW_UNITS:
+        images = sum(len(unit.objects) for unit in first if not unit.scanned_in)
+        most = max(LEAST_IMAGES, ceil(images / FEW_UNITS))
+        first = [part for unit in first for part in _parts(unit, most)]
+    return chain(first, rest)
+
+
+def _parts(unit: Unit, most: int) -> Iterator[Unit]:
+    if unit.scanned_in or len(unit.objects) <= most:
+        yield unit
+        return
+    for at in range(0, len(unit.objects), most):
+        yield objects_unit(unit.objects[at : at + most])
 
 
 def _cut(unit: Unit, limit: int) -> Unit:

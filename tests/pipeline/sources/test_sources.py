@@ -35,8 +35,9 @@ from prompt_iml.engine.errors import (
 )
 from prompt_iml.pipeline.sources import list_units, read_unit, tar, uri_list, zipped
 from prompt_iml.pipeline.sources.names import claims_to_be_image
+from prompt_iml.pipeline.sources.packing import divided, objects_unit
 from prompt_iml.pipeline.storage import listing
-from prompt_iml.pipeline.units import Sample, Unit
+from prompt_iml.pipeline.units import ObjectRef, Sample, Unit
 
 if TYPE_CHECKING:
     from tests.helpers.archives import TarOf
@@ -989,3 +990,19 @@ def test_what_is_no_parquet_is_one_failed_sample(data: bytes, folder: Folder) ->
 )
 def test_claims_to_be_image(name: str, claims: bool) -> None:
     assert claims_to_be_image(name) is claims
+
+
+def test_a_small_job_is_divided_for_many_actors(folder: Folder) -> None:
+    for number in range(200):
+        folder.put(f"in/{number:03}.jpg", b"data")
+    folder.put("in/a.tar", b"")
+    units = list(list_units([f"{folder.path}/in"], images_per_unit=256))
+    shares = list(divided(iter(units)))
+    assert sorted(len(unit.objects) for unit in shares) == [0, *[8] * 25]
+    names = [ref.uri for unit in shares for ref in unit.objects]
+    assert names == [ref.uri for unit in units for ref in unit.objects]
+
+
+def test_a_large_job_is_not_divided() -> None:
+    units = [objects_unit([ObjectRef(f"file:///{n}")] * 256) for n in range(40)]
+    assert list(divided(units)) == units
