@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from prompt_iml.engine.errors import UnknownPrompts, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.registry.promotion import promote, roll_back, whoami
-from prompt_iml.pipeline.registry.registry import Registry, bases, readable
+from prompt_iml.pipeline.registry.registry import Registry, bases, readable, short_name
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import ModelsSettings
 from prompt_iml.pipeline.storage import storage
@@ -52,16 +52,20 @@ def _describe(registry: Registry, prompt_set: str) -> Json:
 def table(base: Json) -> Iterator[str]:
     """Yield the result of `describe` as lines for people; sets have the ids that rows name."""
     names = {each["version"]: each["prompt_set"] for each in base["versions"]}
-    names[None] = "the model's own"
-    yield f"base {base['base'][:12]}, current: {names[base['current']]}"
+    yield f"base {base['base'][:12]}, current: {_name(names, base['current'])}"
     for each in base["versions"]:
         mark = "*" if each["version"] == base["current"] else " "
         line = f"{mark} {each['prompt_set']}  {each['made_at']}  {each['verdict']}"
         yield f"{line}  {'; '.join(each['reasons'])}".rstrip()
     for move in base["moves"]:
-        yield f"  {move['at']}  {move['kind']} -> {names[move['version']]}, by {move['by']}"
+        yield f"  {move['at']}  {move['kind']} -> {_name(names, move['version'])}, by {move['by']}"
     if base["lease"]:
         yield f"  a re-training cycle is under way: {base['lease']['owner']}"
+
+
+def _name(names: dict[str, str], version: str | None) -> str:
+    """Return the name that rows have for a set; the start of its id if it is no longer there."""
+    return names.get(version or "", short_name(version))
 
 
 def _registries(settings: ModelsSettings) -> list[Registry]:

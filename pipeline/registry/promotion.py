@@ -19,13 +19,11 @@ from prompt_iml.engine.errors import FetchError, LeaseHeld, LeaseLost, NotPromot
 from prompt_iml.engine.model.folder import POLICY, PROMPTS
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.model.prompts import PromptSet
+from prompt_iml.pipeline.registry.documents import LATEST, Holder, Move, State, parse_entry
 from prompt_iml.pipeline.registry.registry import (
     RECORD,
     VERDICT,
-    Holder,
-    Move,
     Registry,
-    State,
     long_id,
     sha256,
     short_name,
@@ -171,6 +169,7 @@ def swap(registry: Registry, change: Change) -> State:
         after = replace(change(state), number=state.number + 1)
         entry = encode({**after.to_json(), "key": secrets.token_hex(8)})
         uri = registry.entry(after.number)
+        parse_entry(entry, after.number, uri)  # what no reader would take is not written
         # An entry equal to ours was written by a first attempt whose response was lost.
         if storage.create_once(uri, entry) or storage.read_bytes(uri) == entry:
             return after
@@ -215,8 +214,7 @@ class Lease:
 
         def change(state: State) -> State:
             self.check(state)
-            holder = Holder(self.owner, self.token, time.time() + self.seconds)
-            return replace(state, lease=holder)
+            return replace(state, lease=Holder(self.owner, self.token, _from_now(self.seconds)))
 
         swap(self.registry, change)
 
@@ -233,6 +231,10 @@ class Lease:
             return
 
 
+def _from_now(seconds: float) -> float:
+    return min(time.time() + seconds, LATEST)
+
+
 def take_lease(registry: Registry, owner: str, seconds: float) -> Lease:
     """Take the lease, or take it over from a holder that let it expire.
 
@@ -247,7 +249,7 @@ def take_lease(registry: Registry, owner: str, seconds: float) -> Lease:
             raise LeaseHeld(
                 f"{held.owner} re-trains already, with a lease until {until}: wait until it ends"
             )
-        return replace(state, lease=Holder(owner, state.number + 1, time.time() + seconds))
+        return replace(state, lease=Holder(owner, state.number + 1, _from_now(seconds)))
 
     return Lease(registry, owner, swap(registry, change).number, seconds)
 
@@ -272,15 +274,12 @@ def leased(registry: Registry, owner: str, seconds: float) -> Iterator[Lease]:
 
 def _renew_until(ended: threading.Event, lease: Lease) -> None:
     """Renew three times per term, until the work has ended or the lease is lost."""
-    while not ended.wait(lease.seconds / 3):
+    while not ended.wait(min(lease.seconds / 3, threading.TIMEOUT_MAX)):
         try:
             lease.renew()
         except LeaseLost:
             return
-        except (
-            FetchError,
-            UsageError,
-        ):  # the next attempt follows in a third of the term
+        except (FetchError, UsageError):  # the next attempt follows in a third of the term
             continue
 
 

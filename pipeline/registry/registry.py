@@ -18,17 +18,23 @@ and leases have one order. `promotion` writes, this module reads.
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from prompt_iml.engine.errors import DamagedModel, FetchError, NotFound, UnknownPrompts, UsageError
 from prompt_iml.engine.model.folder import POLICY, PROMPTS, Model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.model.prompts import PromptSet, check_fits
+from prompt_iml.pipeline.logs import one_line
+from prompt_iml.pipeline.registry.documents import (
+    State,
+    parse_entry,
+    parse_record,
+    parse_verdict,
+)
 from prompt_iml.pipeline.run.folder import Json, encode
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
@@ -37,103 +43,8 @@ from prompt_iml.pipeline.units import ObjectRef
 RECORD, VERDICT = "record.json", "verdict.json"
 RETRY_SECONDS = 900.0  # wait after a registry could not be read
 MIN_DIGITS = 8  # of an abbreviated id
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Move of `current` to another set.
-
-    Attributes:
-        kind: `promote`, or `rollback` to the set before the promotion that it undoes.
-        prompt_set: id of the new current set; None: the model's own prompts.
-        by: name of the person or cycle that moved it.
-        at: time, ISO 8601, UTC.
-    """
-
-    kind: Literal["promote", "rollback"]
-    prompt_set: str | None
-    by: str
-    at: str
-
-    def to_json(self) -> Json:
-        """Return the move as the log holds it."""
-        return {"kind": self.kind, "version": self.prompt_set, "by": self.by, "at": self.at}
-
-    @classmethod
-    def from_json(cls, move: Json) -> Move:
-        """Parse the result of `to_json`."""
-        return cls(move["kind"], move["version"], move["by"], move["at"])
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Holder of the lease.
-
-    Attributes:
-        owner: its name, for display.
-        token: number of the entry that gave it the lease; a later holder has a higher one.
-        expires: seconds since the epoch; afterwards the lease may be taken over.
-    """
-
-    owner: str
-    token: int
-    expires: float
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """State after one entry of the log.
-
-    Attributes:
-        number: number of the entry; 0 before the first.
-        moves: moves of `current`, oldest first.
-        lease: holder of the lease while a cycle runs, or None.
-    """
-
-    number: int = 0
-    moves: tuple[Move, ...] = ()
-    lease: Holder | None = None
-
-    @property
-    def current(self) -> str | None:
-        """Id of the prompt set to scan with; None: the model's own prompts."""
-        return self.moves[-1].prompt_set if self.moves else None
-
-    @property
-    def promoted(self) -> list[str | None]:
-        """Ids that were promoted and not rolled back, oldest first; the last is `current`."""
-        return self._replayed()[0]
-
-    @property
-    def withdrawn(self) -> set[str | None]:
-        """Ids that were rolled back, and not promoted again since."""
-        return self._replayed()[1]
-
-    def _replayed(self) -> tuple[list[str | None], set[str | None]]:
-        promoted: list[str | None] = []
-        withdrawn: set[str | None] = set()
-        for move in self.moves:
-            if move.kind == "promote":
-                promoted.append(move.prompt_set)
-                withdrawn.discard(move.prompt_set)
-            else:
-                withdrawn.add(promoted.pop())
-        return promoted, withdrawn
-
-    def to_json(self) -> Json:
-        """Return the entry as the log holds it."""
-        return {
-            "number": self.number,
-            "moves": [move.to_json() for move in self.moves],
-            "lease": asdict(self.lease) if self.lease else None,
-            "current": self.current,
-        }
-
-    @classmethod
-    def from_json(cls, entry: Json) -> State:
-        """Parse the result of `to_json`."""
-        lease = Holder(**entry["lease"]) if entry["lease"] else None
-        return cls(entry["number"], tuple(map(Move.from_json, entry["moves"])), lease)
+_ENTRY = re.compile("[0-9]{8,9}")
+_BASE = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,27 +122,31 @@ class Registry:
         files = {
             name: storage.read_bytes(self.file(prompt_set, name)) for name in (PROMPTS, POLICY)
         }
-        prompts = PromptSet.from_bytes(files[PROMPTS], self.file(prompt_set, PROMPTS))
+        folder = storage.display_name(self.file(prompt_set, ""))
+        try:
+            prompts = PromptSet.from_bytes(files[PROMPTS], PROMPTS)
+            policy = Policy.from_json(files[POLICY].decode())
+        except (UsageError, ValueError, OverflowError, RecursionError) as error:
+            raise DamagedModel(one_line(f"{folder} is damaged: {error}")) from error
         digests = {name: sha256(data) for name, data in files.items()}
         ids = prompts.id, long_id(self.base, prompts, files[POLICY])
-        if prompt_set not in ids or record.get("sha256") != digests:
-            raise DamagedModel(
-                f"{self.file(prompt_set, '')} is damaged: its files are not those it is named for"
-            )
-        policy = Policy.from_json(files[POLICY].decode())
+        if prompt_set not in ids or record["sha256"] != digests:
+            raise DamagedModel(f"{folder} is damaged: its files are not those it is named for")
         return StoredPromptSet(prompt_set, prompts, policy, record)
 
     def record(self, prompt_set: str) -> Json:
         """Read a set's record.json; raise `UnknownPrompts` if there is no such set."""
+        uri = self.file(prompt_set, RECORD)
         try:
-            return self._json(self.file(prompt_set, RECORD))
+            return parse_record(storage.read_bytes(uri), prompt_set, storage.display_name(uri))
         except NotFound as error:
             raise UnknownPrompts(f"no prompt set {prompt_set[:16]} in {self._name}") from error
 
     def verdict(self, prompt_set: str) -> Json | None:
         """Read the gate's verdict on a set; None if the gate has not evaluated it."""
+        uri = self.file(prompt_set, VERDICT)
         try:
-            return self._json(self.file(prompt_set, VERDICT))
+            return parse_verdict(storage.read_bytes(uri), storage.display_name(uri))
         except NotFound:
             return None
 
@@ -269,32 +184,23 @@ class Registry:
         return f"{storage.display_name(self.uri)} for the model {self.base[:12]}"
 
     def _entries(self) -> Iterator[int]:
+        """Yield the numbers of the log's entries; files of other names are none."""
         for ref in _files(f"{self.folder}/log"):
-            number = ref.uri.rpartition("/")[2].removesuffix(".json")
-            if number.isdecimal():
-                yield int(number)
+            name = ref.uri.removeprefix(f"{self.folder}/log/").removesuffix(".json")
+            if _ENTRY.fullmatch(name) and ref.uri == self.entry(int(name)):
+                yield int(name)
 
     def _state_at(self, number: int) -> State:
         if number == 0:
             return State()
-        entry = self._json(self.entry(number))
-        try:
-            return State.from_json(entry)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DamagedModel(f"{self.entry(number)} is no entry of a registry's log") from error
-
-    def _json(self, uri: str) -> Json:
-        try:
-            document: Json = json.loads(storage.read_bytes(uri))
-        except ValueError as error:
-            raise DamagedModel(f"{storage.display_name(uri)} is not JSON ({error})") from error
-        return document
+        uri = self.entry(number)
+        return parse_entry(storage.read_bytes(uri), number, storage.display_name(uri))
 
 
 def bases(uri: str) -> list[str]:
     """Return the digests of the base models in a registry; raises `FetchError`."""
     with_names = (ref.uri.removeprefix(f"{uri}/").split("/")[0] for ref in _files(uri))
-    return sorted({name for name in with_names if len(name) == 64})
+    return sorted({name for name in with_names if _BASE.fullmatch(name)})
 
 
 def long_id(base: str, prompts: PromptSet, policy: bytes) -> str:

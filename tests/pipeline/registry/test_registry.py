@@ -28,6 +28,7 @@ from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.registry.documents import State
 from prompt_iml.pipeline.registry.promotion import (
     Lease,
     leased,
@@ -43,7 +44,6 @@ from prompt_iml.pipeline.registry.registry import (
     CurrentPromptSet,
     PromptSetRef,
     Registry,
-    State,
     bases,
     look_up,
     with_prompt_set,
