@@ -126,10 +126,10 @@ class Child:
             while (word := self._word(stage)) != "end":
                 stage, self.ready = word, True
                 if word == "begin":
-                    self.at = self._row()
+                    self.at = row_of(self._receive())
                 elif word == "done":
                     self.at = None
-                    yield self._row()
+                    yield row_of(self._receive())
         except Fatal as death:
             death.stage = stage if self.at else "fetch"
             self.death = death
@@ -147,11 +147,6 @@ class Child:
             raise TimedOut(f"not done after {seconds:g} s")
         return self._receive().decode()
 
-    def _row(self) -> Row:
-        batch = pa.ipc.open_stream(self._receive()).read_next_batch()
-        row: Row = batch.to_pylist()[0]
-        return {name: value for name, value in row.items() if value is not None}
-
     def _receive(self) -> bytes:
         try:
             return self._line.recv_bytes()
@@ -168,7 +163,13 @@ def cause_of(exit_status: int) -> Fatal:
     return Crashed(f"the process ended with exit status {exit_status}")
 
 
-class _Line:
+def row_of(message: bytes) -> Row:
+    """Parse a row that `Line.send` sent."""
+    row: Row = pa.ipc.open_stream(message).read_next_batch().to_pylist()[0]
+    return {name: value for name, value in row.items() if value is not None}
+
+
+class Line:
     """Pipe of the child to its parent: announces each step before it begins."""
 
     def __init__(self, connection: Connection) -> None:
@@ -190,24 +191,29 @@ class _Line:
         yield
 
 
-def _limit_memory(max_pixels: int) -> None:
+def die_with_parent() -> None:
+    """Have the system kill this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def limit_memory(max_pixels: int) -> None:
     """Limit this process's memory, so that an image that needs more fails, not the machine."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])  # of data
-    limit = pages * resource.getpagesize() + BYTES_PER_PIXEL * max_pixels + SPARE_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # of data
+        limit = pages * resource.getpagesize() + BYTES_PER_PIXEL * max_pixels + SPARE_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def main() -> None:
     """Run the child process; its argument is the file descriptor of the pipe."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it dies with its actor
+    die_with_parent()
     connection = Connection(int(sys.argv[1]))
     job = json.loads(connection.recv_bytes())
     spec, unit = RowSpec.from_json(job["spec"]), unit_from_json(job["unit"])
-    line = _Line(connection)
+    line = Line(connection)
     maker = RowMaker(spec, line)
-    if sys.platform == "linux":
-        _limit_memory(spec.max_pixels)
+    limit_memory(spec.max_pixels)
     line.send("ready")
     for sample in islice(maker.samples(unit), job["done"], None):
         line.send("begin", identity(sample))
