@@ -2,25 +2,22 @@
 
     POST /   the bytes of one image -> the columns of its row, as JSON
     200 scanned    401 no valid token    404 another path    405 another method
-    408 the body did not arrive in time    413 the body is larger than --max-bytes
-    422 the image cannot be scanned; with its row
+    400 not HTTP, or a head that is too large    408 the body did not arrive in time
+    413 the body is larger than --max-bytes    422 the image cannot be scanned; with its row
     500 the engine failed, with its row; or the replica died    503 overloaded; with Retry-After
 
-A replica has one `RowMaker` and scans one image after another in a thread beside its event loop.
-Only tiles of the same image share a batch. An image that crashes or hangs its decoder ends the
-replica: its requests get a 500, and Serve starts another replica. A child process, as in a scan
-(`pipeline.scan.isolated`), would load an engine for each image.
+    client -> proxy of a node: `limits` -> replica: `Endpoint` -> its process: `image_process`
 
-Every client that reaches the port is served, unless PROMPT_IML_SERVE_TOKEN is set where the
-replicas run. Serve's proxy holds a request's body in memory while it waits, so an ingress in front
-must limit bodies and clients, and add TLS.
+A replica scans one image after another. Only tiles of the same image share a batch. An image that
+crashes or hangs its decoder costs its own row alone.
+
+Every client that reaches the port is served, unless PROMPT_IML_SERVE_TOKEN is set where proxies and
+replicas run. TLS, and rights of single clients, belong to an ingress in front.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import io
 import logging
 import os
 import signal
@@ -32,34 +29,31 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import ray
-from PIL import Image as PilImage
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from prompt_iml.cluster.fleet.image_process import ImageProcess
+from prompt_iml.cluster.fleet.limits import CALLBACK, TOKEN, Bodies, Refused, check_head
 from prompt_iml.cluster.settings import EndpointSettings, ServeSettings
-from prompt_iml.engine.errors import TooLarge, UsageError
+from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import to_batch
-from prompt_iml.pipeline.scan.rows import Row, failure
-from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
+from prompt_iml.pipeline.scan.rows import Row
+from prompt_iml.pipeline.scan.scanner import RowSpec
 from prompt_iml.pipeline.scan.session import ray_address, ray_session
-from prompt_iml.pipeline.scan.watchdog import Watchdog
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.units import Sample
 
 NAME = "prompt-iml"
-TOKEN = "PROMPT_IML_SERVE_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Columns that name an input or a run; a posted image has neither.
 OMITTED_COLUMNS = ["image_id", "uri", "member", "content_id", "run_id", "heatmap_png"]
-BODY_SECONDS = 30.0
 ONGOING = 4  # requests of a replica; one is scanned while the bodies of others arrive
 RETRY_SECONDS = 1.0
 MAX_STARTS = 3  # attempts to start a replica before the deployment fails
@@ -122,81 +116,35 @@ class Endpoint:
         require_token: whether to refuse to start without a token.
 
     Raises:
-        UsageError: the token is missing, or this node has a different model.
-        RuntimeError: the engine does not run.
+        UsageError: the token is missing.
+        Fatal: this node has a different model, or the engine does not run.
     """
 
     def __init__(self, spec: RowSpec, max_bytes: int, require_token: bool) -> None:
         self._token = os.environ.get(TOKEN, "").encode()
         if require_token and not self._token:
             raise UsageError(f"The token is missing: set {TOKEN} where the replicas run")
-        self._max_bytes = max_bytes
-        self._maker = RowMaker(spec, Watchdog(spec.image_timeout))
+        self._bodies = Bodies(max_bytes, ONGOING * max_bytes)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")  # one image at a time
-        row = self._row(_blank_png())  # compiles the engine for square tiles
-        if row["status"] != "ok":
-            raise RuntimeError(row["error_message"])
+        self._process = self._thread.submit(ImageProcess, spec).result()
 
     async def __call__(self, request: Request) -> Response:
-        """Answer a request with the row of its image, or with an error."""
-        refusal = self._refusal(request)
-        if refusal:
-            return refusal
+        """Answer a request with the row of its image, or with an error.
+
+        The proxy has checked it, unless the cluster's proxies were started without the limits.
+        """
         try:
-            body = await self._body(request)
-        except TooLarge as error:
-            return JSONResponse(failure(error), 413)
-        except TimeoutError:
-            return _refused(408, f"The request body did not arrive in {BODY_SECONDS:.0f} s.")
-        loop = asyncio.get_running_loop()
-        row = await loop.run_in_executor(self._thread, self._row, body)
+            check_head(request.scope, self._token)
+            async with self._bodies.whole(request.scope, request.receive) as body:
+                loop = asyncio.get_running_loop()
+                row = await loop.run_in_executor(self._thread, self._row, body)
+        except Refused as refused:
+            return refused.response
         return JSONResponse(as_json(row), status_code(row))
 
-    def _refusal(self, request: Request) -> Response | None:
-        """Return an error for a request that is refused by its header, or None."""
-        given = request.headers.get("authorization", "").encode()
-        if self._token and not hmac.compare_digest(given, b"Bearer " + self._token):
-            return _refused(
-                401,
-                "A token is needed: send it as `Authorization: Bearer TOKEN`.",
-                {"WWW-Authenticate": "Bearer"},
-            )
-        if request.url.path != "/":
-            return _refused(404, "There is no such path: POST the bytes of an image to /.")
-        if request.method != "POST":
-            return _refused(
-                405, "There is no such method: POST the bytes of an image.", {"Allow": "POST"}
-            )
-        return None
-
-    async def _body(self, request: Request) -> bytes:
-        """Read the body; raises `TimeoutError`, or `TooLarge` as soon as it is too large."""
-        announced = int(request.headers.get("content-length", 0))
-        self._check_size(announced)
-        body = bytearray()
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                self._check_size(len(body))
-        return bytes(body)
-
-    def _check_size(self, size_bytes: int) -> None:
-        if size_bytes > self._max_bytes:
-            raise TooLarge(f"The request body is larger than {self._max_bytes} bytes.")
-
     def _row(self, body: bytes) -> Row:
-        (row,) = self._maker.rows([Sample("", data=body)])
-        return row | self._maker.provenance | {"scanned_at": datetime.now(UTC)}
-
-
-def _blank_png() -> bytes:
-    sink = io.BytesIO()
-    PilImage.new("RGB", (512, 512)).save(sink, "PNG")
-    return sink.getvalue()
-
-
-def _refused(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error_message": message}, status, headers)
+        row = self._process.row(body)
+        return row | self._process.provenance | {"scanned_at": datetime.now(UTC)}
 
 
 def as_json(row: Row) -> Json:
@@ -234,6 +182,8 @@ def serve_until_signal(settings: ServeSettings) -> Json:
     target = application(args)
     if settings.host not in LOOPBACK and not args["require_token"]:
         log(f"Warning: Every client that reaches {settings.host} is served. Set {TOKEN}.")
+    # A private Ray, with its proxies, inherits this environment.
+    os.environ.update(CALLBACK | {"PROMPT_IML_MAX_BYTES": str(int(settings.max_bytes))})
     with ray_session(settings.address, None), _deployed(target, settings) as url:
         started = time.monotonic()
         log(f"serving at {url}")
