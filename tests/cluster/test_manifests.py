@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import ipaddress
 import json
 import shlex
 import shutil
@@ -22,9 +24,10 @@ from pydantic_settings import CliApp
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
-from prompt_iml.cluster.fleet.serve import TOKEN
+from prompt_iml.cluster.fleet.limits import CALLBACK, TOKEN
 from prompt_iml.cluster.settings import EndpointSettings
 from prompt_iml.pipeline.cli import commands
+from prompt_iml.pipeline.scan.isolated import BYTES_PER_PIXEL, SPARE_BYTES
 from tests.helpers.kustomize import Document, render
 
 ROOT = Path(__file__).parents[2]
@@ -232,13 +235,129 @@ def test_a_service_runs_an_application_of_ours(document: Document) -> None:
 
 
 @pytest.mark.parametrize("document", SERVICES)
-def test_a_service_has_a_port_and_a_token(document: Document) -> None:
+def test_no_proxy_or_replica_is_without_token_and_limits(document: Document) -> None:
+    (application,) = yaml.safe_load(document["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["require_token"] is True
+    for pod in pods(document):
+        for container in pod["containers"]:
+            token, *others = container["env"]
+            secret = {"secretKeyRef": {"name": "serve-token", "key": "token"}}
+            assert token == {"name": TOKEN, "valueFrom": secret}  # not optional: or no pod
+            assert {each["name"]: each["value"] for each in others} == CALLBACK
+
+
+def test_a_pod_of_the_endpoint_has_room_for_the_process_that_decodes() -> None:
+    """Kubernetes would end the pod, where the process alone should end."""
+    service = next(e.values[0] for e in SERVICES if "production" in str(e.id))
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    memory = int(container["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
+    max_pixels = EndpointSettings(**application["args"]).max_pixels
+    assert memory >= SPARE_BYTES + BYTES_PER_PIXEL * max_pixels + (2 << 30)
+
+
+@pytest.mark.parametrize("document", SERVICES)
+def test_a_service_has_a_port(document: Document) -> None:
     config = document["spec"]["rayClusterConfig"]
     (head,) = config["headGroupSpec"]["template"]["spec"]["containers"]
     assert "serve" in {port["name"] for port in head["ports"]}  # or there is no Service
     (worker,) = config["workerGroupSpecs"][0]["template"]["spec"]["containers"]
     assert worker["readinessProbe"]["httpGet"]["port"] == "serve"
-    assert [each["name"] for each in worker["env"]] == [TOKEN]
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """Pod of a namespace, or an address outside of the cluster."""
+
+    address: str | None = None
+    namespace: str = ""
+    labels: Document = dataclasses.field(default_factory=dict)
+    namespace_labels: Document = dataclasses.field(default_factory=dict)
+
+    def is_meant(self, place: Document) -> bool:
+        """Whether an entry of `to` or `from` in a policy of ours names it."""
+        if self.address:
+            block = place.get("ipBlock", {"cidr": "0.0.0.0/32"})
+            within = [ipaddress.ip_network(each) for each in block.get("except", [])]
+            address = ipaddress.ip_address(self.address)
+            return address in ipaddress.ip_network(block["cidr"]) and not any(
+                address in each for each in within
+            )
+        if "ipBlock" in place:
+            return False
+        namespace = {"kubernetes.io/metadata.name": self.namespace} | self.namespace_labels
+        wanted = place.get("namespaceSelector", {"matchLabels": {NAME: OURS}})
+        return selects(wanted, namespace) and selects(place.get("podSelector", {}), self.labels)
+
+
+NAME, OURS = "kubernetes.io/metadata.name", "prompt-iml"
+US = {"app": "prompt-iml"}
+HEAD, WORKER = US | {"ray.io/node-type": "head"}, US | {"ray.io/node-type": "worker"}
+REPLICA = WORKER | {"ray.io/serve": "true"}
+OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+DNS = Peer(namespace="kube-system", labels={"k8s-app": "kube-dns"})
+MINIO, STORE = Peer(namespace="minio"), Peer("52.216.0.1")
+ANYBODY, METADATA = Peer(namespace="default"), Peer("169.254.169.254")
+
+
+def selects(selector: Document, labels: Document) -> bool:
+    assert selector.keys() <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def passes(overlay: str, way: str, pod: Document, peer: Peer, port: int | str) -> bool:
+    """Whether the policies let a pod of ours and a peer talk; `way` is `ingress` or `egress`."""
+    policies = [
+        each["spec"]
+        for each in render(KUBERNETES / "overlays" / overlay)
+        if each["kind"] == "NetworkPolicy" and selects(each["spec"]["podSelector"], pod)
+    ]
+    ours = [each for each in policies if way.capitalize() in each["policyTypes"]]
+    assert ours, "a pod without a policy is open"
+    return any(
+        any(peer.is_meant(place) for place in rule["to" if way == "egress" else "from"])
+        and port in [each["port"] for each in rule.get("ports", [{"port": port}])]
+        for each in ours
+        for rule in each.get(way, [])
+    )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("pod", [US, HEAD, WORKER, REPLICA], ids=str)
+def test_nothing_leaves_but_to_dns_the_store_and_ourselves(pod: Document, overlay: str) -> None:
+    leaves = functools.partial(passes, overlay, "egress", pod)
+    store, port, other = {"dev": (MINIO, 9000, STORE), "production": (STORE, 443, MINIO)}[overlay]
+    assert leaves(DNS, 53)
+    assert leaves(store, port)
+    assert leaves(Peer(namespace=OURS, labels=HEAD), 6379)
+    assert leaves(Peer(namespace=OURS, labels=WORKER), 12345)
+    assert not any(leaves(METADATA, port) for port in (53, 80, 443, 9000))
+    assert not any(leaves(ANYBODY, port) for port in (53, 80, 443, 8000, 9000))
+    assert not any(leaves(Peer("52.216.0.1"), port) for port in (22, 53, 80, 8443))
+    assert not leaves(other, 9000)
+    # A head's autoscaler asks Kubernetes, which no policy can name.
+    assert leaves(Peer("10.96.0.1"), 443) == (pod == HEAD)
+    assert leaves(STORE, 443) == (overlay == "production" or pod == HEAD)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_operator_is_named_by_its_namespace(overlay: str) -> None:
+    enters = functools.partial(passes, overlay, "ingress", HEAD)
+    assert enters(Peer(namespace="ray-system", labels=OPERATOR), 8265)
+    assert not enters(Peer(namespace="ray-system", labels=OPERATOR), 6379)
+    assert not enters(Peer(namespace="default", labels=OPERATOR), 8265)
+    assert not enters(Peer(namespace="ray-system"), 8265)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_clients_reach_the_endpoint_and_nothing_else(overlay: str) -> None:
+    client = Peer(namespace="web", namespace_labels={"prompt-iml-client": "true"})
+    assert passes(overlay, "ingress", REPLICA, client, "serve")
+    assert not passes(overlay, "ingress", REPLICA, client, 6379)
+    assert not passes(overlay, "ingress", HEAD, client, "serve")
+    assert not passes(overlay, "ingress", REPLICA, ANYBODY, "serve")
+    assert not passes(overlay, "ingress", {}, Peer(namespace=OURS), 80)
 
 
 def test_a_gpu_pod_first_builds_its_engine() -> None:
