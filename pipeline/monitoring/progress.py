@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TextIO
 
 from prompt_iml.pipeline.logs import is_json, log
@@ -25,11 +25,13 @@ class Done:
         images: rows made by this launch.
         size_bytes: size of these images, with the shard overhead of units that ended.
         resumed_bytes: size of the units that an earlier launch committed.
+        labels: rows by label.
     """
 
     images: int = 0
     size_bytes: int = 0
     resumed_bytes: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
 
 
 class Tally:
@@ -58,6 +60,7 @@ class Tally:
             self._done.images + more.images,
             self._done.size_bytes + more.size_bytes,
             self._done.resumed_bytes + more.resumed_bytes,
+            self._done.labels + more.labels,
         )
 
     def read(self) -> Done:
@@ -134,8 +137,10 @@ class Stall:
 
 
 def progress_line(done: Done, total_bytes: int, seconds: float) -> str:
-    """Return a line such as `1,234 images  56.7/s  42%  ETA 0:01:23`."""
+    """Return a line such as `1,234 images  56.7/s  2 manipulated  42%  ETA 0:01:23`."""
     line = f"{done.images:,} images  {done.images / max(seconds, 1e-9):,.1f}/s"
+    shown = ("manipulated", "uncertain")
+    line += "".join(f"  {done.labels[label]:,} {label}" for label in shown if done.labels[label])
     left = total_bytes - done.resumed_bytes - done.size_bytes
     if total_bytes <= 0 or done.size_bytes <= 0:
         return line

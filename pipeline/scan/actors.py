@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.scan.drain import Drain
 from prompt_iml.pipeline.scan.isolated import isolated_rows
 from prompt_iml.pipeline.scan.preflight import error_line
+from prompt_iml.pipeline.scan.rows import Row
 from prompt_iml.pipeline.scan.scanner import Part, RowMaker, Scanner, ScanSpec
 from prompt_iml.pipeline.scan.watchdog import Watchdog
 from prompt_iml.pipeline.storage import storage
@@ -59,6 +61,7 @@ class ScanActor:
         self._tally = tally
         self._drain = Drain()
         self._images = self._bytes = self._of_unit = 0
+        self._labels: Counter[str] = Counter()
         self._reported = time.monotonic()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -90,17 +93,20 @@ class ScanActor:
             return 0
         return deaths
 
-    def _tick(self, images: int, size_bytes: int) -> None:
-        self._images += images
+    def _tick(self, row: Row) -> None:
+        size_bytes = row.get("size_bytes") or 0
+        self._images += 1
+        self._labels.update([row["label"]] if "label" in row else [])
         self._bytes += size_bytes
         self._of_unit += size_bytes
         if time.monotonic() - self._reported >= TICK_SECONDS:
             self._report(0)
 
     def _report(self, resumed_bytes: int) -> None:
-        self._tally.add.remote(Done(self._images, self._bytes, resumed_bytes))
+        self._tally.add.remote(Done(self._images, self._bytes, resumed_bytes, self._labels))
         self._metrics.flush(self._meter)
         self._images = self._bytes = 0
+        self._labels = Counter()
         self._reported = time.monotonic()
 
 

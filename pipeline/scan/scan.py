@@ -24,7 +24,7 @@ from prompt_iml.pipeline.run.folder import Json, Run, default_run_id
 from prompt_iml.pipeline.run.plan import Plan, make_plan, read_plan, waves
 from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
 from prompt_iml.pipeline.scan.earlier import ScannedIn, check_retry, complete_run, retry_units
-from prompt_iml.pipeline.scan.scanner import Part, RowSpec, ScanSpec
+from prompt_iml.pipeline.scan.scanner import Part, RowSpec, ScanSpec, highest
 from prompt_iml.pipeline.settings import InputFlags, ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from prompt_iml.pipeline.sources.inputs import resolve
@@ -52,6 +52,8 @@ class Totals:
         new_rows: rows in the parts that this launch wrote.
         statuses, codes: rows by status and by error code.
         incomplete: as of `Part`, of all parts.
+        labels: images by label.
+        findings: as of `Part`, the highest of all parts.
     """
 
     parts: list[Json] = field(default_factory=list)
@@ -60,6 +62,8 @@ class Totals:
     statuses: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     incomplete: dict[str, int | None] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+    findings: list[Json] = field(default_factory=list)
 
     def add(self, part: Part) -> None:
         """Count one part."""
@@ -67,6 +71,8 @@ class Totals:
         self.statuses.update(described.pop("statuses"))
         self.codes.update(described.pop("codes"))
         self.incomplete |= described.pop("incomplete")
+        self.labels.update(described.pop("labels"))
+        self.findings = highest(self.findings + described.pop("findings"))
         self.new_rows += part.rows if described.pop("new") else 0
         self.rows += part.rows
         self.parts.append(described)
@@ -85,7 +91,7 @@ def scan(settings: ScanSettings) -> Json:
     model = load_model(settings.model)
     if not settings.actor_gpus:  # else only the nodes need the engine: see `check_node`
         check_engine(settings.engine)
-    output = storage.canonical(settings.output)
+    output = storage.canonical(settings.output or "")  # which is refused
     settings, earlier = continued(settings, output, model)
     prompt_set = choose_prompt_set(settings, model, output)
     if prompt_set:
@@ -295,6 +301,8 @@ def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Tota
         "statuses": {name: totals.statuses[name] for name in ("ok", "failed", "skipped")},
         "codes": dict(totals.codes),
         "incomplete": dict(sorted(totals.incomplete.items())),
+        "labels": dict(totals.labels),
+        "findings": totals.findings,
         "false_positive_rate": model.policy.false_positive_rate if "policy" in config else None,
         "parts": sorted(totals.parts, key=lambda part: str(part["file"])),
     }
@@ -331,7 +339,7 @@ def summarize(run: Run, model: Model, manifest: Json, new_rows: int, seconds: fl
 
     `listed = ok + failed + skipped`; `scanned_now` and `seconds` cover this launch. `incomplete` is
     the number of shards that could not be read to their end, and `incomplete_shards` names the
-    first of them.
+    first of them. `labels` and `findings` are empty for a run that an earlier version completed.
     """
     statuses, incomplete = manifest["statuses"], sorted(manifest.get("incomplete", {}))
     tried = statuses["ok"] + statuses["failed"]
@@ -341,6 +349,8 @@ def summarize(run: Run, model: Model, manifest: Json, new_rows: int, seconds: fl
         "listed": manifest["listed"],
         **statuses,
         "codes": manifest["codes"],
+        "labels": manifest.get("labels", {}),
+        "findings": manifest.get("findings", []),
         "incomplete": len(incomplete),
         "incomplete_shards": incomplete[:SHARDS_NAMED],
         "failure_rate": round(statuses["failed"] / tried, 6) if tried else 0.0,

@@ -17,8 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeAlias, TypeVar
 
-from prompt_iml.engine.detection.detector import Detector
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prompt_iml.engine.detection.detector import Detector, Finding
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.errors import (
     BadCredentials,
@@ -34,7 +39,7 @@ from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
 from prompt_iml.pipeline.logs import Format, log, one_line
 from prompt_iml.pipeline.monitoring.meter import Meter
 from prompt_iml.pipeline.registry.registry import CurrentPromptSet, PromptSetRef
-from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.run.folder import Json, Run
 from prompt_iml.pipeline.run.schema import RowWriter, read_part, read_summary
 from prompt_iml.pipeline.scan.rows import Row, failure, identity, provenance, result
 from prompt_iml.pipeline.scan.watchdog import Unwatched, Watch, WatchedEngine
@@ -43,8 +48,11 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.ordered import in_order
 from prompt_iml.pipeline.units import Sample, Unit
 
-Tick = Callable[[int, int], None]
+T = TypeVar("T")
+Tick = Callable[[Row], None]
+Opened: TypeAlias = tuple[Row, Decoded | ImageError]
 
+FINDINGS = 5  # of the highest scores, for the end of a scan
 FETCH_THREADS = 16  # objects fetched at once: they wait for the store, not for a CPU
 
 
@@ -159,34 +167,49 @@ class RowMaker:
 
     def rows(self, samples: Iterable[Sample]) -> Iterator[Row]:
         """Yield one row per sample, in order of completion."""
-        without_image: deque[Row] = deque()
-        for row, finding in self._detector.detect(self._images(samples, without_image)):
-            if isinstance(finding, ImageError):
-                yield row | failure(finding)
+        for row, outcome in self.outcomes(samples, self.open):
+            if isinstance(outcome, ImageError):
+                yield row | failure(outcome)
             else:
-                yield row | result(finding, heatmap=self._spec.heatmap)
-            while without_image:
-                yield without_image.popleft()
-        yield from without_image
+                yield row | result(outcome, heatmap=self._spec.heatmap)
+
+    def outcomes(
+        self, items: Iterable[T], open_item: Callable[[T], Opened]
+    ) -> Iterator[tuple[Row, Finding | ImageError]]:
+        """Yield, for each item, what is known of it and what was found, in order of completion.
+
+        Args:
+            items: what to scan; each may be read while it is taken.
+            open_item: function that decodes an item, such as `open`; called in threads.
+        """
+        failed: deque[tuple[Row, ImageError]] = deque()
+        for outcome in self._detector.detect(self._images(items, open_item, failed)):
+            yield outcome
+            while failed:
+                yield failed.popleft()
+        yield from failed
 
     def _images(
-        self, samples: Iterable[Sample], without_image: deque[Row]
+        self,
+        items: Iterable[T],
+        open_item: Callable[[T], Opened],
+        failed: deque[tuple[Row, ImageError]],
     ) -> Iterator[tuple[Row, Image]]:
-        """Yield the images that decode; rows of the others go to `without_image`."""
+        """Yield the images that decode; the others go to `failed`."""
         # At most 2 images a thread are held, so that a shard is never held whole.
         ahead = 2 * self._spec.threads
-        fetched = self.meter.timed("fetch", samples)
-        opened = in_order(self._pool, self._open, fetched, ahead, self._queue)
+        fetched = self.meter.timed("fetch", items)
+        opened = in_order(self._pool, open_item, fetched, ahead, self._queue)
         for row, outcome in self.meter.timed("wait", opened):
             if isinstance(outcome, ImageError):
-                without_image.append(row | failure(outcome))
+                failed.append((row, outcome))
             else:
                 yield row | outcome.facts, outcome.image
 
     def _queue(self, count: int) -> None:
         self.meter.queue = count
 
-    def _open(self, sample: Sample) -> tuple[Row, Decoded | ImageError]:
+    def open(self, sample: Sample) -> Opened:
         """Decode one sample; any error is returned as the failure of this image.
 
         Raises:
@@ -227,6 +250,9 @@ class Part:
         codes: rows by error code.
         incomplete: shards that could not be read to their end: number of images lost, by URI; None
             if unknown.
+        labels: rows by label.
+        findings: `uri`, `member`, `label`, `score` and number of `regions` of the images labelled
+            manipulated that have the highest scores.
         new: whether this launch wrote it.
     """
 
@@ -237,7 +263,25 @@ class Part:
     statuses: dict[str, int]
     codes: dict[str, int]
     incomplete: dict[str, int | None]
+    labels: dict[str, int]
+    findings: list[Json]
     new: bool
+
+
+def highest(findings: list[Json]) -> list[Json]:
+    """Return the `FINDINGS` of the highest scores."""
+    return sorted(findings, key=lambda f: (-f["score"], f["uri"], f["member"] or ""))[:FINDINGS]
+
+
+def found_in(payload: bytes) -> tuple[dict[str, int], list[Json]]:
+    """Return `labels` and `findings` of a part, as `Part` has them."""
+    columns = ["uri", "member", "label", "score", "regions"]
+    rows = pq.read_table(pa.BufferReader(payload), columns=columns)
+    rows = rows.set_column(4, "regions", pc.list_value_length(rows["regions"]))
+    labels = pc.value_counts(rows["label"].drop_null()).to_pylist()
+    manipulated = rows.filter(pc.equal(rows["label"], "manipulated"))
+    first = manipulated.sort_by([("score", "descending"), ("uri", "ascending")])[:FINDINGS]
+    return {each["values"]: each["counts"] for each in labels}, first.to_pylist()
 
 
 RowsOf = Callable[[RowSpec, Unit], Iterator[Row]]
@@ -260,7 +304,7 @@ class Scanner:
         Args:
             unit_id: id of the unit in this run.
             unit: images to read.
-            tick: called with the images and bytes done since its last call, for progress.
+            tick: called with each row, for progress.
             rows_of: function that makes the rows instead of `maker`.
         """
         uri = self._run.part_uri(unit_id)
@@ -272,7 +316,7 @@ class Scanner:
         for row in self._rows(unit, rows_of):
             writer.add(row)
             self._meter.count(row)
-            tick(1, row.get("size_bytes") or 0)
+            tick(row)
         started = time.perf_counter()
         payload = writer.close()
         created = storage.create_once(uri, payload)
@@ -310,6 +354,7 @@ class Scanner:
 
     def _part(self, uri: str, payload: bytes, *, new: bool) -> Part:
         summary = read_summary(payload)
+        labels, findings = found_in(payload)
         return Part(
             file=uri.removeprefix(self._run.output + "/"),
             rows=summary["rows"],
@@ -318,5 +363,7 @@ class Scanner:
             statuses=summary["statuses"],
             codes=summary["codes"],
             incomplete=summary.get("incomplete", {}),
+            labels=labels,
+            findings=findings,
             new=new,
         )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 
 import pytest
 
@@ -24,6 +25,11 @@ def test_the_line_has_rate_share_and_time_left() -> None:
 def test_resumed_bytes_are_done_but_took_no_time() -> None:
     done = Done(images=50, size_bytes=500, resumed_bytes=1000)
     assert progress_line(done, 2000, 10) == "50 images  5.0/s  75%  ETA 0:00:10"
+
+
+def test_the_line_has_the_labels_that_are_looked_for() -> None:
+    labels = Counter(manipulated=1200, authentic=40)
+    assert progress_line(Done(50, 0, 0, labels), 0, 10) == "50 images  5.0/s  1,200 manipulated"
 
 
 @pytest.mark.parametrize("total", [0, -3])

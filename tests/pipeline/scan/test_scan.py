@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +152,9 @@ def test_every_input_has_a_row(store: Store, crops: dict[str, bytes]) -> None:
     assert summary["listed"] == table.num_rows == len(set(table["image_id"].to_pylist())) == 10
     assert summary["codes"] == {"truncated": 1, "not_an_image": 1}
     assert summary["failure_rate"] == pytest.approx(1 / 9, abs=1e-6)
+    assert summary["labels"] == Counter(label for label in table["label"].to_pylist() if label)
+    scores = table.filter(pc.equal(table["label"], "manipulated"))["score"].to_pylist()
+    assert [found["score"] for found in summary["findings"]] == sorted(scores)[::-1][:5]
 
 
 def test_same_findings_from_folder_tar_parquet_and_list(
@@ -263,7 +267,8 @@ def test_progress_ends_at_the_bytes_of_the_plan(
     spec = ScanSpec(Run(output, "r"), row_spec(settings, load_model(null)))
     (unit,) = list_units([str(tmp_path / "a.tar")], images_per_unit=4)
     planned = [PlannedUnit("u", unit_to_json(unit))._asdict()]
-    for expected in (Done(1, unit.size_bytes, 0), Done(0, 0, unit.size_bytes)):
+    first = Done(1, unit.size_bytes, 0, Counter(uncertain=1))
+    for expected in (first, Done(0, 0, unit.size_bytes)):
         with shared_tally() as tally:
             actor = ray.remote(ScanActor).remote(spec, tally)
             ray.get(actor.__call__.remote(pa.Table.from_pylist(planned)))
@@ -394,7 +399,7 @@ def test_prompts_are_refreshed_between_units(
             promote(registry, promoted[1], expected=promoted[0], by="test")
         if number == 2:
             roll_back(registry, expected=promoted[1], by="test")
-        part = scanner.scan(str(number), unit, lambda images, size: None)
+        part = scanner.scan(str(number), unit, lambda row: None)
         table = pq.read_table(storage.local_path(f"{settings.output}/{part.file}"))
         found += table["prompt_set"].to_pylist()
         (row,) = table.select(["model", "policy", "engine"]).to_pylist()
