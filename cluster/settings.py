@@ -163,6 +163,8 @@ class RetrainSettings(EngineFlags, TrainingFlags):
 class SubmitSettings(ScanSettings):
     """Scan on a Ray cluster as a job; the same command attaches to it or resumes it."""
 
+    output: str
+    """Folder for the results, local or s3://."""
     address: str
     """Jobs API of the cluster, such as http://head:8265; its token is taken from RAY_AUTH_TOKEN."""
     working_dir: str | None = None

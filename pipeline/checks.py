@@ -45,7 +45,7 @@ def find_results(output: str) -> None:
         raise MissingInput(f"{shown} holds no run: give the --output of a scan")
 
 
-def check_output(output: str) -> None:
+def check_output(output: str, flag: str = "--output") -> None:
     """Raise `OutputNotWritable` for a local folder that cannot be created or written to."""
     path = _local(output)
     if path is None:
@@ -53,9 +53,9 @@ def check_output(output: str) -> None:
     there = next(each for each in (path, *path.parents) if os.path.lexists(each))
     shown = storage.display_name(str(there))
     if not there.is_dir():
-        raise OutputNotWritable(f"{shown} is not a folder: choose another --output")
+        raise OutputNotWritable(f"{shown} is not a folder: choose another {flag}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputNotWritable(f"{shown} is not writable: choose another --output")
+        raise OutputNotWritable(f"{shown} is not writable: choose another {flag}")
 
 
 def _status(name: str) -> os.stat_result | None:

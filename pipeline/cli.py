@@ -3,7 +3,8 @@
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that names the fix), 3 done
 but with more failures than `--max-failure-rate`, problems found by `verify`, nothing stored by
 `build`, or nothing promoted by `retrain`, 130 interrupted. The last line on stdout is a JSON
-summary; everything else goes to stderr.
+summary, but for a scan without an output, which prints a line for each image; everything else goes
+to stderr.
 
 Importing this module and parsing a command import neither NumPy nor Ray: a wrong command is
 refused at once.
@@ -46,8 +47,8 @@ from prompt_iml.pipeline.settings import (
 
 DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
 
-Outcome = tuple[dict[str, Any], int]
-"""The JSON summary of a command, and its exit code."""
+Outcome = tuple[dict[str, Any] | None, int]
+"""The JSON summary of a command, None where it has printed its results, and its exit code."""
 
 
 def _done(summary: dict[str, Any], _: object) -> Outcome:
@@ -55,12 +56,14 @@ def _done(summary: dict[str, Any], _: object) -> Outcome:
 
 
 def _scanned(summary: dict[str, Any], settings: ScanSettings | DemoSettings) -> Outcome:
-    """Return the summary, and `FAILURES` where too many images failed, images were lost with their
-    shard, or no image was looked at but for those of an earlier run."""
+    """Return the summary, unless verdicts were printed, and `FAILURES` where too many images
+    failed, images were lost with their shard, or no image was looked at but for those of an earlier
+    run."""
     known = summary["codes"].get("already_scanned", 0)
     nothing = summary["ok"] + summary["failed"] + known == 0
     failed = summary["failure_rate"] > settings.max_failure_rate
-    return summary, FAILURES if failed or summary["incomplete"] or nothing else DONE
+    code = FAILURES if failed or summary["incomplete"] or nothing else DONE
+    return summary if settings.output else None, code
 
 
 class Entry(NamedTuple):
@@ -84,7 +87,7 @@ class Entry(NamedTuple):
 GROUP = "prompt_iml.commands"  # entry points by which other packages add their commands
 
 COMMANDS = {
-    "scan": Entry(ScanSettings, "prompt_iml.pipeline.scan.scan:scan", _scanned),
+    "scan": Entry(ScanSettings, "prompt_iml.pipeline.detect.verdict:scan", _scanned),
     "demo": Entry(DemoSettings, "prompt_iml.pipeline.demo.demo:demo", _scanned),
     "report": Entry(ReportSettings, "prompt_iml.pipeline.report.report:report"),
     "compact": Entry(CompactSettings, "prompt_iml.pipeline.run.compact:compact"),
@@ -173,7 +176,8 @@ def run(entry: Entry, settings: Command) -> int:
     except ModuleNotFoundError as error:
         raise _missing(entry, str(error)) from error
     summary, code = entry.outcome(command(settings), settings)
-    print(json.dumps(summary))
+    if summary is not None:
+        print(json.dumps(summary))
     return code
 
 

@@ -33,7 +33,9 @@ GROUPS = {
     "Evaluation": (
         "eval_sets", "eval_every", "eval_examples", "margin", "fpr_margin", "max_fpr", "min_gain",
     ),
-    "Output": ("output", "heatmap", "log", "report", "path", "plot", "side"),
+    "Output": (
+        "output", "json_lines", "overlay", "heatmap", "log", "report", "path", "plot", "side",
+    ),
 }  # fmt: skip
 NO_DEFAULT = re.compile(r" \((required|default: (None|False|True|\[\]))\)$")
 METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER", "list[str]": "LIST", "ByteSize": "SIZE"}

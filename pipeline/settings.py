@@ -27,6 +27,9 @@ from prompt_iml.engine.errors import UsageError
 
 SETTINGS_FILE = "prompt-iml.toml"
 ENVIRONMENT = "PROMPT_IML_"
+# Settings of a scan that need an output, and those for scans without one.
+STORED = ("run_id", "retry_failed", "skip_scanned", "refresh_prompts", "heatmap")
+PRINTED = ("json_lines", "overlay")
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -217,14 +220,20 @@ class Pool(RayFlags):
 
 
 class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
-    """Scan images and write scores and masks to Parquet."""
+    """Scan images: print a verdict on each, or write scores and masks to Parquet."""
+
+    model_config = SettingsConfigDict(cli_shortcuts={"json-lines": "json"})
 
     removed: ClassVar[dict[str, str]] = {"decoder": "JPEG files are decoded by Pillow"}
 
     inputs: CliPositionalArg[list[str]] = Field([])
     """Directory, glob, file, list of URIs, tar or Parquet shard; local or s3://."""
-    output: str
-    """Folder for the results, local or s3://."""
+    output: str | None = None
+    """Folder for the results, local or s3://; without one, a verdict on each image is printed."""
+    json_lines: bool = False
+    """Without --output: print each verdict as a JSON object with the columns of its row."""
+    overlay: str | None = None
+    """Without --output: folder for pictures with their masks drawn, local or s3://."""
     run_id: str | None = Field(None, pattern=RUN_ID)
     """Name of the run; without one, a digest of its configuration."""
     retry_failed: str | None = Field(None, pattern=RUN_ID)
@@ -255,6 +264,14 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
         return self
 
     @model_validator(mode="after")
+    def _check_output(self) -> Self:
+        fix = "is for scans without --output: leave one out" if self.output else "needs --output"
+        for name in PRINTED if self.output else STORED:
+            if getattr(self, name):
+                raise UsageError(f"--{name.replace('_', '-')} {fix}")
+        return self
+
+    @model_validator(mode="after")
     def _check_prompts(self) -> Self:
         chosen = self.prompts != "current"
         if self.registry is None and (chosen or self.refresh_prompts):
@@ -264,11 +281,14 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
         return self
 
     def check(self) -> None:
-        """Find the output's parent."""
+        """Find the output's parent, and that of the overlays."""
         from prompt_iml.pipeline.checks import check_output
 
         super().check()
-        check_output(self.output)
+        if self.output:
+            check_output(self.output)
+        if self.overlay:
+            check_output(self.overlay, "--overlay")
 
 
 class DemoSettings(ModelFlags, Pool):

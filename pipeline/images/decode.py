@@ -184,6 +184,32 @@ def decode(
         raise _as_decode_error(error, payload, facts) from error
 
 
+def decode_picture(picture: PilImage.Image, limits: DecodeLimits) -> Decoded:
+    """Convert a picture of Pillow; one that was opened from a file has the pixels of `decode`.
+
+    A JPEG that was opened and not changed keeps its quantisation table; what `convert`, `resize`
+    and the like return has none. A TIFF is in the frame that Pillow has rotated it to.
+
+    Returns:
+        The picture, with `width`, `height`, `exif_orientation` and `jpeg_quality` as facts.
+
+    Raises:
+        DecodeError: the picture cannot be decoded.
+    """
+    try:
+        _check_size(*picture.size, {}, limits)
+        _check_samples(picture, {})
+        picture.load()
+        image = Image(_to_rgb(picture, {"exif_orientation": None}), _luma_table(picture))
+        is_tiff = isinstance(picture, TiffImagePlugin.TiffImageFile)
+        orientation = None if is_tiff else _orientation(picture, b"")
+    except _BROKEN as error:
+        raise DecodeError(str(error) or type(error).__name__) from error
+    height, width = image.pixels.shape[:2]
+    facts = {"width": width, "height": height, "exif_orientation": orientation}
+    return Decoded(image, facts | {"jpeg_quality": image.jpeg_quality})
+
+
 def _decode_whole(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) -> Decoded:
     """Decode and fill `facts`; text and profiles that Pillow finds too large are passed over."""
     try:
@@ -266,7 +292,7 @@ def _int32(value: int) -> int | None:
     return value if 0 <= value < 2**31 else None
 
 
-def _orientation(picture: ImageFile, payload: bytes) -> int | None:
+def _orientation(picture: PilImage.Image, payload: bytes) -> int | None:
     is_tiff = isinstance(picture, TiffImagePlugin.TiffImageFile)
     if not is_tiff and "exif" not in picture.info:
         exif = _late_exif(picture, payload)
@@ -280,7 +306,7 @@ def _orientation(picture: ImageFile, payload: bytes) -> int | None:
     return value if value in range(1, 9) else None
 
 
-def _late_exif(picture: ImageFile, payload: bytes) -> bytes | None:
+def _late_exif(picture: PilImage.Image, payload: bytes) -> bytes | None:
     """Return the EXIF that Pillow does not see: behind a PNG's pixels, undeclared in a WebP."""
     if isinstance(picture, PngImagePlugin.PngImageFile) and b"eXIf" in payload:
         for kind, start, end in _png_chunks(payload):
@@ -293,7 +319,7 @@ def _late_exif(picture: ImageFile, payload: bytes) -> bytes | None:
     return None
 
 
-def _luma_table(picture: ImageFile) -> NDArray[np.float32] | None:
+def _luma_table(picture: PilImage.Image) -> NDArray[np.float32] | None:
     """Return the table of the first component, (64,) float32 in natural order."""
     if not isinstance(picture, JpegImagePlugin.JpegImageFile) or not picture.layer:
         return None
@@ -385,7 +411,7 @@ def _count_scans(payload: bytes, picture: ImageFile) -> int:
     return payload.count(b"\xff\xda")
 
 
-def _check_samples(picture: ImageFile, facts: dict[str, Any]) -> None:
+def _check_samples(picture: PilImage.Image, facts: dict[str, Any]) -> None:
     """Refuse samples without an agreed range, and layouts of TIFF that Pillow decodes wrongly."""
     tags = getattr(picture, "tag_v2", {})
     if picture.mode in ("I", "F") or tags.get(339, (1,))[0] == 2:
@@ -468,9 +494,9 @@ def _has_all_pixels(payload: bytes) -> bool:
     return False
 
 
-def _to_rgb(picture: ImageFile, facts: dict[str, Any]) -> NDArray[np.uint8]:
+def _to_rgb(picture: PilImage.Image, facts: dict[str, Any]) -> NDArray[np.uint8]:
     """Return (H, W, 3) uint8, read-only."""
-    image: PilImage.Image = picture
+    image = picture
     if isinstance(picture, TiffImagePlugin.TiffImageFile):  # `load` has rotated it
         turn = _UNDO_ORIENTATION.get(facts["exif_orientation"])
         image = picture if turn is None else picture.transpose(turn)
@@ -493,7 +519,7 @@ def _over_white(image: PilImage.Image) -> PilImage.Image:
     return white
 
 
-def _scale_to_8_bits(picture: ImageFile, grey: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def _scale_to_8_bits(picture: PilImage.Image, grey: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """Scale (H, W) of 12 or 16 bits to (H, W, 3) of 8, over the whole range of the samples."""
     tags = getattr(picture, "tag_v2", {})
     top = 4095 if tags.get(258) == (12,) else 65535

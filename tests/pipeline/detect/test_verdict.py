@@ -1,0 +1,95 @@
+"""`prompt-iml scan` without `--output`: lines, objects, overlays, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.run.schema import SCHEMA
+from tests.helpers.archives import TarOf
+from tests.helpers.forged import forged
+
+WITHOUT_RAY = """
+import sys
+from prompt_iml.pipeline.cli import main
+sys.modules["ray"] = sys.modules["torch"] = None
+sys.exit(main(["scan", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture
+def folder(photographs: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a forged picture, another, a broken one and a text."""
+    (photos := tmp_path / "photos").mkdir()
+    (photos / "forged.jpg").write_bytes(forged("JPEG", orientation=6))
+    small = io.BytesIO()
+    Image.open(io.BytesIO(photographs["rocket.jpg"])).crop((0, 0, 256, 256)).save(small, "PNG")
+    (photos / "other.png").write_bytes(small.getvalue())
+    (photos / "broken.jpg").write_bytes(photographs["rocket.jpg"][:900])
+    (photos / "README").write_text("Three photographs.")
+    monkeypatch.chdir(tmp_path)
+    return photos
+
+
+def test_a_line_for_each_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", "photos", "--max-failure-rate", "0.5"]) == 0
+    out, err = capsys.readouterr()
+    broken, found, other = out.splitlines()
+    assert broken.startswith("failed       truncated          photos/broken.jpg: image/jpeg")
+    assert re.fullmatch(r"manipulated  0\.\d{3}  [0-9] regions?   photos/forged\.jpg", found)
+    assert re.fullmatch(r"(authentic  |uncertain  )  0\.\d{3}  .{10}  photos/other\.png", other)
+    assert len({line.index("photos/") for line in (broken, found, other)}) == 1
+    assert re.search(r"\n4 images: 1 manipulated, .* 1 failed, 1 skipped, in", err)
+
+
+def test_no_ray_and_no_torch_for_a_picture(folder: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_RAY, "photos/forged.jpg"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch("note: .*\n", done.stderr)
+    assert done.stdout.startswith("manipulated")
+
+
+def test_an_object_for_each_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", "photos", "--json"]) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kept = [name for name in SCHEMA.names if name not in ("mask_rle", "heatmap_png", "run_id")]
+    assert [list(row) for row in rows] == [kept] * 4
+    assert [row["status"] for row in rows] == ["skipped", "failed", "ok", "ok"]
+    assert rows[1]["error_code"] == "truncated"
+    assert rows[2]["regions"][0]["area"] > 1000
+
+
+@pytest.mark.parametrize("name", ["broken.jpg", "README"])
+def test_nothing_that_could_be_looked_at_is_a_failure(folder: Path, name: str) -> None:
+    assert main(["scan", f"photos/{name}", "--format", "objects"]) == 3
+
+
+def test_overlays_are_upright_and_only_of_pictures_with_a_mask(folder: Path) -> None:
+    twice = ["scan", "photos/forged.jpg", "photos", "--overlay", "seen", "--max-failure-rate", "1"]
+    assert main(twice) == 0
+    names = ["forged-overlay-2.jpg", "forged-overlay.jpg"]
+    assert sorted(path.name for path in Path("seen").iterdir()) == names
+    with Image.open("photos/forged.jpg") as stored, Image.open(f"seen/{names[1]}") as shown:
+        assert shown.size == stored.size[::-1]
+
+
+def test_members_of_a_shard_have_its_name(
+    folder: Path, tar_of: TarOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = {"a\x1b.jpg": (folder / "forged.jpg").read_bytes()}
+    Path("some.tar").write_bytes(tar_of(members)[:-12_000])
+    assert main(["scan", "some.tar", "--overlay", "seen"]) == 3  # the shard breaks off
+    assert "damaged_shard      some.tar: " in capsys.readouterr().out
+    Path("some.tar").write_bytes(tar_of(members))
+    assert main(["scan", "some.tar", "--overlay", "seen"]) == 0
+    assert "some.tar: a\\u001b.jpg" in capsys.readouterr().out
+    assert [path.name for path in Path("seen").iterdir()] == ["some-a\x1b-overlay.jpg"]
