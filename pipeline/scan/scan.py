@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from prompt_iml.engine.errors import NotFound, PromptImlError, UsageError
 from prompt_iml.engine.model.folder import Model, load_model
@@ -23,7 +24,6 @@ from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_u
 from prompt_iml.pipeline.run.folder import Json, Run, default_run_id
 from prompt_iml.pipeline.run.plan import Plan, make_plan, read_plan, waves
 from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
-from prompt_iml.pipeline.scan.earlier import ScannedIn, check_retry, complete_run, retry_units
 from prompt_iml.pipeline.scan.scanner import Part, RowSpec, ScanSpec, highest
 from prompt_iml.pipeline.settings import InputFlags, ScanSettings
 from prompt_iml.pipeline.sources import list_units
@@ -32,6 +32,9 @@ from prompt_iml.pipeline.sources.packing import divided
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.units import Unit, unit_to_json
+
+if TYPE_CHECKING:  # imported late: it takes as long as a picture
+    from prompt_iml.pipeline.scan.earlier import ScannedIn
 
 # Settings that shape the rows; a run is bound to them and to the model's digests.
 BINDING = {
@@ -134,6 +137,8 @@ def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSe
     name = settings.retry_failed or settings.skip_scanned
     if name is None:
         return settings, None
+    from prompt_iml.pipeline.scan.earlier import check_retry, complete_run
+
     run, config = complete_run(output, name)
     if config["model_sha256"] != model.sha256:
         log(f"note: run {name} used model {config['model']}, and this run uses {model.id}")
@@ -198,6 +203,8 @@ def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = 
 
 def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Plan:
     """Return the run's plan; lists the inputs if no earlier launch did."""
+    from prompt_iml.pipeline.scan.earlier import ScannedIn, retry_units
+
     if storage.exists(run.plan_uri):
         log(f"resuming run {run.run_id}")
         return read_plan(run)

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from typing import TypeAlias, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prompt_iml.engine.detection.detector import Detector, Finding
@@ -275,8 +274,10 @@ def highest(findings: list[Json]) -> list[Json]:
 
 def found_in(payload: bytes) -> tuple[dict[str, int], list[Json]]:
     """Return `labels` and `findings` of a part, as `Part` has them."""
+    import pyarrow.compute as pc  # late: a picture without an output needs no table
+
     columns = ["uri", "member", "label", "score", "regions"]
-    rows = pq.read_table(pa.BufferReader(payload), columns=columns)
+    rows = pq.ParquetFile(pa.BufferReader(payload)).read(columns)
     rows = rows.set_column(4, "regions", pc.list_value_length(rows["regions"]))
     labels = pc.value_counts(rows["label"].drop_null()).to_pylist()
     manipulated = rows.filter(pc.equal(rows["label"], "manipulated"))
