@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import PurePosixPath
@@ -104,13 +107,14 @@ def print_verdicts(settings: ScanSettings) -> Json:
     spec = replace(row_spec(settings, model, prompt_set), threads=cpus())
     maker, counts = RowMaker(spec), Counts()
     overlays = Overlays(settings.overlay, spec) if settings.overlay else None
-    for found in results(maker, _samples(maker, chain([first], units), counts)):
-        counts.add(found.row)
-        _print(found.row, settings.json_lines)
-        if overlays and found.row.get("mask_rle"):
-            overlays.write(found)
-        if counts.statuses.total() == MANY:
-            log(f"{MANY} images so far: with --output FOLDER the results are kept, and it resumes")
+    with _until_closed():
+        for found in results(maker, _samples(maker, chain([first], units), counts)):
+            counts.add(found.row)
+            _print(found.row, settings.json_lines)
+            if overlays and found.row.get("mask_rle"):
+                overlays.write(found)
+            if counts.statuses.total() == MANY:
+                log(f"{MANY} images so far; with --output FOLDER a scan keeps them and resumes")
     summary = counts.summary()
     if summary["listed"] > 1:
         log(f"{counts_line(summary)}, in {time.monotonic() - started:.1f} s")
@@ -123,6 +127,15 @@ def _samples(maker: RowMaker, units: Iterable[Unit], counts: Counts) -> Iterator
         for sample in maker.samples(unit):
             counts.incomplete += unit.kind != "objects" and sample.member is None
             yield sample
+
+
+@contextmanager
+def _until_closed() -> Iterator[None]:
+    """End the block without an error when the reader of stdout, such as `head`, has enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not flushed
 
 
 def _print(row: Row, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.run.schema import SCHEMA
+from tests.bench.null_model import write_null_model
 from tests.helpers.archives import TarOf
 from tests.helpers.forged import forged
 
@@ -70,7 +71,8 @@ def test_an_object_for_each_input(folder: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("name", ["broken.jpg", "README"])
 def test_nothing_that_could_be_looked_at_is_a_failure(folder: Path, name: str) -> None:
-    assert main(["scan", f"photos/{name}", "--format", "objects"]) == 3
+    null = str(write_null_model(folder.parent / "model"))
+    assert main(["scan", f"photos/{name}", "--format", "objects", "--model", null]) == 3
 
 
 def test_overlays_are_upright_and_only_of_pictures_with_a_mask(folder: Path) -> None:
@@ -80,6 +82,18 @@ def test_overlays_are_upright_and_only_of_pictures_with_a_mask(folder: Path) -> 
     assert sorted(path.name for path in Path("seen").iterdir()) == names
     with Image.open("photos/forged.jpg") as stored, Image.open(f"seen/{names[1]}") as shown:
         assert shown.size == stored.size[::-1]
+
+
+def test_a_reader_that_has_enough_is_no_error(folder: Path) -> None:
+    null = str(write_null_model(folder.parent / "model"))
+    command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", "--model", null]
+    command += ["photos"] * 3
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
 
 
 def test_members_of_a_shard_have_its_name(

@@ -30,7 +30,7 @@ from prompt_iml.engine.errors import (
     Truncated,
     Unsupported,
 )
-from prompt_iml.pipeline.images.decode import ALLOWED, Decoded, DecodeLimits, decode
+from prompt_iml.pipeline.images.decode import ALLOWED, Decoded, DecodeLimits, decode, decode_picture
 from prompt_iml.pipeline.images.sniff import sniff
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
@@ -366,6 +366,29 @@ def test_exif_orientation_is_reported_and_not_applied(kind: str, orientation: in
     known = {"exif_orientation": orientation, "width": 48, "height": 32}
     assert found.facts == found.facts | known
     assert close(found.image.pixels, scene(), 8)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_that_pillow_opened_is_decoded_as_its_file(kind: str) -> None:
+    payload = save(scene(), kind, **({} if kind == "TIFF" else {"exif": tagged(6)}))
+    ours, theirs = decode(payload, LIMITS), decode_picture(Image.open(io.BytesIO(payload)), LIMITS)
+    assert theirs.facts.items() <= ours.facts.items()
+    assert close(theirs.image.pixels, ours.image.pixels)
+    np.testing.assert_array_equal(theirs.image.luma_table, ours.image.luma_table)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L", "CMYK", "I;16"])
+def test_a_picture_that_pillow_made_becomes_rgb(kind: str) -> None:
+    made = Image.new(kind, (4, 3))
+    assert decode_picture(made, LIMITS).image.pixels.shape == (3, 4, 3)
+
+
+def test_a_picture_that_pillow_cannot_load_is_an_error_of_decoding() -> None:
+    payload = save(scene(), "PNG")
+    with pytest.raises(DecodeError):
+        decode_picture(Image.open(io.BytesIO(payload[:-60])), LIMITS)
+    with pytest.raises(DecodeError, match="float"):
+        decode_picture(Image.new("F", (4, 3)), LIMITS)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
