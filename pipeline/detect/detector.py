@@ -18,6 +18,7 @@ from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 
 MAX_PIXELS = 210_000_000
 MAX_BYTES = 256 * 2**20
+MOST_THREADS = 8  # one tile gains little from more, and each holds two decoded pictures
 
 
 class Detector:
@@ -28,7 +29,7 @@ class Detector:
     Args:
         model: name of a packaged model, or path of a model folder.
         engine: runtime that computes the network: auto, openvino, onnxruntime, torch or tensorrt.
-        threads: CPU threads; None: one for each CPU of this process.
+        threads: CPU threads; None: one for each CPU of this process, at most `MOST_THREADS`.
         max_pixels: pictures with more pixels are refused before decoding, at 10 bytes a pixel.
 
     Raises:
@@ -48,7 +49,7 @@ class Detector:
             model=opened.reference,
             model_sha256=opened.sha256,
             engine=engine,
-            threads=threads or cpus(),
+            threads=threads or default_threads(),
             max_pixels=max_pixels,
             max_object_bytes=MAX_BYTES,
             heatmap=False,
@@ -98,7 +99,7 @@ def finding(found: Result, spec: RowSpec) -> Finding:
     return Finding(found.row, partial(pixels_of, found.picture, spec, found.row.get("sha256")))
 
 
-def cpus() -> int:
-    """Return the number of CPUs that this process may use."""
+def default_threads() -> int:
+    """Return the number of CPUs that this process may use, at most `MOST_THREADS`."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MOST_THREADS)

@@ -45,8 +45,9 @@ def results(maker: RowMaker, pictures: Iterable[Picture | Sample]) -> Iterator[R
     given: dict[int, Picture | Sample] = {}
 
     def opened(numbered: tuple[int, Picture | Sample]) -> Opened:
-        number, given[number] = numbered
-        row, outcome = open_picture(given[number], maker)
+        number, picture = numbered
+        given[number] = picture
+        row, outcome = open_picture(picture, maker)
         return row | {"number": number}, outcome
 
     done: dict[int, Result] = {}  # those that overtook others: full batches complete first

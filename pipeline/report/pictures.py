@@ -29,12 +29,13 @@ _INK: Colour = (28, 25, 23)
 
 def overlay(pixels: Pixels, mask: Mask, colour: Colour = FOUND) -> Pixels:
     """Return (H, W, 3) pixels with a mask over them: tinted, outlined in `colour`, edged white."""
-    marked = pixels.astype(np.float64)
-    marked[mask] += FILL_OPACITY * (np.array(colour) - marked[mask])
+    marked = pixels.copy()
+    inside = marked[mask].astype(np.float64)
+    marked[mask] = np.rint(inside + FILL_OPACITY * (np.array(colour) - inside))
     width = line_width(mask.shape)
     marked[outline(mask, width)] = colour
     marked[ndimage.binary_dilation(mask, iterations=max(1, width // 2)) & ~mask] = 255
-    return np.rint(marked).astype(np.uint8)
+    return marked
 
 
 def outline(mask: Mask, width: int) -> Mask:

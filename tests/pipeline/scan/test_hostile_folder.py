@@ -28,9 +28,7 @@ MODULES = (
     "pycocotools.py", "engine.py", "numpy.py", "sitecustomize.py", "usercustomize.py",
     "pipeline/__init__.py", "cluster/__init__.py", "prompt_iml/__init__.py",
 )  # fmt: skip
-OURS = re.compile(
-    r"run \S+: 1 units on up to 1 actors|.*images?.*|note: .*|next: .*|  .* 0\.\d{3}  .*"
-)
+OURS = re.compile(r"run \S+: 1 units on up to 1 actors|.*images.*|note: .*|next: .*")
 SESSION = """
 import json, os, sys, ray
 from prompt_iml.pipeline.scan.session import ray_session
@@ -142,6 +140,15 @@ def test_no_code_is_run_by_a_process_of_one_unit(
     (unit,) = list_units(["rocket.jpg"], images_per_unit=1)
     spec = row_spec(settings, model)
     assert [row["status"] for row in isolated_rows(spec, unit)] == ["ok"]
+    assert run_modules(marks) == []
+
+
+def test_no_code_is_run_by_a_verdict(photographs: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "rocket.jpg").write_bytes(photographs["rocket.jpg"])
+    marks = plant_code(tmp_path)
+    command = [sys.executable, str(COMMAND), "scan", "."]
+    printed = subprocess.check_output(command, cwd=tmp_path, text=True)
+    assert re.fullmatch(r"authentic    0\.\d{3}  +rocket\.jpg\n", printed)
     assert run_modules(marks) == []
 
 
