@@ -116,7 +116,7 @@ def print_verdicts(settings: ScanSettings) -> Json:
             if counts.statuses.total() == MANY:
                 log(f"{MANY} images so far; with --output FOLDER a scan keeps them and resumes")
     summary = counts.summary()
-    if summary["listed"] > 1:
+    if summary["listed"] > 1 or summary["skipped"]:
         log(f"{counts_line(summary)}, in {time.monotonic() - started:.1f} s")
     return summary
 

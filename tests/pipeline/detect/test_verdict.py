@@ -69,10 +69,15 @@ def test_an_object_for_each_input(folder: Path, capsys: pytest.CaptureFixture[st
     assert rows[2]["regions"][0]["area"] > 1000
 
 
-@pytest.mark.parametrize("name", ["broken.jpg", "README"])
-def test_nothing_that_could_be_looked_at_is_a_failure(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"), [("broken.jpg", "truncated"), ("README", "1 image: 0 ok, 1 skipped")]
+)
+def test_nothing_that_could_be_looked_at_is_a_failure(
+    folder: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     null = str(write_null_model(folder.parent / "model"))
     assert main(["scan", f"photos/{name}", "--format", "objects", "--model", null]) == 3
+    assert said in "".join(capsys.readouterr())
 
 
 def test_overlays_are_upright_and_only_of_pictures_with_a_mask(folder: Path) -> None:
