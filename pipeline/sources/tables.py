@@ -10,7 +10,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, BinaryIO, cast
@@ -31,6 +32,8 @@ _HEAD_BYTES = 512
 _JSON = "{"
 
 Entry = tuple[str, str]
+Columns = Mapping[str, Sequence[str]]
+Cells = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def read_table(stream: BinaryIO, name: str, exists: Callable[[str], bool]) -> It
         DamagedShard: the gzip stream or the text is damaged.
         csv.Error: the table is no CSV.
     """
-    try:
+    with _damage(name):
         lines = _lines(stream)
         start = next((line for line in lines if not is_blank(line)), "")
         first = [start, *islice(lines, ROWS_TRIED)]
@@ -85,6 +88,42 @@ def read_table(stream: BinaryIO, name: str, exists: Callable[[str], bool]) -> It
         if not layout.is_known:
             rows = (line for line in rows if not is_blank(line))
         yield from _entries(rows, layout)
+
+
+def open_rows(stream: BinaryIO, name: str, columns: Columns) -> tuple[set[str], Iterator[Cells]]:
+    """Return which columns a table has, and its rows as cells by column.
+
+    Args:
+        stream: seekable stream of the file.
+        name: name of the file, for errors.
+        columns: the columns to read, each with the names that people give it, best first. In a
+            table without a header, whose rows begin with an image's name, the first two.
+
+    Raises:
+        DamagedShard, csv.Error: as `read_table`, also while the rows are read.
+    """
+    with _damage(name):
+        lines = _lines(stream)
+        first = next((line for line in lines if not is_blank(line)), "")
+        if first.startswith("sep="):
+            first = next(lines, "")
+    if (keys := _parsed(first)) is not None:
+        return set(_named(columns, list(keys))), _json_rows(name, chain([first], lines), columns)
+    delimiter, places, is_header = _places(first, columns)
+    rows = lines if is_header else chain([first], lines)
+    return set(places), _rows(name, rows, delimiter, places)
+
+
+def read_text(stream: BinaryIO, name: str) -> str:
+    """Return the whole text of a file; raises `DamagedShard` as `read_table`."""
+    with _damage(name):
+        return "".join(_lines(stream))
+
+
+@contextmanager
+def _damage(name: str) -> Iterator[None]:
+    try:
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
         raise DamagedShard(f"{name}: {error}") from error
 
@@ -176,6 +215,54 @@ def _key(row: Any) -> str | None:
     """Return the key of a JSON object whose value names an image; None without any."""
     texts = {} if row is None else {k.lower(): k for k, v in row.items() if isinstance(v, str)}
     return next((texts[name] for name in URI_COLUMNS if name in texts), None)
+
+
+def _places(line: str, columns: Columns) -> tuple[str, dict[str, int], bool]:
+    """Return the delimiter, the index of each column, and whether the line is a header."""
+    tried = [
+        (mark, [cell.strip() for cell in _cells(line, mark)])
+        for mark in ("\t" if "\t" in line else ",; ")
+    ]
+    essential, *_ = columns
+    headers = [
+        (mark, {name: cells.index(found) for name, found in _named(columns, cells).items()}, True)
+        for mark, cells in tried
+    ]
+    positions = {name: at for at, name in enumerate([*columns][:2])}
+    rows = [
+        (mark, positions, False)
+        for mark, cells in tried
+        if len(cells) > 1 and claims_to_be_image(cells[0])
+    ]
+    known = [each for each in headers if essential in each[1]]
+    return next(chain(known, rows), max(headers, key=lambda each: len(each[1])))
+
+
+def _named(columns: Columns, names: list[str]) -> dict[str, str]:
+    """Return the name that each column has among the names of a table."""
+    lowered = [name.strip().lower() for name in names]
+    found = {column: first_of(known, lowered) for column, known in columns.items()}
+    return {column: names[at] for column, at in found.items() if at is not None}
+
+
+def _rows(
+    name: str, lines: Iterator[str], delimiter: str, places: dict[str, int]
+) -> Iterator[Cells]:
+    with _damage(name):
+        for row in filter(None, _reader(lines, delimiter)):
+            yield {column: _cell(row, at) for column, at in places.items()}
+
+
+def _json_rows(name: str, lines: Iterator[str], columns: Columns) -> Iterator[Cells]:
+    with _damage(name):
+        for line in filter(str.strip, lines):
+            yield cells_of(_parsed(line) or {}, columns)
+
+
+def cells_of(row: Mapping[str, Any], columns: Columns) -> Cells:
+    """Return the columns of a row with names of its own; null is an empty cell."""
+    found = _named(columns, list(row))
+    return {c: "" if row[key] is None else str(row[key]).strip() for c, key in found.items()}
 
 
 def _by_header(line: str) -> tuple[int, int | None, str] | None:

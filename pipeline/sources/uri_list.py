@@ -57,7 +57,7 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
         entries = _parquet_entries(uri) if is_parquet else read_table(stream, shown, exists)
         try:
             for name, content_id in entries:
-                named = _found(name, folder)
+                named = located(name, folder)
                 is_strange = storage.is_s3(uri) and named.startswith("file://")
                 refused = LOCAL_FILE if is_strange and not trust_lists else ""
                 shown_id = storage.display_name(content_id or "") or None
@@ -86,7 +86,7 @@ def is_list(uri: str, head: bytes) -> bool:
 
 def _exists(name: str, folder: str) -> bool:
     try:
-        return storage.look_up(_found(name, folder)) is not None
+        return storage.look_up(located(name, folder)) is not None
     except (FetchError, UsageError):
         return False
 
@@ -127,7 +127,7 @@ def _parquet_entries(uri: str) -> Iterator[Entry]:
                 yield (name or b"").decode("utf-8", "surrogateescape"), content_id
 
 
-def _found(name: str, folder: str) -> str:
+def located(name: str, folder: str) -> str:
     """Return the URI of an entry: in the list's folder or, if only there, where the user is."""
     named = _absolute(name, folder)
     is_relative = not (name.startswith("/") or "://" in name or storage.is_s3(folder))
