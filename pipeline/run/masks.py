@@ -32,12 +32,20 @@ def decode_mask(rle: bytes | None, height: int, width: int) -> NDArray[np.bool_]
     """
     if rle is None:
         return np.zeros((height, width), bool)
+    runs = run_lengths(rle)
+    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
+
+
+def run_lengths(rle: bytes) -> NDArray[np.int64]:
+    """Return the runs of COCO compressed RLE counts; raise `ValueError` if it holds none."""
     codes = np.frombuffer(rle, np.uint8).astype(np.int64) - 48
     is_last = codes < 32
+    if not is_last.any() or not is_last[-1]:
+        raise ValueError("not the run lengths of a mask")
     first = np.flatnonzero(np.r_[True, is_last[:-1]])
     place = np.arange(codes.size) - np.repeat(first, np.diff(np.r_[first, codes.size]))
     runs = np.add.reduceat((codes & 31) << 5 * place, first)
     runs -= (codes[is_last] >> 4 & 1) << 5 * (place[is_last] + 1)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
-    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
+    return runs
