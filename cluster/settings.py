@@ -88,7 +88,7 @@ class TrainSettings(TrainingFlags):
     prompt_set: str | None = None
     """Prompt set file to start from; without it, the prompts of --start."""
     labels: str | None = None
-    """Parquet file of reviewers' labels to add to the examples."""
+    """Labelled images to add to the examples: a table, a JSON list, a COCO file or a folder."""
     preset: str = "prompt-iml-micro"
     """Shape of the network, unless --start names a model."""
     fusion: Variant = "full"
@@ -115,10 +115,10 @@ class TrainSettings(TrainingFlags):
 
     def check(self) -> None:
         """Check that the labels exist."""
-        from prompt_iml.pipeline.checks import find_files
+        from prompt_iml.pipeline.checks import find_inputs
 
         super().check()
-        find_files([self.labels] if self.labels else [])
+        find_inputs([self.labels] if self.labels else [])
 
 
 class RetrainSettings(EngineFlags, TrainingFlags):
@@ -131,11 +131,11 @@ class RetrainSettings(EngineFlags, TrainingFlags):
     }
 
     labels: str
-    """Parquet file of reviewers' labels (uri, member, label, mask), local or s3://."""
+    """Reviewers' labels: a table, a JSON list, a COCO file or a folder, local or s3://."""
     registry: str
     """Registry of prompt sets, local or s3://."""
     eval_sets: list[str] = Field(min_length=1)
-    """Test sets that must not get worse: CSV files with the columns image and mask."""
+    """Test sets that must not get worse, in any form that `evaluate` reads."""
     margin: float = Field(0.02, ge=0, le=1)
     """Largest fall of pixel F1 and image AUC allowed in each set."""
     fpr_margin: float = Field(0.01, ge=0, le=1)
@@ -154,9 +154,9 @@ class RetrainSettings(EngineFlags, TrainingFlags):
 
     def check(self) -> None:
         """Check that the labels and the test sets exist."""
-        from prompt_iml.pipeline.checks import find_files
+        from prompt_iml.pipeline.checks import find_inputs
 
-        find_files([self.labels, *self.eval_sets])
+        find_inputs([self.labels, *self.eval_sets])
         super().check()
 
 

@@ -22,14 +22,6 @@ def find_inputs(names: Sequence[str]) -> None:
             _status(name)
 
 
-def find_files(names: Sequence[str]) -> None:
-    """Raise `MissingInput` for a path that is missing or a folder."""
-    for name in names:
-        status = _status(name)
-        if status and stat.S_ISDIR(status.st_mode):
-            raise MissingInput(f"{storage.display_name(name)} is a folder: give a file")
-
-
 def find_folder(name: str) -> None:
     """Raise `MissingInput` for a path that is missing or a file."""
     status = _status(name)

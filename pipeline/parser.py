@@ -32,9 +32,11 @@ GROUPS = {
     ),
     "Evaluation": (
         "eval_sets", "eval_every", "eval_examples", "margin", "fpr_margin", "max_fpr", "min_gain",
+        "predictions",
     ),
     "Output": (
         "output", "json_lines", "overlay", "heatmap", "log", "report", "path", "plot", "side",
+        "results", "masks",
     ),
 }  # fmt: skip
 NO_DEFAULT = re.compile(r" \((required|default: (None|False|True|\[\]))\)$")

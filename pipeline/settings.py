@@ -390,15 +390,15 @@ class EvaluationFlags(EngineFlags):
     """Flags that name the images of an evaluation, and the model."""
 
     manifests: CliPositionalArg[list[str]] = Field(min_length=1)
-    """CSV files with the columns image and mask (empty: authentic); paths relative to each file."""
+    """Truths: tables of images and masks, labels, JSON lists, COCO files or folders Tp, Gt, Au."""
     limit: int | None = Field(None, ge=1)
-    """Evaluate at most N images of each manifest, spread evenly over it."""
+    """Evaluate at most N images of each truth, spread evenly over it."""
 
     def check(self) -> None:
-        """Find the manifests."""
-        from prompt_iml.pipeline.checks import find_files
+        """Find the truths."""
+        from prompt_iml.pipeline.checks import find_inputs
 
-        find_files(self.manifests)
+        find_inputs(self.manifests)
         super().check()
 
 
@@ -409,10 +409,22 @@ class EvaluateSettings(EvaluationFlags):
     """Policy file (policy.json) to apply; without it, the model's own."""
     perturbation: list[str] = Field(["none"], min_length=1)
     """Perturbations of the images: none, all, usual, paper, jpeg-70, ..."""
+    predictions: str | None = None
+    """Folder of another model's maps (png, npy, TruFor's npz) to evaluate in place of a model."""
     output: str = "evaluation.json"
     """JSON file to write."""
+    results: str | None = None
+    """File to write the result of each image to: .csv, .jsonl or .parquet."""
+    masks: str | None = None
+    """Folder to write the mask that was found in each image to, as a PNG."""
     plot: str | None = None
     """PNG file to plot to; needs matplotlib."""
+
+    @model_validator(mode="after")
+    def _check_predictions(self) -> Self:
+        if self.predictions and (self.policy or self.perturbation != ["none"]):
+            raise UsageError("--predictions are evaluated as they are: no --policy, --perturbation")
+        return self
 
 
 class CalibrateSettings(EvaluationFlags):

@@ -12,12 +12,12 @@ import pytest
 import torch
 from pydantic_settings import CliApp
 
-from prompt_iml.cluster.retraining.labels import read_labels
 from prompt_iml.engine.network.config import PRESETS
 from prompt_iml.engine.network.model import PromptIML
 from prompt_iml.pipeline.cli import commands
 from prompt_iml.pipeline.run.masks import encode_mask
 from prompt_iml.pipeline.run.schema import SCHEMA
+from prompt_iml.pipeline.truth import read_labels
 from tests.helpers.pages import PAGES, ROOT, blocks, page
 
 

@@ -1,13 +1,4 @@
-"""Reviewers' labels of images, to train on and to evaluate on.
-
-A Parquet file, local or on S3, with one row for each image:
-
-    uri     string   the image or its shard, as in the scan's results
-    member  string   its name in a tar shard or its row in a Parquet shard, as in the scan's
-                     results; null, or no such column, for a plain image
-    label   string   authentic or manipulated
-    mask    binary   PNG of the image's stored size (before any EXIF rotation), whose pixels above
-                     127 are manipulated; null without a mask
+"""Labels to train on and to evaluate on, in any form of truth that `read_labels` reads.
 
 The images are split by their content: about a fifth is held back for evaluation, the others train.
 A manipulated image without a mask never trains and is always held back; only its score is
@@ -20,79 +11,30 @@ thousands of labels, not for millions.
 from __future__ import annotations
 
 import hashlib
-import io
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from prompt_iml.engine.detection.context import Context, picture_context, tile_matches
 from prompt_iml.engine.detection.detector import Detector
-from prompt_iml.engine.errors import (
-    BadLabels,
-    EmptySource,
-    ImageError,
-    MissingInput,
-    NotFound,
-    UsageError,
-)
+from prompt_iml.engine.errors import BadLabels, ImageError
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.protocol import Engine
-from prompt_iml.pipeline.evaluation import (
-    ImageResult,
-    Labelled,
-    SetResult,
-    evaluate_images,
-    summarize_set,
-)
-from prompt_iml.pipeline.evaluation.comparison import BRIGHT, bright
+from prompt_iml.pipeline.evaluation import SetResult, evaluate_images, summarize
 from prompt_iml.pipeline.forgery.generator import Example, Kind
 from prompt_iml.pipeline.forgery.history import SIDE, Pixels, choose
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
-from prompt_iml.pipeline.sources import list_units, read_unit
-from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.units import ObjectRef, Sample, Unit
-
-Verdict = Literal["authentic", "manipulated"]
-Mask = NDArray[np.bool_]
+from prompt_iml.pipeline.truth import Faults, Label, Mask, Rle, read_images, read_labels, truth_of
+from prompt_iml.pipeline.truth.masks import load_mask
+from prompt_iml.pipeline.units import Sample
 
 HELD_BACK_SHARE = 0.2
 PIXEL_BYTES = 512 << 20
-FETCH_THREADS = 16
-ROWS = 1000  # rows of a Parquet shard that are read at a time
-MAX_OBJECT_BYTES = 256 << 20
-NO_MASK = "without mask"
 LABELS = "labels"  # name of the set of held-back labels
-
-_TYPES = {"uri": "string", "member": "string", "label": "string", "mask": "binary"}
-_REQUIRED = ("uri", "label")
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """Row of a labels file.
-
-    Attributes:
-        row: number in the file, from 0.
-        uri: canonical URI of the image or its shard.
-        member: name inside the shard, or None.
-        label: the reviewer's verdict.
-        mask: PNG, or None.
-    """
-
-    row: int
-    uri: str
-    member: str | None
-    label: Verdict
-    mask: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,10 +42,12 @@ class LabelledImage:
     """A labelled image, fetched and checked.
 
     Attributes:
-        label: row of the labels file.
+        label: the label that names it.
         data: content of the image file.
         sha256: digest of `data`, hexadecimal.
         height, width: size in pixels, as stored.
+        manipulated: whether it is.
+        mask: its manipulated pixels, of the stored size; None if authentic, or not known.
     """
 
     label: Label
@@ -111,15 +55,13 @@ class LabelledImage:
     sha256: str
     height: int
     width: int
-
-    @property
-    def manipulated(self) -> bool:
-        return self.label.label == "manipulated"
+    manipulated: bool
+    mask: Rle | None = None
 
     @property
     def held_back(self) -> bool:
         """Return whether it is for evaluation only; images with the same content agree."""
-        if self.manipulated and self.label.mask is None:
+        if self.manipulated and self.mask is None:
             return True
         return int(self.sha256[:8], 16) < HELD_BACK_SHARE * 2**32
 
@@ -136,11 +78,11 @@ class LabelledExamples:
     """Source of training examples, like `Generator`, from labelled images.
 
     Args:
-        labels: URI of a labels file.
+        labels: name of a truth, as of `read_labels`.
 
     Raises:
-        BadLabels: a row is wrong, its image cannot be fetched or decoded, or no image trains.
-        MissingInput, UsageError: the file itself cannot be read.
+        BadLabels: rows are wrong, images cannot be fetched or decoded, or no image trains.
+        UsageError: the truth itself cannot be read.
     """
 
     def __init__(self, labels: str) -> None:
@@ -183,64 +125,61 @@ class LabelledExamples:
         return decoded
 
 
-def read_labels(labels: str) -> list[Label]:
-    """Read and check a labels file, but not the images that it names.
-
-    Raises:
-        BadLabels: a column or a row is wrong; the message names the row.
-        EmptySource: there is no row.
-        MissingInput, UsageError: the file does not exist, or cannot be read.
-    """
-    table = _read_table(labels)
-    rows = [_label(labels, number, row) for number, row in enumerate(table.to_pylist())]
-    if not rows:
-        raise EmptySource(f"{labels} has no rows: label some images")
-    seen: dict[tuple[str, str | None], int] = {}
-    for label in rows:
-        first = seen.setdefault((label.uri, label.member), label.row)
-        if first != label.row:
-            raise _bad(labels, label.row, f"labels the image of row {first} again: keep one row")
-    return rows
-
-
 def fetch_images(labels: str) -> list[LabelledImage]:
-    """Read a labels file and fetch its images, in its order; each content comes once.
+    """Read labels and fetch their images, in their order; each content comes once.
+
+    Args:
+        labels: name of a truth, as of `read_labels`.
 
     Raises:
-        BadLabels: an image cannot be fetched or decoded, its mask does not fit, or the same bytes
-            have two labels; and all errors of `read_labels`.
+        BadLabels: images cannot be fetched or decoded, masks do not fit, or the same bytes have two
+            labels; the message names all of them.
+        UsageError: as of `read_labels`.
     """
-    rows = read_labels(labels)
-    images = [_open(labels, label, sample) for label, sample in _samples(labels, rows)]
+    faults = Faults(labels)
+    images = []
+    for label, sample in read_images(read_labels(labels)):
+        with faults.of(label.row, label.name):
+            images.append(_open(label, sample))
     images.sort(key=lambda image: image.label.row)
     seen: dict[str, LabelledImage] = {}
     for image in images:
-        first = seen.setdefault(image.sha256, image)
-        if first.manipulated != image.manipulated:
-            raise _bad(
-                labels,
-                image.label.row,
-                f"contradicts row {first.label.row}, which has the same bytes",
-            )
-        seen[image.sha256] = _masked(labels, first, image)
+        with faults.of(image.label.row, image.label.name):
+            seen[image.sha256] = _masked(seen.setdefault(image.sha256, image), image)
+    faults.check()
     return list(seen.values())
 
 
-def _masked(labels: str, first: LabelledImage, second: LabelledImage) -> LabelledImage:
+def _masked(first: LabelledImage, second: LabelledImage) -> LabelledImage:
     """Return the label with a mask, of two labels of the same bytes."""
-    if first.label.mask is None or second.label.mask is None:
-        return first if second.label.mask is None else second
-    if not np.array_equal(mask_of(first), mask_of(second)):
-        raise _bad(
-            labels,
-            second.label.row,
-            f"has another mask than row {first.label.row}, which has the same bytes",
-        )
+    row = first.label.row
+    if first.manipulated != second.manipulated:
+        raise ValueError(f"contradicts row {row}, which has the same bytes")
+    if first.mask is None or second.mask is None:
+        return first if second.mask is None else second
+    if first.mask != second.mask:
+        raise ValueError(f"has another mask than row {row}, which has the same bytes")
     return first
 
 
+def _open(label: Label, sample: Sample) -> LabelledImage:
+    """Return a checked image; raise `ValueError` for the fault of its label."""
+    try:
+        if sample.error:
+            raise sample.error
+        data = sample.data or b""
+        decoded = decode(data, DecodeLimits())
+    except ImageError as error:
+        raise ValueError(f"{error.code}: {error}") from error
+    height, width = decoded.image.pixels.shape[:2]
+    truth = truth_of(label, (height, width), decoded.facts["exif_orientation"])
+    mask = None if truth.mask is None else Rle.of(truth.mask)
+    digest = hashlib.sha256(data).hexdigest()
+    return LabelledImage(label, data, digest, height, width, truth.manipulated, mask)
+
+
 def training_images(labels: str, images: Sequence[LabelledImage]) -> list[LabelledImage]:
-    """Return the images of a labels file that train; raises `BadLabels` if there is none."""
+    """Return the images of labels that train; raises `BadLabels` if there is none."""
     if found := [image for image in images if image.trains]:
         return found
     raise BadLabels(
@@ -255,11 +194,20 @@ def mask_of(image: LabelledImage) -> Mask:
     Raises:
         ValueError: a manipulated image has no mask.
     """
-    if image.label.mask is not None:
-        return _parse_mask(image.label.mask)
+    if image.mask is not None:
+        return load_mask(image.mask)
     if image.manipulated:
         raise ValueError(f"row {image.label.row} has no mask")
     return np.zeros((image.height, image.width), bool)
+
+
+def digest_of(images: Sequence[LabelledImage]) -> str:
+    """Return a digest of what images show and what is known of them, hexadecimal."""
+    digest = hashlib.sha256()
+    for image in sorted(images, key=lambda image: image.sha256):
+        counts = b"" if image.mask is None else image.mask.counts or b""
+        digest.update(f"{image.sha256} {image.manipulated} ".encode() + counts + b"\n")
+    return digest.hexdigest()
 
 
 def evaluate_labels(
@@ -274,143 +222,20 @@ def evaluate_labels(
         model: gives the view of an image.
         policy: decides on labels.
         images: from `fetch_images`; images that train are ignored.
-        folder: empty or from an earlier call; images and masks are written there.
+        folder: empty or from an earlier call; the images are written there.
     """
-    samples = [_as_sample(image, folder) for image in images if image.held_back]
-    if not samples:
+    labels = [_stored(image, folder) for image in images if image.held_back]
+    if not labels:
         return None
-    outcomes = list(evaluate_images(Detector(engine, model.view, policy), samples))
-    results = [
-        replace(each, forged=each.forged or each.kind == NO_MASK)
-        for each in outcomes
-        if isinstance(each, ImageResult)
-    ]
-    return summarize_set(results, len(outcomes) - len(results), LABELS, "none")
+    detector = Detector(engine, model.view, policy)
+    return summarize(list(evaluate_images(detector, labels)), LABELS, "none")
 
 
-def _as_sample(image: LabelledImage, folder: Path) -> Labelled:
+def _stored(image: LabelledImage, folder: Path) -> Label:
+    """Write an image to a folder, so that it is not fetched again; return a label of the file."""
     path = folder / image.sha256
     path.write_bytes(image.data)
-    if not image.manipulated:
-        return Labelled(path, None, None, "authentic")
-    if image.label.mask is None:
-        return Labelled(path, None, None, NO_MASK)
-    mask = folder / f"{image.sha256}.png"
-    mask.write_bytes(image.label.mask)
-    return Labelled(path, None, mask, "labelled")
-
-
-def _read_table(labels: str) -> pa.Table:
-    uri = storage.canonical(labels)
-    try:
-        data = storage.read_bytes(uri)
-    except NotFound as error:
-        raise MissingInput(f"There is no such labels file: {error}") from error
-    except ImageError as error:
-        raise UsageError(f"The labels file cannot be read: {error}") from error
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise BadLabels(f"{labels} is not a Parquet file ({line})") from error
-    if absent := [name for name in _REQUIRED if name not in table.column_names]:
-        raise BadLabels(f"{labels} lacks these columns: {', '.join(absent)}")
-    return table.select([name for name in _TYPES if name in table.column_names])
-
-
-def _label(labels: str, number: int, row: dict[str, Any]) -> Label:
-    uri, member, label, mask = (row.get(name) for name in _TYPES)
-    if not isinstance(uri, str) or not uri:
-        raise _bad(labels, number, "has no uri")
-    if label != "authentic" and label != "manipulated":
-        raise _bad(labels, number, f"has the label {label!r}: use authentic or manipulated")
-    if member is not None and not isinstance(member, str):
-        raise _bad(labels, number, f"has the member {member!r}, which is not a string")
-    if mask is not None and not isinstance(mask, bytes):
-        raise _bad(labels, number, "has a mask that is not the bytes of a PNG")
-    if mask is not None and label == "authentic":
-        raise _bad(labels, number, "labels an image with a mask authentic: correct one of the two")
-    try:
-        uri = storage.canonical(uri)
-    except UsageError as error:
-        raise _bad(labels, number, str(error)) from error
-    return Label(number, uri, member or None, label, mask)
-
-
-def _samples(labels: str, rows: Sequence[Label]) -> Iterator[tuple[Label, Sample]]:
-    """Yield each label with its image's bytes; each shard is read once."""
-    plain = [label for label in rows if label.member is None]
-    refs = tuple(ObjectRef(label.uri) for label in plain)
-    if refs:
-        unit = Unit("objects", refs[0].uri, -1, objects=refs)
-        yield from zip(plain, _read(unit), strict=True)
-    shards = defaultdict[str, dict[str | None, Label]](dict)
-    for label in rows:
-        if label.member is not None:
-            shards[label.uri][label.member] = label
-    for uri, wanted in shards.items():
-        for sample in _read_shard(labels, next(iter(wanted.values())).row, uri):
-            if (name := sample.member and storage.display_name(sample.member)) in wanted:
-                yield wanted.pop(name), sample
-            elif sample.error and sample.member is None:  # the shard is truncated here
-                yield wanted.pop(next(iter(wanted))), sample
-            if not wanted:
-                break
-        if wanted:
-            label = next(iter(wanted.values()))
-            raise _bad(
-                labels,
-                label.row,
-                f"names the image {label.member}, which {label.uri} does not contain",
-            )
-
-
-def _read_shard(labels: str, row: int, uri: str) -> Iterator[Sample]:
-    try:
-        for unit in list_units([uri], images_per_unit=ROWS):
-            yield from _read(unit)
-    except UsageError as error:
-        raise _bad(labels, row, str(error)) from error
-
-
-def _read(unit: Unit) -> Iterator[Sample]:
-    return read_unit(unit, max_object_bytes=MAX_OBJECT_BYTES, threads=FETCH_THREADS)
-
-
-def _open(labels: str, label: Label, sample: Sample) -> LabelledImage:
-    try:
-        if sample.error:
-            raise sample.error
-        data = sample.data or b""
-        pixels = decode(data, DecodeLimits()).image.pixels
-    except ImageError as error:
-        raise _bad(labels, label.row, f"{error.code}: {error}") from error
-    height, width = pixels.shape[:2]
-    if label.mask is not None:
-        _check_mask(labels, label.row, label.mask, (height, width))
-    return LabelledImage(label, data, hashlib.sha256(data).hexdigest(), height, width)
-
-
-def _check_mask(labels: str, row: int, png: bytes, size: tuple[int, int]) -> None:
-    try:
-        mask = _parse_mask(png)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _bad(labels, row, f"has a mask that is not a PNG ({error})") from error
-    if mask.shape != size:
-        raise _bad(
-            labels,
-            row,
-            f"has a mask of {mask.shape[::-1]} pixels for a stored image of {size[::-1]}",
-        )
-    if not mask.any():
-        raise _bad(
-            labels, row, f"has a mask without a pixel above {BRIGHT}: mark the manipulated pixels"
-        )
-
-
-def _parse_mask(png: bytes) -> Mask:
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
-        return bright(picture)
+    return replace(image.label, uri=f"file://{path}", member=None, mask=image.mask)
 
 
 def _corner(mask: Mask, rng: np.random.Generator) -> tuple[int, int]:
@@ -424,7 +249,3 @@ def _corner(mask: Mask, rng: np.random.Generator) -> tuple[int, int]:
         corner = rng.integers(size - SIDE + 1)
     row, column = (int(place) // 8 * 8 for place in corner)
     return row, column
-
-
-def _bad(labels: str, row: int, fault: str) -> BadLabels:
-    return BadLabels(f"{labels} row {row} (from 0): {' '.join(fault.split())}")

@@ -28,6 +28,7 @@ from prompt_iml.cluster.retraining.gate import QUALITY, Limits, Verdict, decide
 from prompt_iml.cluster.retraining.labels import (
     LABELS,
     LabelledImage,
+    digest_of,
     evaluate_labels,
     fetch_images,
     training_images,
@@ -38,7 +39,7 @@ from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.prompts import PREFIX, PromptSet, check_fits
 from prompt_iml.engine.runtimes.open import check_engine, open_engine
 from prompt_iml.engine.runtimes.protocol import Engine
-from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest, set_name
+from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, set_name
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.registry.promotion import (
     leased,
@@ -51,6 +52,7 @@ from prompt_iml.pipeline.registry.promotion import (
 from prompt_iml.pipeline.registry.registry import Registry, short_name, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json, encode
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.truth import Faults, check_images, read_labels
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -120,7 +122,7 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
 def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     model = load_model(settings.model)
     check_engine(settings.engine)
-    _check_sets(settings.eval_sets)
+    _check_sets(settings.eval_sets, settings.limit)
     images = fetch_images(settings.labels)
     training_images(settings.labels, images)
     registry = Registry(storage.canonical(settings.registry), model.sha256)
@@ -131,7 +133,7 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
         current = registry.state().current
         old = with_prompt_set(model, registry, current)
         log(f"re-training {model.id} from {short_name(current)}")
-        trained = steps.train(train_settings(settings, old, current))
+        trained = steps.train(train_settings(settings, old, current, images))
         lease.check(registry.state())
         tensors = load(storage.read_bytes(storage.canonical(trained.weights)))
         candidate = replace(old, prompts=prompts_of(tensors, old))
@@ -156,21 +158,23 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     return _summary(prompt_set, candidate.prompts.id, current, final)
 
 
-def _check_sets(manifests: Sequence[str]) -> None:
+def _check_sets(manifests: Sequence[str], limit: int | None) -> None:
     """Raise `UsageError` unless each set can be read and has a name of its own."""
     named = {LABELS: "the held-back labels"}
     for manifest in manifests:
-        name = set_name(Path(manifest))
+        name = set_name(manifest)
         if (other := named.setdefault(name, manifest)) is not manifest:
             raise UsageError(
                 f"--eval-sets: {manifest} and {other} are both called {name}: rename one (a "
                 "manifest.csv gives a set the name of its folder, another file its own name)"
             )
     for manifest in manifests:
-        read_manifest(Path(manifest))
+        check_images(read_labels(manifest, limit), Faults(manifest))
 
 
-def train_settings(settings: RetrainSettings, old: Model, current: str | None) -> TrainSettings:
+def train_settings(
+    settings: RetrainSettings, old: Model, current: str | None, images: Sequence[LabelledImage]
+) -> TrainSettings:
     """Return the settings of this cycle's training, which starts from the current prompt set."""
     labels = storage.canonical(settings.labels)
     # Without what is not given, and with the old word, cycles keep the names they had.
@@ -178,7 +182,7 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
     shaping["peak"] = shaping.pop("learning_rate")
     cycle = {
         **shaping,
-        "labels": [labels, hashlib.sha256(storage.read_bytes(labels)).hexdigest()],
+        "labels": [labels, _labels_digest(labels, images)],
         "base": old.sha256,
         "current": current,
     }
@@ -197,6 +201,13 @@ def train_settings(settings: RetrainSettings, old: Model, current: str | None) -
         address=settings.address,
         **settings.model_dump(include=set(TRAINING)),
     )
+
+
+def _labels_digest(labels: str, images: Sequence[LabelledImage]) -> str:
+    """Return the digest of labels: of a Parquet file, as ever, its bytes; else what they say."""
+    if labels.endswith(".parquet"):
+        return hashlib.sha256(storage.read_bytes(labels)).hexdigest()
+    return digest_of(images)
 
 
 def prompts_of(tensors: Tensors, old: Model) -> PromptSet:
@@ -232,7 +243,7 @@ def evaluate(
     a scan."""
     engine.load_prompts(model.prompts)
     results = [
-        evaluate_set(engine, model, model.policy, Path(manifest), limit=settings.limit)
+        evaluate_set(engine, model, model.policy, manifest, limit=settings.limit)
         for manifest in settings.eval_sets
     ]
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from prompt_iml.cluster.retraining.labels import read_labels
 from prompt_iml.cluster.settings import TrainSettings
 from prompt_iml.cluster.training.curves import CURVES, Curves, read_curves
 from prompt_iml.cluster.training.examples import TRAINING_CPUS, examples, training_photos
@@ -53,6 +52,7 @@ from prompt_iml.pipeline.forgery.photos import can_donate
 from prompt_iml.pipeline.scan.actors import quiet_ray_data
 from prompt_iml.pipeline.scan.session import ray_session
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.truth import read_labels
 
 RUN = "ray"  # Ray Train's own folder in the output
 WEIGHTS = "weights.safetensors"

@@ -14,7 +14,6 @@ from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.open import open_engine
-from prompt_iml.pipeline.evaluation import ImageResult, evaluate_images, read_manifest
 from prompt_iml.pipeline.evaluation.calibration import (
     Calibration,
     Group,
@@ -24,8 +23,15 @@ from prompt_iml.pipeline.evaluation.calibration import (
     make_policy,
 )
 from prompt_iml.pipeline.evaluation.comparison import auc
-from prompt_iml.pipeline.evaluation.evaluate import check_manifests, check_outputs, write_json
+from prompt_iml.pipeline.evaluation.evaluate import (
+    Sets,
+    check_outputs,
+    checked_labels,
+    write_json,
+)
 from prompt_iml.pipeline.evaluation.fitting import fit_score_model
+from prompt_iml.pipeline.evaluation.images import ImageResult, evaluate_images
+from prompt_iml.pipeline.evaluation.per_image import watched
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_reliability, require_matplotlib
 from prompt_iml.pipeline.evaluation.sets import set_name
@@ -43,18 +49,18 @@ def calibrate(settings: CalibrateSettings) -> Json:
         The policy and every number of the calibration.
     """
     perturbations = expand(settings.perturbation)
-    check_manifests(settings.manifests, settings.limit)
     check_outputs(settings.output, settings.report, settings.plot)
+    sets = checked_labels(settings.manifests, settings.limit)
     if settings.plot:
         require_matplotlib()
     targets = Targets(**settings.model_dump(include=set(Targets.__slots__)))
     model = load_model(settings.model)
-    results, failed = _evaluate_all(settings, model, perturbations, targets)
+    results, failed = _evaluate_all(settings, sets, model, perturbations, targets)
     name = settings.id or f"{model.version}-fpr-{settings.false_positive_rate:g}"
     results, score_model = _with_score_model(results)
     together = [each for group in results.values() for each in group]
-    sets = ["/".join(key) for key, group in results.items() for _ in group]
-    calibration = make_policy(together, targets, name, score_model, sets)
+    names = ["/".join(key) for key, group in results.items() for _ in group]
+    calibration = make_policy(together, targets, name, score_model, names, model.policy)
     groups = [group_rates(calibration.policy, group, *key) for key, group in results.items()]
     log(compared(together) + summary(calibration, groups))
     report = {
@@ -187,20 +193,26 @@ def _size_lines(calibration: Calibration) -> list[str]:
 
 
 def _evaluate_all(
-    settings: CalibrateSettings, model: Model, perturbations: list[str], targets: Targets
+    settings: CalibrateSettings,
+    sets: Sets,
+    model: Model,
+    perturbations: list[str],
+    targets: Targets,
 ) -> tuple[Results, int]:
     """Return the results by set and perturbation, and the number of images that failed."""
     engine = open_engine(model, settings.engine)
     detector = Detector(engine, model.view, claim_all(targets))
     results: Results = {}
     failed = 0
-    for manifest in map(Path, settings.manifests):
-        samples = read_manifest(manifest, settings.limit)
+    for truth, labels in sets.items():
+        name = set_name(truth)
         for perturbation in perturbations:
-            outcomes = list(evaluate_images(detector, samples, perturbation))
+            evaluations = evaluate_images(detector, labels, perturbation)
+            title = f"{name}, {perturbation}"
+            outcomes = [each.outcome for each in watched(evaluations, len(labels), title)]
             found = [each for each in outcomes if isinstance(each, ImageResult)]
-            log(f"{set_name(manifest)}, {perturbation}: {len(found)} images")
-            results.setdefault((set_name(manifest), perturbation), []).extend(found)
+            log(f"{title}: {len(found)} images")
+            results.setdefault((name, perturbation), []).extend(found)
             failed += len(outcomes) - len(found)
     if not any(results.values()):
         raise UsageError("no image could be evaluated: check the manifests")

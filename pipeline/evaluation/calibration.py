@@ -49,6 +49,7 @@ Mask = NDArray[np.bool_]
 THRESHOLDS = np.concatenate([np.arange(5, 100, 5), [96, 97, 98, 99]]) / 100
 SHARES = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
+MASK_RULES = ("mask_threshold", "mask_share", "pixel_model", "least_confidence")  # of a policy
 MISS_RATES = (0.05, 0.1, 0.15, 0.2)  # rows of the table of misses
 LEAST_SLOPE = 1e-3  # for standardised logits, so that an uninformative score keeps its order
 
@@ -140,7 +141,8 @@ class Calibration:
         true_positive_rate: share of the forged labelled manipulated.
         miss_rate: share of the forged labelled authentic.
         authentic_rate: share of the authentic labelled authentic.
-        f1: mean pixel F1 of the masks of the forged; an empty mask counts 0.
+        f1: mean pixel F1 of the masks of the forged images whose truth has one; an empty mask
+            counts 0.
         every_f1: the same if no mask were left out.
         plain_f1: the same of masks by `mask_threshold` and `mask_share`, none left out.
         masked_rate: share of the authentic with a mask.
@@ -216,6 +218,7 @@ def make_policy(
     name: str,
     score_model: ScoreModel | None = None,
     sets: Sequence[str] | None = None,
+    base: Policy | None = None,
 ) -> Calibration:
     """Choose calibration and thresholds on images evaluated with `claim_all`.
 
@@ -225,6 +228,7 @@ def make_policy(
         name: id of the policy.
         score_model: source of `score_raw`; None: the largest of the tiles' scores.
         sets: name of each image's set, so that all sets weigh the same in the pixel model.
+        base: source of the masks' rules where no forged image has a mask.
 
     Raises:
         UsageError: there are no forged or no authentic images, or no threshold keeps the rate.
@@ -243,30 +247,44 @@ def make_policy(
         min_side=targets.min_side,
         min_jpeg_quality=targets.min_jpeg_quality,
         score_model=score_model,
-        pixel_model=fit_pixel_model(within, [name for _, name in pairs]),
     )
     policy = _with_thresholds(policy, within, targets)
-    policy = replace(policy, least_confidence=choose_confidence(policy, within, targets))
+    if any(each.forged and each.has_known_pixels for each in within):
+        policy = _with_masks(policy, within, [name for _, name in pairs], targets)
+    elif base is not None:
+        kept = {name: getattr(base, name) for name in MASK_RULES}
+        policy = replace(policy, **kept)
     return _measure(policy, within, targets, len(results) - len(within))
 
 
 def _with_thresholds(policy: Policy, within: Sequence[ImageResult], targets: Targets) -> Policy:
-    """Return the policy with thresholds of labels and pixels."""
+    """Return the policy with thresholds of labels."""
     forged, scores = _truth_and_scores(policy, within)
     needed = size_thresholds(within, scores, targets)
     at = max(at for _, at in needed)
     below = min(*(at for _, at in needed), miss_threshold(scores[forged], targets.miss_rate))
-    mask_threshold, mask_share = choose_mask_rule(within, 1.0)
     policy = replace(
         policy,
         manipulated_at=at,
         authentic_below=below,
-        mask_threshold=mask_threshold,
-        mask_share=mask_share,
         manipulated_at_sizes=_by_size(dict(needed), at),
     )
     labels = _labels(policy, within)
     return replace(policy, false_positive_rate=float((labels[~forged] == "manipulated").mean()))
+
+
+def _with_masks(
+    policy: Policy, within: Sequence[ImageResult], sets: Sequence[str], targets: Targets
+) -> Policy:
+    """Return the policy with the rules of its masks, the values of `MASK_RULES`."""
+    mask_threshold, mask_share = choose_mask_rule(within, 1.0)
+    policy = replace(
+        policy,
+        mask_threshold=mask_threshold,
+        mask_share=mask_share,
+        pixel_model=fit_pixel_model(within, sets),
+    )
+    return replace(policy, least_confidence=choose_confidence(policy, within, targets))
 
 
 def _by_size(needed: Mapping[int, float], highest: float) -> tuple[tuple[float, float], ...]:
@@ -466,7 +484,7 @@ def _measure(
     alarms = labels[~forged] == "manipulated"
     table = reliability(scores, forged)
     thresholds = size_thresholds(within, scores, targets)
-    edited = [each for each in within if each.forged]
+    edited = [each for each in within if each.forged and each.has_known_pixels]
     every = replace(policy, authentic_below=0.0, least_confidence=0.0)
     masks = np.array(
         [

@@ -21,12 +21,12 @@ from PIL import Image
 
 from prompt_iml.engine.errors import MissingInput, UsageError
 from prompt_iml.pipeline.run.masks import decode_mask
+from prompt_iml.pipeline.truth.masks import bright
 
 Mask = NDArray[np.bool_]
 Row = Mapping[str, Any]
 
 MASKED_FRACTION = 0.005
-BRIGHT = 127  # a mask's pixels above it are forged
 COLUMNS = ["sha256", "score", "mask_rle", "mask_height", "mask_width"]
 
 
@@ -132,12 +132,6 @@ def compare(rows: Iterable[Row], truth: Sequence[Truth]) -> Comparison:
             np.array([t.mask is not None for _, t in scored], bool),
         ),
     )
-
-
-def bright(picture: Image.Image) -> Mask:
-    """Return (H, W) bool: the pixels of a mask's image file that mark a forgery."""
-    mask: Mask = np.asarray(picture.convert("L")) > BRIGHT
-    return mask
 
 
 def f1_and_iou(found: Mask, truth: Mask) -> tuple[float, float]:

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
+from prompt_iml.engine.detection.detector import Detector
 from prompt_iml.engine.errors import MissingInput, UsageError
-from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.open import open_engine
-from prompt_iml.pipeline.evaluation import SetResult, evaluate_set, read_manifest
+from prompt_iml.pipeline.evaluation.images import Evaluation, evaluate_images
+from prompt_iml.pipeline.evaluation.per_image import mask_files, per_image, watched
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_results, require_matplotlib
-from prompt_iml.pipeline.evaluation.sets import Counts, SizeResult, set_name
+from prompt_iml.pipeline.evaluation.predictions import (
+    THRESHOLD,
+    Predictions,
+    evaluate_predictions,
+)
+from prompt_iml.pipeline.evaluation.sets import (
+    Counts,
+    SetResult,
+    SizeResult,
+    set_name,
+    summarize,
+)
+from prompt_iml.pipeline.export.files import check_format
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import EvaluateSettings
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.truth import Faults, Label, check_images, read_labels
+
+Sets = dict[str, list[Label]]
+Evaluate = Callable[[Sequence[Label], str], Iterator[Evaluation]]
 
 NUMBERS = {  # heading -> field of SetResult
     "F1": "f1",
@@ -41,31 +61,52 @@ intervals are Clopper and Pearson's, for independent images."""
 
 
 def evaluate(settings: EvaluateSettings) -> Json:
-    """Evaluate a model on every set under every perturbation; write JSON, and optionally a plot.
+    """Evaluate a model, or the maps of another, on every set under every perturbation.
 
     Returns:
-        The content of the JSON file.
+        The content of the JSON file that is written.
     """
     perturbations = expand(settings.perturbation)
-    check_manifests(settings.manifests, settings.limit)
-    check_outputs(settings.output, settings.plot)
+    check_outputs(settings.output, settings.plot, settings.results)
+    if settings.results:
+        check_format(settings.results)
+    sets = checked_labels(settings.manifests, settings.limit)
     if settings.plot:
         require_matplotlib()
-    model = load_model(settings.model)
-    policy = read_policy(settings.policy) if settings.policy else model.policy
-    results = list(_results(settings, model, policy, perturbations))
+    about, evaluations = _predicted(settings, sets) if settings.predictions else _model(settings)
+    results = list(_results(settings, sets, perturbations, evaluations))
     log(f"\n{size_table(results)}\n\n{MEANING}")
-    report = {
-        "model": model.id,
-        "model_sha256": model.sha256,
-        "prompt_set": model.prompts.id,
-        "policy": policy.to_dict(),
-        "results": [result.to_dict() for result in results],
-    }
+    report = {**about, "results": [result.to_dict() for result in results]}
     write_json(Path(settings.output), report)
     if settings.plot:
         plot_results(Path(settings.plot), results)
     return report
+
+
+def _model(settings: EvaluateSettings) -> tuple[Json, Evaluate]:
+    """Return what the report says of the model, and the function that evaluates a set with it."""
+    model = load_model(settings.model)
+    policy = read_policy(settings.policy) if settings.policy else model.policy
+    detector = Detector(open_engine(model, settings.engine), model.view, policy)
+    log(f"{model.id}, policy {policy.id}, {mask_rule(policy)}\n")
+    about = {
+        "model": model.id,
+        "model_sha256": model.sha256,
+        "prompt_set": model.prompts.id,
+        "policy": policy.to_dict(),
+    }
+    return about, partial(evaluate_images, detector)
+
+
+def _predicted(settings: EvaluateSettings, sets: Sets) -> tuple[Json, Evaluate]:
+    """Return the same for the maps in a folder, which has one for each image."""
+    predictions = Predictions(settings.predictions or "")
+    for name, labels in sets.items():
+        predictions.check(labels, Faults(name))
+    log(f"the maps in {predictions.name}, masked above {THRESHOLD}\n")
+    return {"predictions": predictions.name}, lambda labels, _: evaluate_predictions(
+        predictions, labels
+    )
 
 
 def mask_rule(policy: Policy) -> str:
@@ -82,10 +123,16 @@ def read_policy(path: str) -> Policy:
     return Policy.from_json(Path(path).read_text(encoding="utf-8"))
 
 
-def check_manifests(manifests: Sequence[str], limit: int | None) -> None:
-    """Raise the errors of `read_manifest`, before a model is loaded and a table is printed."""
-    for manifest in manifests:
-        read_manifest(Path(manifest), limit)
+def checked_labels(names: Sequence[str], limit: int | None) -> Sets:
+    """Return the labels of each truth, whose images are there and have masks that fit.
+
+    Raises:
+        UsageError: as `read_labels` and `check_images`, before a model is loaded.
+    """
+    sets = {name: read_labels(name, limit) for name in names}
+    for name, labels in sets.items():
+        check_images(labels, Faults(storage.display_name(name)))
+    return sets
 
 
 def check_outputs(*paths: str | None) -> None:
@@ -119,21 +166,26 @@ def table_line(result: SetResult, name_width: int) -> str:
 
 
 def _results(
-    settings: EvaluateSettings, model: Model, policy: Policy, perturbations: Sequence[str]
+    settings: EvaluateSettings, sets: Sets, perturbations: Sequence[str], evaluations: Evaluate
 ) -> Iterator[SetResult]:
     """Yield each result after its line of the table."""
-    engine = open_engine(model, settings.engine)
-    manifests = [Path(name) for name in settings.manifests]
-    width = max(len(set_name(manifest)) for manifest in manifests)
-    log(f"{model.id}, policy {policy.id}, {mask_rule(policy)}\n")
+    width = max(len(set_name(truth)) for truth in sets)
     log(table_header(width))
-    for manifest in manifests:
-        for perturbation in perturbations:
-            result = evaluate_set(
-                engine, model, policy, manifest, perturbation, limit=settings.limit
-            )
-            log(table_line(result, width))
-            yield result
+    with per_image(settings.results, settings.masks) as writer:
+        for truth, labels in sets.items():
+            name, file_of = set_name(truth), mask_files(labels)
+            for perturbation in perturbations:
+                folder = f"{name}/" * (len(sets) > 1) + f"{perturbation}/" * (
+                    len(perturbations) > 1
+                )
+                found = []
+                title = f"{name}, {perturbation}"
+                for each in watched(evaluations(labels, perturbation), len(labels), title):
+                    writer.add(name, perturbation, each, folder + file_of(each.label))
+                    found.append(replace(each, mask=None))
+                result = summarize(found, name, perturbation)
+                log(table_line(result, width))
+                yield result
 
 
 def size_table(results: Sequence[SetResult]) -> str:

@@ -77,7 +77,12 @@ def fit_score_model(
 
 
 def fit_pixel_model(results: Sequence[ImageResult], sets: Sequence[str]) -> PixelModel:
-    """Fit the probability that a pixel is forged to its logit and to its image's `score_raw`."""
+    """Fit the probability that a pixel is forged to its logit and to its image's `score_raw`.
+
+    Forged images without a mask are left out.
+    """
+    known = [(e, s) for e, s in zip(results, sets, strict=True) if e.has_known_pixels]
+    results, sets = [each for each, _ in known], [name for _, name in known]
     columns, targets, weights = [], [], []
     for each, weight in zip(results, _weights(results, sets), strict=True):
         used = np.flatnonzero(each.pixels)

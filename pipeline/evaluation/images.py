@@ -13,13 +13,21 @@ from prompt_iml.engine.detection.detector import Detector, Finding
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.detection.score import Statistics, histogram
 from prompt_iml.engine.detection.views import upsample
-from prompt_iml.engine.errors import DecodeError, ImageError, UsageError
-from prompt_iml.engine.model.policy import Label
+from prompt_iml.engine.errors import BadLabels, DecodeError, FetchError, ImageError
+from prompt_iml.engine.model.policy import Label as Verdict
 from prompt_iml.pipeline.evaluation.comparison import f1_and_iou
-from prompt_iml.pipeline.evaluation.manifest import Labelled, Mask, read_mask, read_payload
-from prompt_iml.pipeline.evaluation.metrics import best_f1, f1_at, masked_at, pixel_auc, sweep
+from prompt_iml.pipeline.evaluation.metrics import (
+    Floats,
+    best_f1,
+    f1_at,
+    masked_at,
+    pixel_auc,
+    sweep,
+)
 from prompt_iml.pipeline.evaluation.perturbations import perturb
-from prompt_iml.pipeline.images.decode import DecodeLimits, decode
+from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
+from prompt_iml.pipeline.truth import Label, Mask, Truth, read_images, truth_of
+from prompt_iml.pipeline.units import Sample
 
 MASK_THRESHOLDS = np.arange(1, 100) / 100
 LEVELS = np.log(MASK_THRESHOLDS / (1 - MASK_THRESHOLDS))
@@ -38,9 +46,9 @@ class ImageResult:
         score_raw, score, label: finding of the detector for the whole image.
         masked: share of its pixels in the mask.
         peak: highest probability of its pixels.
-        f1, iou: pixel F1 and IoU of the mask; nan when authentic.
-        best_f1: pixel F1 at the best threshold for this image; nan when authentic.
-        pixel_auc: AUC of this image's pixels; nan when authentic.
+        f1, iou: pixel F1 and IoU of the mask; nan when authentic, or forged without a known mask.
+        best_f1: pixel F1 at the best threshold for this image; nan as f1.
+        pixel_auc: AUC of this image's pixels; nan as f1.
         f1_at, masked_at: F1 and masked share at each of `MASK_THRESHOLDS`.
         pixels, hits: (n,) pixels, and forged pixels, by mask logit in bins around `score.CENTRES`.
     """
@@ -51,7 +59,7 @@ class ImageResult:
     statistics: Statistics
     score_raw: float
     score: float
-    label: Label
+    label: Verdict
     masked: float
     peak: float
     f1: float
@@ -63,74 +71,144 @@ class ImageResult:
     pixels: NDArray[np.int64]
     hits: NDArray[np.int64]
 
+    @property
+    def has_known_pixels(self) -> bool:
+        """Whether it is known which pixels are forged: not in a forged image without a mask."""
+        return not self.forged or bool(self.hits.any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """Evaluation of one labelled image.
+
+    Attributes:
+        label: the image.
+        outcome: its result, or the error that it failed with.
+        mask: (H, W) bool that was found, at the size that the detector received; None on an error.
+    """
+
+    label: Label
+    outcome: ImageResult | ImageError
+    mask: Mask | None = None
+
 
 def evaluate_images(
-    detector: Detector, samples: Sequence[Labelled], perturbation: str = "none"
-) -> Iterator[ImageResult | ImageError]:
-    """Evaluate each image of a manifest; one that cannot be decoded or run yields its error.
+    detector: Detector, labels: Sequence[Label], perturbation: str = "none"
+) -> Iterator[Evaluation]:
+    """Evaluate labelled images; one that cannot be read, decoded or run has its error.
 
     Args:
         detector: engine, view and policy, as a scan combines them.
-        samples: result of `read_manifest`.
+        labels: result of `read_labels`; `check_images` finds their faults before.
         perturbation: one name of `pipeline.evaluation.perturbations`.
 
     Raises:
-        UsageError: a file of the manifest is missing, or a mask has another size than its image.
+        BadLabels: an image is not there, or its mask does not fit it.
     """
-    failures: list[ImageError] = []
-    images = _images(samples, perturbation, failures)
-    for (sample, mask), finding in detector.detect(images):
+    failures: list[Evaluation] = []
+    images = _images(labels, perturbation, failures)
+    for (label, truth), finding in detector.detect(images):
         if isinstance(finding, ImageError):
-            yield finding
+            yield Evaluation(label, finding)
         else:
-            yield _evaluate(sample, mask, finding)
+            shape = finding.logits.shape
+            found = np.zeros(shape, bool) if finding.mask is None else finding.mask
+            yield Evaluation(label, _result(label, truth, finding, found), found)
     yield from failures
 
 
-def _images(
-    samples: Sequence[Labelled], perturbation: str, failures: list[ImageError]
-) -> Iterator[tuple[tuple[Labelled, Mask | None], Image]]:
-    for index, sample in enumerate(samples):
-        payload, mask = read_payload(sample), read_mask(sample)
+def read_pictures(labels: Sequence[Label]) -> Iterator[tuple[Label, Truth, Image] | Evaluation]:
+    """Yield the decoded image of each label with its truth, or the evaluation that failed.
+
+    Raises:
+        BadLabels: an image is not there, or its mask does not fit it.
+    """
+    for label, sample in read_images(labels):
         try:
-            image = _decoded(payload)
+            decoded = _decoded(sample)
+        except FetchError as error:
+            raise BadLabels(f"{label.name}: {error.code}: {error}") from error
         except ImageError as error:
-            failures.append(error)
+            yield Evaluation(label, error)
             continue
-        if mask is not None and mask.shape != image.pixels.shape[:2]:
-            raise UsageError(
-                f"{sample.mask}: {mask.shape} pixels, but its image has {image.pixels.shape[:2]}"
-            )
-        changed, moved = perturb(perturbation, image, mask, seed=index)
-        yield (sample, moved), changed
+        size, orientation = decoded.image.pixels.shape[:2], decoded.facts["exif_orientation"]
+        try:
+            yield label, truth_of(label, size, orientation), decoded.image
+        except ValueError as error:
+            raise BadLabels(f"{label.name}: {error}") from error
 
 
-def _decoded(payload: bytes) -> Image:
+def _images(
+    labels: Sequence[Label], perturbation: str, failures: list[Evaluation]
+) -> Iterator[tuple[tuple[Label, Truth], Image]]:
+    for each in read_pictures(labels):
+        if isinstance(each, Evaluation):
+            failures.append(each)
+            continue
+        label, truth, image = each
+        changed, moved = perturb(perturbation, image, truth.mask, seed=label.row)
+        yield (label, Truth(truth.manipulated, moved)), changed
+
+
+def _decoded(sample: Sample) -> Decoded:
+    if sample.error:
+        raise sample.error
     try:
-        return decode(payload, DecodeLimits()).image
+        return decode(sample.data or b"", DecodeLimits())
     except ImageError:
         raise
     except Exception as error:  # as in a scan: an image must not end the job
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
-def _evaluate(sample: Labelled, mask: Mask | None, finding: Finding) -> ImageResult:
+def _result(label: Label, truth: Truth, finding: Finding, found: Mask) -> ImageResult:
     height, width = finding.logits.shape
-    found = np.zeros((height, width), bool) if finding.mask is None else finding.mask
-    truth = np.zeros((height, width), bool) if mask is None else mask
     logits = upsample(finding.logits, (slice(0, height), slice(0, width)))
-    pixels = sweep(logits, truth)
-    f1, iou = (math.nan, math.nan) if mask is None else f1_and_iou(found, truth)
-    return ImageResult(
-        kind=sample.kind,
-        forged=mask is not None,
-        photo=sample.photo or sample.name,
+    return image_result(
+        label,
+        truth,
+        logits,
+        found,
         statistics=finding.statistics,
         score_raw=finding.score_raw,
         score=finding.score,
-        label=finding.label,
-        masked=finding.manipulated_fraction,
+        verdict=finding.label,
         peak=finding.logits.peak,
+    )
+
+
+def image_result(
+    label: Label,
+    truth: Truth,
+    logits: Floats,
+    found: Mask,
+    *,
+    statistics: Statistics,
+    score_raw: float,
+    score: float,
+    verdict: Verdict,
+    peak: float,
+) -> ImageResult:
+    """Compare (H, W) mask logits and the mask `found` with the truth of the same size.
+
+    Without a mask in the truth, its pixels count as authentic in `hits`, and no other pixel metric
+    has a value.
+    """
+    is_known = truth.mask is not None
+    mask = truth.mask if truth.mask is not None else np.zeros(logits.shape, bool)
+    pixels = sweep(logits, mask)
+    f1, iou = f1_and_iou(found, mask) if is_known else (math.nan, math.nan)
+    kind = "forged" if truth.manipulated else "authentic"
+    return ImageResult(
+        kind=label.kind or kind,
+        forged=truth.manipulated,
+        photo=label.photo or label.name,
+        statistics=statistics,
+        score_raw=score_raw,
+        score=score,
+        label=verdict,
+        masked=float(found.mean()),
+        peak=peak,
         f1=f1,
         iou=iou,
         best_f1=best_f1(pixels),
@@ -138,5 +216,5 @@ def _evaluate(sample: Labelled, mask: Mask | None, finding: Finding) -> ImageRes
         f1_at=f1_at(pixels, LEVELS),
         masked_at=masked_at(pixels, LEVELS),
         pixels=histogram(logits),
-        hits=histogram(logits[truth]),
+        hits=histogram(logits[mask]),
     )

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from prompt_iml.engine.detection.detector import Detector
-from prompt_iml.engine.errors import ImageError
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.protocol import Engine
 from prompt_iml.pipeline.evaluation.comparison import MASKED_FRACTION, auc
-from prompt_iml.pipeline.evaluation.images import ImageResult, evaluate_images
-from prompt_iml.pipeline.evaluation.manifest import read_manifest
+from prompt_iml.pipeline.evaluation.images import Evaluation, ImageResult, evaluate_images
 from prompt_iml.pipeline.evaluation.metrics import (
     expected_calibration_error,
     interval,
@@ -26,7 +25,10 @@ from prompt_iml.pipeline.evaluation.metrics import (
     reliability,
     without_nan,
 )
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.truth import Faults, check_images, read_labels
 
+_EXTENSIONS = re.compile(r"(\.(csv|tsv|txt|json|jsonl|parquet|gz))+$")
 SIZES = (0.2, 1.0, 4.0, 13.0)  # megapixels: where one size class ends and the next begins
 
 
@@ -187,9 +189,8 @@ def evaluate_set(
     engine: Engine,
     model: Model,
     policy: Policy,
-    manifest: Path,
+    truth: str | Path,
     perturbation: str = "none",
-    name: str | None = None,
     limit: int | None = None,
 ) -> SetResult:
     """Evaluate a model on a set with the detector of a scan.
@@ -198,19 +199,24 @@ def evaluate_set(
         engine: the model in a runtime, with the prompts to evaluate.
         model: source of the preprocessing.
         policy: calibration and thresholds; may differ from the model's own.
-        manifest: see `read_manifest`.
+        truth: see `read_labels`.
         perturbation: one name of `pipeline.evaluation.perturbations`.
-        name: name of the set; default: the result of `set_name`.
-        limit: evaluate at most this many images, spread evenly over the manifest.
+        limit: evaluate at most this many images, spread evenly over the truth.
 
     Raises:
-        UsageError: the manifest or the perturbation is wrong.
+        UsageError: the truth or the perturbation is wrong.
     """
-    samples = read_manifest(manifest, limit)
-    outcomes = list(evaluate_images(Detector(engine, model.view, policy), samples, perturbation))
-    results = [each for each in outcomes if isinstance(each, ImageResult)]
-    failed = sum(isinstance(each, ImageError) for each in outcomes)
-    return summarize_set(results, failed, name or set_name(manifest), perturbation)
+    labels = read_labels(truth, limit)
+    check_images(labels, Faults(str(truth)))
+    detector = Detector(engine, model.view, policy)
+    evaluations = list(evaluate_images(detector, labels, perturbation))
+    return summarize(evaluations, set_name(truth), perturbation)
+
+
+def summarize(evaluations: Sequence[Evaluation], name: str, perturbation: str) -> SetResult:
+    """Return the metrics of a set from the evaluations of its images."""
+    results = [e.outcome for e in evaluations if isinstance(e.outcome, ImageResult)]
+    return summarize_set(results, len(evaluations) - len(results), name, perturbation)
 
 
 def summarize_set(
@@ -241,7 +247,11 @@ def summarize_set(
     )
 
 
-def set_name(manifest: Path) -> str:
-    """Return the folder name of a `manifest.csv` or `truth.csv`, else the file's stem."""
-    generic = manifest.stem in ("manifest", "truth")
-    return manifest.absolute().parent.name if generic else manifest.stem
+def set_name(truth: str | Path) -> str:
+    """Return the name of a set: of its folder, or of its file without extensions.
+
+    A `manifest.csv` or `truth.csv` has the name of its folder.
+    """
+    path = PurePosixPath(storage.canonical(str(truth)).partition("://")[2])
+    stem = _EXTENSIONS.sub("", path.name)
+    return path.parent.name if stem in ("manifest", "truth") else stem

@@ -30,11 +30,11 @@ from prompt_iml.cluster.training.validation import (
     write_set,
     write_sets,
 )
-from prompt_iml.pipeline.evaluation import read_manifest
 from prompt_iml.pipeline.evaluation.comparison import auc, read_truth
 from prompt_iml.pipeline.forgery.generator import Generator
 from prompt_iml.pipeline.forgery.history import read_tables
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos, load_pixels, split
+from prompt_iml.pipeline.truth import read_images, read_labels
 from tests.helpers.autoencoders import write_autoencoders
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
@@ -176,10 +176,11 @@ def test_a_written_set_is_a_manifest_for_evaluate_and_for_a_scan(
 ) -> None:
     images = list(pairs(generator, photos, "posted", 3, seed=1))
     manifest = write_set(tmp_path / "posted", images, seed=1)
-    samples, truth = read_manifest(manifest), read_truth(manifest)
-    assert Counter(s.kind for s in samples) == Counter(image.kind for image in images)
-    assert {s.image.read_bytes() for s in samples} == {image.data for image in images}
-    assert [t.mask is None for t in truth] == [s.kind == "authentic" for s in samples]
+    labels, truth = read_labels(manifest), read_truth(manifest)
+    assert Counter(label.kind for label in labels) == Counter(image.kind for image in images)
+    data = {sample.data for _, sample in read_images(labels)}
+    assert data == {image.data for image in images}
+    assert [t.mask is None for t in truth] == [label.kind == "authentic" for label in labels]
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs ../shared/data/photos")

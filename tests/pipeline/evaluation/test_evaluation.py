@@ -21,7 +21,7 @@ from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 from prompt_iml.engine.detection.detector import Detector, Finding
 from prompt_iml.engine.detection.image import Image
-from prompt_iml.engine.errors import MissingInput, UsageError
+from prompt_iml.engine.errors import BadLabels, EmptySource, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import UNTRAINED, Policy
 from prompt_iml.engine.model.prompts import PromptSet
@@ -32,7 +32,6 @@ from prompt_iml.pipeline.evaluation import (
     SetResult,
     evaluate_images,
     evaluate_set,
-    read_manifest,
 )
 from prompt_iml.pipeline.evaluation.comparison import compare, read_truth
 from prompt_iml.pipeline.evaluation.images import MASK_THRESHOLDS
@@ -51,6 +50,7 @@ from prompt_iml.pipeline.evaluation.perturbations import ALL, USUAL, expand, per
 from prompt_iml.pipeline.evaluation.sets import Counts, size_class, size_name
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 from prompt_iml.pipeline.scan.rows import result
+from prompt_iml.pipeline.truth import read_labels
 
 POLICY = Policy("test", 1.0, 0.0, 0.9, 0.2, 0.5, 0.01)
 
@@ -116,7 +116,7 @@ def _write_mask(path: Path, *places: tuple[slice, slice]) -> None:
 
 def evaluate(manifest: Path, **options: Any) -> SetResult:
     options = {"policy": POLICY, **options}
-    return evaluate_set(Redness(), load_model("prompt-iml-micro"), manifest=manifest, **options)
+    return evaluate_set(Redness(), load_model("prompt-iml-micro"), truth=manifest, **options)
 
 
 def test_a_set_by_hand(manifest: Path) -> None:
@@ -187,27 +187,30 @@ def test_masks_move_with_their_image(manifest: Path, perturbation: str) -> None:
 
 
 def test_a_limit_is_spread_over_the_manifest(manifest: Path) -> None:
-    assert [s.image.name for s in read_manifest(manifest, 2)] == ["found.png", "quiet.png"]
-    assert len(read_manifest(manifest, 100)) == 6
+    names = [Path(label.uri).name for label in read_labels(manifest, 2)]
+    assert names == ["found.png", "quiet.png"]
+    assert len(read_labels(manifest, 100)) == 6
 
 
 @pytest.mark.parametrize(
     ("lines", "error", "message"),
     [
         (["picture,mask", "found.png,"], UsageError, "column image"),
-        (["image,mask"], UsageError, "no image"),
-        (["image,mask", "nobody.png,"], MissingInput, "nobody.png"),
-        (["image,mask", "found.png,nobody.png"], MissingInput, "nobody.png"),
-        (["image,mask", "found.png,damaged.jpg"], UsageError, "damaged.jpg"),
-        (["image,mask", "found.png,small.png"], UsageError, "small.png"),
-        (["image,mask", "found.png,black.png"], UsageError, "no pixel above 127"),
+        (["image,mask"], EmptySource, "no image"),
+        (["image,mask", "nobody.png,"], BadLabels, "nobody.png"),
+        (["image,mask", "found.png,nobody.png"], BadLabels, "nobody.png"),
+        (["image,mask", "found.png,damaged.jpg"], BadLabels, "damaged.jpg"),
+        (
+            ["image,mask", "found.png,small.png"],
+            BadLabels,
+            "found.png: has a mask of .8, 8.",
+        ),
     ],
 )
 def test_a_wrong_manifest_is_refused(
     manifest: Path, lines: list[str], error: type[Exception], message: str
 ) -> None:
     PilImage.new("L", (8, 8), 255).save(manifest.with_name("small.png"))
-    PilImage.new("L", (8, 8), 1).save(manifest.with_name("black.png"))
     with pytest.raises(error, match=message):
         evaluate(_write(manifest, lines))
 
@@ -217,7 +220,7 @@ def test_the_truth_of_the_demo_is_a_manifest(tmp_path: Path) -> None:
     truth = write_shards(images, tmp_path / "demo", shards=2)
     result = evaluate(truth)
     assert (result.set, result.forged, result.authentic, result.failed) == ("demo", 2, 2, 0)
-    assert [s.kind for s in read_manifest(truth)] == [image.kind for image in images]
+    assert [label.kind for label in read_labels(truth)] == [image.kind for image in images]
 
 
 def test_evaluation_and_the_comparison_of_a_scan_agree(tmp_path: Path) -> None:
@@ -244,7 +247,8 @@ def test_evaluation_and_the_comparison_of_a_scan_agree(tmp_path: Path) -> None:
 def test_the_sweep_agrees_with_the_mask_of_the_detector(manifest: Path) -> None:
     detector = Detector(Redness(), load_model("prompt-iml-micro").view, POLICY)
     middle = int(np.flatnonzero(POLICY.mask_threshold == MASK_THRESHOLDS)[0])
-    for each in evaluate_images(detector, read_manifest(manifest)):
+    for evaluation in evaluate_images(detector, read_labels(manifest)):
+        each = evaluation.outcome
         if isinstance(each, ImageResult):
             assert each.masked_at[middle] == pytest.approx(each.masked)
             assert each.f1_at[middle] == pytest.approx(each.f1, nan_ok=True)
@@ -254,7 +258,7 @@ def test_a_member_that_is_not_there(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("one.png"), io.BytesIO())
     lines = ["image,mask", "a.tar#two.png,"]
-    with pytest.raises(MissingInput, match="no member two"):
+    with pytest.raises(BadLabels, match="names the image two"):
         evaluate(_write(tmp_path / "manifest.csv", lines))
 
 

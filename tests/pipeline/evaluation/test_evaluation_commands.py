@@ -91,10 +91,10 @@ def test_a_wrong_flag_is_refused_before_any_work(
     ("manifest", "message"),
     [
         ("none.csv", "cannot read none.csv: No such file or directory: check the path"),
-        (".", ". is a folder: give a file"),
+        (".", "it needs the folders Tp, Gt and Au"),
         ("columns.csv", "add the column image, mask"),
-        ("binary.csv", "no CSV file in UTF-8"),
-        ("images.csv", "none.png: no such file, though images.csv names it"),
+        ("binary.csv", "add the column image, mask or label"),
+        ("images.csv", "images.csv row 0 (from 0): "),
     ],
 )
 def test_a_wrong_manifest_is_one_line_and_writes_nothing(
