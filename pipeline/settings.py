@@ -336,6 +336,19 @@ class ReportSettings(ResultsFlags):
     """Longer side of the pictures on the page, in pixels."""
 
 
+class ExportSettings(ResultsFlags):
+    """Write the findings of a scan for other tools: COCO, masks, overlays, CSV or JSON lines."""
+
+    to: Literal["coco", "masks", "overlays", "csv", "jsonl"]
+    """Form to write: coco, masks (PNG), overlays (JPEG), csv or jsonl."""
+    run_id: str | None = None
+    """Run to export; without it, the only one there is."""
+    label: list[Literal["authentic", "uncertain", "manipulated"]] = []
+    """Export only the images with these labels; without any, all images."""
+    path: str | None = None
+    """File or folder to write; without it, one in OUTPUT/exports."""
+
+
 class CompactSettings(ResultsFlags):
     """Merge the many small files of a finished scan into a few large ones."""
 
@@ -384,6 +397,22 @@ class BuildSettings(ModelFlags):
 
 class DoctorSettings(ModelFlags):
     """Report what this machine can run, what is missing, and the commands to install it."""
+
+
+class ImportSettings(Command):
+    """Write labels of any form (COCO, folders of masks, tables) as one Parquet file of labels."""
+
+    truths: CliPositionalArg[list[str]] = Field(min_length=1)
+    """Tables of images and masks, JSON lists, COCO files or folders such as Tp, Gt, Au."""
+    output: str = "labels.parquet"
+    """Parquet file to write, local or s3://."""
+
+    def check(self) -> None:
+        """Find the truths."""
+        from prompt_iml.pipeline.checks import find_inputs
+
+        super().check()
+        find_inputs(self.truths)
 
 
 class EvaluationFlags(EngineFlags):

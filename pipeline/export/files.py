@@ -90,3 +90,9 @@ def _write_lines(file: BinaryIO, batch: pa.RecordBatch) -> None:
 def _as_json(value: Any) -> str:
     """Return what JSON lacks: a mask's run lengths, which are ASCII, or a time."""
     return value.decode() if isinstance(value, bytes) else value.isoformat()
+
+
+def put(uri: str, data: bytes) -> None:
+    """Write one file of a folder; raises `OutputNotWritable` as `written`."""
+    with written(uri) as file:
+        file.write(data)

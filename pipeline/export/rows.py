@@ -1,0 +1,98 @@
+"""Rows of a run as an export selects them, in constant memory; and as CSV or JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from prompt_iml.pipeline.export.files import row_file
+from prompt_iml.pipeline.run.folder import Json, Run, read_json
+from prompt_iml.pipeline.run.schema import SCHEMA
+from prompt_iml.pipeline.run.table import open_results
+from prompt_iml.pipeline.storage import storage
+
+BATCH = 1024
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Rows of a run to export.
+
+    Attributes:
+        run: the run.
+        config: its configuration.
+        labels: labels of the rows; without any, all rows.
+    """
+
+    run: Run
+    config: Json
+    labels: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, run: Run, labels: Sequence[str]) -> Selection:
+        """Read the run's configuration."""
+        return cls(run, read_json(f"{run.folder}/config.json"), labels)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows, in the order of the parts."""
+        results = open_results(self.run)
+        if self.labels:
+            results = results.filter(ds.field("label").isin(list(self.labels)))
+        for batch in results.to_batches(
+            columns=list(columns), batch_size=BATCH, batch_readahead=2, cache_metadata=False
+        ):
+            if batch.num_rows:
+                yield batch
+
+    def scanned(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield the rows of images that were scanned."""
+        for batch in self.batches([*columns, "status"]):
+            yield from (row for row in batch.to_pylist() if row["status"] == "ok")
+
+    def file_name(self, row: Row) -> str:
+        """Return the path of an image below the only input, or else its whole path.
+
+        A member of a shard lies in a folder of the shard's name.
+        """
+        uri: str = row["uri"]
+        inputs = self.config["inputs"]
+        root = storage.canonical(inputs[0]) if len(inputs) == 1 else ""
+        name = uri[len(root) + 1 :] if root and uri.startswith(f"{root}/") else ""
+        name = name or (uri.rpartition("/")[2] if uri == root else uri.partition("://")[2])
+        return name if row["member"] is None else f"{name}/{row['member']}"
+
+
+def write_rows(selection: Selection, file: BinaryIO, kind: str) -> int:
+    """Write all selected rows, failed ones too, as `csv` or `jsonl`; return their number.
+
+    A CSV has no masks, and regions as JSON; the masks of JSON lines are COCO run lengths.
+    """
+    left_out = {"heatmap_png", "mask_rle"} if kind == "csv" else {"heatmap_png"}
+    columns = [name for name in SCHEMA.names if name not in left_out]
+    fields = [_csv_field(SCHEMA.field(name), kind) for name in columns]
+    count = 0
+    with row_file(file, f".{kind}", pa.schema(fields)) as write:
+        for batch in selection.batches(columns):
+            write(_flat(batch, columns) if kind == "csv" else batch)
+            count += batch.num_rows
+    return count
+
+
+def _csv_field(field: pa.Field, kind: str) -> pa.Field:
+    return pa.field(field.name, pa.string()) if field.name == "regions" and kind == "csv" else field
+
+
+def _flat(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+    """Return rows whose regions are JSON."""
+    regions = [
+        None if value is None else json.dumps(value) for value in batch["regions"].to_pylist()
+    ]
+    at = columns.index("regions")
+    return batch.set_column(at, "regions", pa.array(regions, pa.string()))

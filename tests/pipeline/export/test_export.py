@@ -1,0 +1,214 @@
+"""Findings in the forms of other tools, read by these tools, and labels on their way back."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+
+from prompt_iml.engine.errors import MissingInput
+from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.export.coco import area_and_box
+from prompt_iml.pipeline.export.export import export
+from prompt_iml.pipeline.report.pictures import overlay
+from prompt_iml.pipeline.run.folder import Json, Run
+from prompt_iml.pipeline.run.masks import decode_mask, encode_mask
+from prompt_iml.pipeline.run.schema import RowWriter, image_id
+from prompt_iml.pipeline.settings import ExportSettings
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.truth import Faults, check_images, read_labels
+from prompt_iml.pipeline.truth.masks import load_mask
+from tests.helpers.archives import TarOf
+from tests.helpers.stores import Store
+
+SIZE = (40, 60)  # height and width
+
+
+def picture(seed: int) -> bytes:
+    sink = io.BytesIO()
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
+    Image.fromarray(coarse).resize(SIZE[::-1]).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def mask_of(seed: int) -> NDArray[np.bool_]:
+    mask = np.zeros(SIZE, bool)
+    mask[3 + seed : 20, 5:30] = mask[25:, 50 - seed :] = True
+    return mask
+
+
+def row_of(uri: str, member: str | None, seed: int, label: str) -> dict[str, Any]:
+    mask = mask_of(seed) if label == "manipulated" else np.zeros(SIZE, bool)
+    row = {"image_id": image_id(uri, member), "uri": uri, "member": member, "label": label}
+    row |= {"sha256": hashlib.sha256(picture(seed)).hexdigest(), "status": "ok", "score": 0.75}
+    row |= {"height": SIZE[0], "width": SIZE[1], "mask_height": SIZE[0], "mask_width": SIZE[1]}
+    return row | {"mask_rle": encode_mask(mask), "regions": [], "run_id": "r1"}
+
+
+@pytest.fixture
+def output(store: Store, tar_of: TarOf) -> str:
+    """Write a run of two members of a shard, of which one has another mask, of two plain images
+    and of one that is damaged."""
+    shard = store.put("in/s.tar", tar_of({"x/1.png": picture(1), "x/2.png": picture(2)}))
+    rows = [
+        row_of(shard, "x/1.png", 1, "manipulated"),
+        row_of(shard, "x/2.png", 2, "authentic"),
+        row_of(store.put("in/3.png", picture(3)), None, 3, "manipulated"),
+        row_of(store.put("in/deep/4.png", picture(4)), None, 4, "uncertain"),
+    ]
+    bad = {"uri": f"{store.uri}/in/bad.jpg", "status": "failed", "error_code": "corrupt"}
+    rows.append(bad | {"image_id": image_id(bad["uri"], None), "run_id": "r1"})
+    run = Run(f"{store.uri}/out", "r1")
+    run.bind({"inputs": [f"{store.uri}/in"], "max_pixels": 10**7})
+    writer = RowWriter("u1", "r1")
+    for row in rows:
+        writer.add(row)
+    storage.create_once(run.part_uri("u1"), writer.close())
+    run.commit({"parts": [{"file": "results/part-u1.parquet"}]})
+    return run.output
+
+
+def exported(output: str, to: Any, **options: Any) -> Json:
+    return export(ExportSettings(output=output, to=to, **options))
+
+
+def read(path: str) -> str:
+    return storage.read_bytes(path).decode()
+
+
+def test_coco_is_read_by_pycocotools_with_equal_masks(output: str, tmp_path: Path) -> None:
+    made = exported(output, "coco")
+    assert (made["images"], made["masks"]) == (4, 2)
+    assert made["path"] == f"{output}/exports/coco.json"
+    (tmp_path / "coco.json").write_text(read(made["path"]))
+    found = COCO(tmp_path / "coco.json")
+    assert sorted(found.imgs) == [1, 2, 3, 4]
+    assert sorted(found.anns) == [1, 2]
+    names = [found.imgs[number]["file_name"] for number in (1, 2, 3, 4)]
+    assert names == ["s.tar/x/1.png", "s.tar/x/2.png", "3.png", "deep/4.png"]
+    for annotation, seed in zip(found.loadAnns([1, 2]), (1, 3), strict=True):
+        rle = found.annToRLE(annotation)
+        assert (decode_mask(rle["counts"].encode(), *rle["size"]) == mask_of(seed)).all()
+        assert annotation["area"] == mask_of(seed).sum() == coco.area(rle)
+        assert annotation["bbox"] == coco.toBbox(rle).tolist()
+        assert (annotation["iscrowd"], annotation["score"]) == (0, 0.75)
+    assert found.getImgIds(catIds=found.getCatIds(["manipulated"])) == [1, 3]
+
+
+def test_coco_goes_back_as_labels(output: str) -> None:
+    labels = read_labels(exported(output, "coco")["path"])
+    assert [label.label == "manipulated" for label in labels] == [True, False, True, False]
+    check_images(labels, Faults("coco"))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_area_and_box_are_those_of_pycocotools(
+    height: int, width: int, data: st.DataObject
+) -> None:
+    bits = data.draw(st.integers(1, 2 ** (height * width) - 1))
+    flat = [bool(bits >> place & 1) for place in range(height * width)]
+    counts = encode_mask(np.array(flat).reshape(height, width))
+    assert counts is not None
+    rle = {"size": [height, width], "counts": counts}
+    area, box = area_and_box(counts, height)
+    assert (area, box) == (coco.area(rle), coco.toBbox(rle).tolist())
+
+
+def test_masks_come_with_an_index_that_is_a_truth(output: str, tmp_path: Path) -> None:
+    made = exported(output, "masks", label=["manipulated", "authentic"])
+    assert (made["images"], made["masks"]) == (3, 2)
+    labels = read_labels(f"{made['path']}/index.csv")
+    check_images(labels, Faults("index"))
+    assert [label.label for label in labels] == ["manipulated", "authentic", "manipulated"]
+    masks = [label.mask for label in labels]
+    assert masks[0] is not None
+    assert masks[2] is not None
+    assert masks[1] is None
+    assert (load_mask(masks[0]) == mask_of(1)).all()
+    assert (load_mask(masks[2]) == mask_of(3)).all()
+
+
+def test_overlays_show_the_mask_on_the_image_that_was_scanned(output: str, store: Store) -> None:
+    assert exported(output, "overlays")["missing"] == 0
+    index = read(f"{output}/exports/overlays/index.csv")
+    first, second = csv.DictReader(index.splitlines())
+    assert [first["member"], second["member"]] == ["x/1.png", ""]
+    file = storage.read_bytes(f"{output}/exports/overlays/{first['overlay']}")
+    drawn = np.asarray(Image.open(io.BytesIO(file))).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(picture(1))))
+    assert np.abs(drawn - overlay(pixels, mask_of(1))).mean() < 20
+    store.put("in/3.png", picture(9))
+    store.remove("in/s.tar")
+    made = exported(output, "overlays", path=f"{store.uri}/other")
+    assert (made["images"], made["missing"]) == (2, 2)
+
+
+def test_tables_have_every_row_and_no_heat_map(output: str) -> None:
+    assert exported(output, "csv")["rows"] == 5
+    rows = list(csv.DictReader(read(f"{output}/exports/results.csv").splitlines()))
+    assert [row["status"] for row in rows] == ["ok"] * 4 + ["failed"]
+    assert rows[0].keys() >= {"uri", "member", "score", "regions"}
+    assert not rows[0].keys() & {"mask_rle", "heatmap_png"}
+    assert exported(output, "jsonl", label=["manipulated"])["rows"] == 2
+    lines = read(f"{output}/exports/results.jsonl").splitlines()
+    masks = [decode_mask(json.loads(line)["mask_rle"].encode(), *SIZE) for line in lines]
+    assert (masks[0] == mask_of(1)).all()
+    assert "heatmap_png" not in json.loads(lines[0])
+
+
+def test_without_a_run_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path), "--to", "coco"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    with pytest.raises(MissingInput):
+        exported(str(tmp_path), "coco")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Iterator[Path]:
+    """Write a folder of images and masks."""
+    for name, data in {"images/1.png": picture(1), "images/2.png": picture(2)}.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask_of(1)).save(tmp_path / "masks" / "1.png")
+    return tmp_path
+
+
+def test_import_writes_labels_with_their_masks(masks: Path) -> None:
+    target = masks / "labels.parquet"
+    assert main(["import", str(masks), "--output", str(target)]) == 0
+    first, second = read_labels(target)
+    assert (first.label, second.label, second.mask) == ("manipulated", "authentic", None)
+    assert isinstance(first.mask, bytes)
+    assert (load_mask(first.mask) == mask_of(1)).all()
+    assert pq.read_schema(target).names[:4] == ["uri", "member", "label", "mask"]
+
+
+def test_import_with_a_fault_writes_nothing(
+    masks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(mask_of(1)[1:]).save(masks / "masks" / "1.png")
+    (masks / "images" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    assert main(["import", str(masks), "--output", str(masks / "labels.parquet")]) == 2
+    told = capsys.readouterr().err
+    assert "2 faulty rows" in told
+    assert "1.png: has a mask of (60, 39) pixels" in told
+    assert sorted(path.name for path in masks.iterdir()) == ["images", "masks"]
