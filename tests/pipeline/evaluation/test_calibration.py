@@ -11,9 +11,11 @@ import pytest
 from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
 
-from prompt_iml.engine.detection.score import CENTRES, Statistics, histogram
+from prompt_iml.engine.detection.score import CENTRES, PixelModel, Statistics, histogram
 from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.model.policy import Policy
 from prompt_iml.pipeline.evaluation.calibration import (
+    MASK_RULES,
     Targets,
     choose_confidence,
     choose_mask_rule,
@@ -69,6 +71,29 @@ def population(images: int = 1000, seed: int = 0) -> list[ImageResult]:
     rng = np.random.default_rng(seed)
     logits = np.concatenate([rng.normal(1.0, 0.7, images), rng.normal(0.0, 0.7, images)])
     return [image(index < images, float(logit)) for index, logit in enumerate(logits)]
+
+
+def without_mask(result: ImageResult) -> ImageResult:
+    """Return the result of a forged image of which only the label is known."""
+    known = np.full(len(MASK_THRESHOLDS), math.nan)
+    return dataclasses.replace(result, f1=math.nan, f1_at=known, hits=result.hits * 0)
+
+
+def test_labels_without_masks_calibrate_the_score_and_leave_the_masks() -> None:
+    images = population()
+    bare = [without_mask(each) if each.forged else each for each in images]
+    base = Policy("base", mask_threshold=0.3, pixel_model=PixelModel(2.0, -1.0), mask_share=0.1)
+    whole = make_policy(images, Targets(), "a").policy
+    made = make_policy(bare, Targets(), "a", base=base)
+    assert made.policy == dataclasses.replace(
+        whole, **{name: getattr(base, name) for name in MASK_RULES}
+    )
+    assert math.isnan(made.f1)
+    some = [bare[0], *images[1:]]
+    fitted = make_policy(some, Targets(), "a", base=base).policy
+    without = make_policy(images[1:], Targets(), "a").policy
+    assert fitted.pixel_model == without.pixel_model
+    assert fitted.mask_threshold == whole.mask_threshold
 
 
 def test_platt_finds_the_logistic_curve_of_scikit_learn() -> None:

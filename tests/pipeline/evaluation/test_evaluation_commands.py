@@ -6,7 +6,9 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.pipeline.cli import main
@@ -28,6 +30,8 @@ def test_evaluate_writes_a_table_and_json(
 ) -> None:
     output = tmp_path / "new" / "evaluation.json"
     arguments = [truth, "--perturbation", "none,jpeg-70", "--output", str(output), "--limit", "4"]
+    rows, masks = tmp_path / "rows.jsonl", tmp_path / "masks"
+    arguments += ["--results", str(rows), "--masks", str(masks)]
     assert main(["evaluate", *arguments]) == 0
     printed = capsys.readouterr()
     stored = json.loads(output.read_text())
@@ -40,6 +44,11 @@ def test_evaluate_writes_a_table_and_json(
     assert len({len(line) for line in sets}) == 1
     assert "megapixels" in sizes[0]
     assert [line.split()[2] for line in sizes].count("all") == 2
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["perturbation"] for row in written] == ["none"] * 4 + ["jpeg-70"] * 4
+    for row in written:
+        with Image.open(masks / row["mask_file"]) as mask:
+            assert np.asarray(mask).mean() == pytest.approx(row["masked"])
 
 
 @needs_matplotlib
