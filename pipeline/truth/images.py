@@ -43,30 +43,31 @@ def read_images(names: Sequence[N]) -> Iterator[tuple[N, Sample]]:
         refs = tuple(ObjectRef(name.uri) for name in plain)
         unit = Unit("objects", refs[0].uri, -1, objects=refs)
         yield from zip(plain, _read([unit]), strict=True)
-    shards = defaultdict[str, dict[str, N]](dict)
+    shards = defaultdict[str, dict[str, list[N]]](lambda: defaultdict(list))
     for name in names:
         if name.member is not None:
-            shards[name.uri][name.member] = name
+            shards[name.uri][name.member].append(name)
     for uri, wanted in shards.items():
         yield from _read_shard(uri, wanted)
 
 
-def _read_shard(uri: str, wanted: dict[str, N]) -> Iterator[tuple[N, Sample]]:
+def _read_shard(uri: str, wanted: dict[str, list[N]]) -> Iterator[tuple[N, Sample]]:
     missing = "names the image {}, which " + storage.display_name(uri) + " does not contain"
     damage: ImageError | None = None
     try:
         for sample in _read(list_units([uri], images_per_unit=ROWS)):
             member = sample.member and storage.display_name(sample.member)
             if member in wanted:
-                yield wanted.pop(member), sample
+                yield from ((name, sample) for name in wanted.pop(member))
             elif sample.error and member is None:  # the shard breaks off here
                 damage = sample.error
             if not wanted:
                 return
     except UsageError as error:
         damage = FetchError(str(error))
-    for member, name in wanted.items():
-        yield name, Sample(uri, member, error=damage or NotFound(missing.format(member)))
+    for member, left in wanted.items():
+        sample = Sample(uri, member, error=damage or NotFound(missing.format(member)))
+        yield from ((name, sample) for name in left)
 
 
 def _read(units: Iterable[Unit]) -> Iterator[Sample]:
@@ -116,7 +117,7 @@ def check_images(labels: Sequence[Label], faults: Faults) -> None:
                 black += truth is not None and not truth.manipulated and label.label is None
     faults.check()
     if black:
-        log(f"{faults.name}: {black} masks are black, so their images count as authentic")
+        log(f"{faults.name}: images with a black mask, which count as authentic: {black}")
 
 
 def _checked(label: Label, data: bytes) -> Truth | None:

@@ -34,21 +34,9 @@ def read_labels(name: str | Path, limit: int | None = None) -> list[Label]:
         raise MissingInput(f"there are no labels: {error}") from error
     except FetchError as error:
         raise UsageError(f"the labels cannot be read: {error}") from error
-    labels = _without_copies(labels, faults)
     faults.check()
     if not labels:
         raise EmptySource(f"{shown} lists no image: add rows below its header")
     if limit is not None and limit < len(labels):
         labels = [labels[i * len(labels) // limit] for i in range(limit)]
     return labels
-
-
-def _without_copies(labels: list[Label], faults: Faults) -> list[Label]:
-    """Return the first label of each image; others that differ are faults."""
-    firsts: dict[tuple[str, str | None], Label] = {}
-    for label in labels:
-        first = firsts.setdefault((label.uri, label.member), label)
-        if (first.label, first.mask) != (label.label, label.mask):
-            fault = f"labels the image of row {first.row} again: keep one row"
-            faults.found.setdefault(label.row, fault)
-    return list(firsts.values())

@@ -128,7 +128,7 @@ def test_images_of_folders_and_shards(store: Store, tar_of: TarOf) -> None:
             {"uri": "GOOD", "label": "manipulated", "mask": mask_png(empty=True)},
             "mask without a pixel above",
         ),
-        ({"uri": "FIRST", "label": "manipulated"}, "image of row 0 again: keep one row"),
+        ({"uri": "FIRST", "label": "manipulated"}, "contradicts row 0, which has the same bytes"),
         ({"uri": "TWIN", "label": "manipulated"}, "contradicts row 0"),
     ],
 )

@@ -27,6 +27,7 @@ from prompt_iml.pipeline.truth import (
     truth_of,
 )
 from prompt_iml.pipeline.truth.masks import bright, load_mask
+from tests.helpers.archives import TarOf
 from tests.helpers.stores import Folder, Store
 
 CASIA = Path(__file__).parents[4] / "shared/data/casia1_dev"
@@ -115,7 +116,6 @@ def test_names_are_relative_to_the_table_or_to_where_one_stands(
         ("a.json", "[[", "no JSON"),
         ("a.json", '[["a.jpg", "a.png"], 3]', r"row 1 \(from 0\): has no image"),
         ("a.csv", "image,label\na.jpg,odd\nb.jpg,1\n,0\n", "2 faulty rows .*row 0: .*'odd'.*row 2"),
-        ("a.csv", "image,mask\na.jpg,\na.jpg,a.png\n", "row 1 .*image of row 0 again"),
     ],
 )
 def test_a_wrong_table_is_refused(name: str, content: str, message: str, place: Path) -> None:
@@ -125,9 +125,14 @@ def test_a_wrong_table_is_refused(name: str, content: str, message: str, place: 
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_the_same_row_twice_is_one_image(place: Path) -> None:
-    (place / "a.csv").write_text(PAIRS + "a.jpg,a.png\n")
-    assert len(read_labels(place / "a.csv")) == 2
+def test_an_image_may_be_listed_twice(place: Path, tar_of: TarOf) -> None:
+    (place / "s.tar").write_bytes(tar_of({"x.jpg": jpeg(), "y.jpg": jpeg(1)}))
+    rows = ["s.tar#y.jpg,a.png", "a.jpg,", "s.tar#x.jpg,", "s.tar#y.jpg,", "a.jpg,a.png"]
+    (place / "a.csv").write_text("\n".join(["image,mask", *rows]))
+    read = list(read_images(read_labels(place / "a.csv")))
+    assert sorted(label.row for label, _ in read) == [0, 1, 2, 3, 4]
+    of_y = [sample.data for label, sample in read if label.member == "y.jpg"]
+    assert of_y == [jpeg(1)] * 2
 
 
 def test_all_faults_of_the_images_and_masks_are_reported_together(place: Path) -> None:
