@@ -31,9 +31,9 @@ def read_labels(name: str | Path, limit: int | None = None) -> list[Label]:
         is_folder = storage.look_up(uri) is None
         labels = folder_labels(uri, faults) if is_folder else table_labels(uri, shown, faults)
     except NotFound as error:
-        raise MissingInput(f"there are no labels: {error}") from error
+        raise MissingInput(f"{shown}: no such file or folder") from error
     except FetchError as error:
-        raise UsageError(f"the labels cannot be read: {error}") from error
+        raise UsageError(f"cannot read {error}") from error
     faults.check()
     if not labels:
         raise EmptySource(f"{shown} lists no image: add rows below its header")

@@ -469,7 +469,7 @@ def test_a_rollback_by_hand_during_a_cycle_wins(fleet: Fleet) -> None:
     ("changes", "error", "message"),
     [
         ({"eval_sets": ["nowhere.csv"]}, MissingInput, "nowhere.csv: no such file"),
-        ({"labels": "nowhere.parquet"}, MissingInput, "there are no labels"),
+        ({"labels": "nowhere.parquet"}, MissingInput, "no such file"),
         ({"labels": __file__}, BadLabels, "add the column image, mask or label"),
         ({"labels": "masks.parquet"}, BadLabels, "label more"),
         ({"eval_sets": ["labels/manifest.csv"]}, UsageError, "both called labels"),
