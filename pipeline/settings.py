@@ -244,6 +244,8 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
     """Skip inputs that this run of the same output already scanned (same URI and ETag)."""
     refresh_prompts: bool = False
     """Look up `current` before each unit; every row names the prompt set that made it."""
+    policy: str | None = None
+    """Policy file of `calibrate` to apply; without it, that of the model or of its prompt set."""
     limit: int | None = Field(None, ge=1)
     """Scan only the first N images."""
     max_object_bytes: int = Field(256 * 2**20, ge=1)
@@ -274,6 +276,8 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
     @model_validator(mode="after")
     def _check_prompts(self) -> Self:
         chosen = self.prompts != "current"
+        if self.policy and self.registry:
+            raise UsageError("--policy and --registry: each prompt set has a policy of its own")
         if self.registry is None and (chosen or self.refresh_prompts):
             raise UsageError("--prompts and --refresh-prompts need --registry URI")
         if self.refresh_prompts and chosen:
@@ -281,10 +285,11 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
         return self
 
     def check(self) -> None:
-        """Find the output's parent, and that of the overlays."""
-        from prompt_iml.pipeline.checks import check_output
+        """Find the policy and the output's parent, and that of the overlays."""
+        from prompt_iml.pipeline.checks import check_output, find_inputs
 
         super().check()
+        find_inputs([self.policy] if self.policy else [])
         if self.output:
             check_output(self.output)
         if self.overlay:

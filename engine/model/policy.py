@@ -10,12 +10,13 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from prompt_iml.engine.detection.score import FEATURES, PixelModel, ScoreModel, Statistics
-from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.errors import MissingInput, UsageError
 
 Label: TypeAlias = Literal["authentic", "manipulated", "uncertain"]
 
@@ -189,6 +190,13 @@ class Policy:
         if pairs := values.get("manipulated_at_sizes"):
             values["manipulated_at_sizes"] = _pairs(pairs)
         return cls(**values)
+
+
+def read_policy(path: str) -> Policy:
+    """Read a policy file; raise `MissingInput`, or `UsageError` when it is not a policy."""
+    if not Path(path).is_file():
+        raise MissingInput(f"{path}: no such file")
+    return Policy.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
 
 
 def _model(kind: type[Any], name: str, values: object) -> Any:

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from prompt_iml.engine.detection.detector import Detector
-from prompt_iml.engine.errors import MissingInput, UsageError
+from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.engine.model.policy import Policy
+from prompt_iml.engine.model.policy import Policy, read_policy
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.evaluation.images import Evaluation, evaluate_images
 from prompt_iml.pipeline.evaluation.per_image import mask_files, per_image, watched
@@ -114,13 +114,6 @@ def mask_rule(policy: Policy) -> str:
     if policy.pixel_model:
         return f"masks of the highest expected F1 where it is at least {policy.least_confidence:g}"
     return f"mask above {policy.mask_threshold:g} and {policy.mask_share:g} of an image's peak"
-
-
-def read_policy(path: str) -> Policy:
-    """Read a policy; raise `MissingInput`, or `UsageError` when the file is not a policy."""
-    if not Path(path).is_file():
-        raise MissingInput(f"{path}: no such file")
-    return Policy.from_json(Path(path).read_text(encoding="utf-8"))
 
 
 def checked_labels(names: Sequence[str], limit: int | None) -> Sets:

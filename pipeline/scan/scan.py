@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from prompt_iml.engine.errors import NotFound, PromptImlError, UsageError
 from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.model.policy import read_policy
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.monitoring.progress import Progress
@@ -92,6 +93,8 @@ def scan(settings: ScanSettings) -> Json:
     """
     started = time.monotonic()
     model = load_model(settings.model)
+    if settings.policy:
+        model = replace(model, policy=read_policy(settings.policy))
     if not settings.actor_gpus:  # else only the nodes need the engine: see `check_node`
         check_engine(settings.engine)
     output = storage.canonical(settings.output or "")  # which is refused
@@ -266,6 +269,7 @@ def row_spec(
         heatmap=settings.heatmap,
         image_timeout=settings.image_timeout,
         prompt_set=prompt_set,
+        policy=model.policy.to_json() if settings.policy else None,
     )
 
 

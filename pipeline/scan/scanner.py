@@ -33,6 +33,7 @@ from prompt_iml.engine.errors import (
     UsageError,
 )
 from prompt_iml.engine.model.folder import Model, load_model
+from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode
 from prompt_iml.pipeline.logs import Format, log, one_line
@@ -68,6 +69,7 @@ class RowSpec:
         heatmap: whether rows carry the probabilities at network resolution.
         image_timeout: seconds that an image's decode, or a run of the engine, may take.
         prompt_set: stored set to take prompts and policy from; None: the model's own.
+        policy: JSON of a policy to apply in place of theirs; None: theirs.
     """
 
     model: str
@@ -79,6 +81,7 @@ class RowSpec:
     heatmap: bool
     image_timeout: float
     prompt_set: PromptSetRef | None = None
+    policy: str | None = None
 
     def to_json(self) -> str:
         """Serialize for another process."""
@@ -132,6 +135,8 @@ class RowMaker:
                 f"{spec.model} is {model.id} here, not the model of the run: install the "
                 "same version of prompt-iml on every node"
             )
+        if spec.policy:
+            model = replace(model, policy=Policy.from_json(spec.policy))
         self._watch, self.meter = watch or Unwatched(), meter or Meter()
         self._current = CurrentPromptSet(model, spec.prompt_set) if spec.prompt_set else None
         engine = open_engine(model, spec.engine, threads=spec.threads)

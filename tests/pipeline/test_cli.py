@@ -54,6 +54,8 @@ WRONG = [
     ("scan photo.jpg --output out --slice 3/2", "--slice 3/2"),
     ("scan photo.jpg --output out --min-actors 3 --max-actors 2", "--max-actors 2"),
     ("scan photo.jpg --output out --prompts 12345678", "--registry"),
+    ("scan photo.jpg --output out --policy none.json", "none.json"),
+    ("scan photo.jpg --output out --policy p --registry r", "a policy of its own"),
     ("scan photo.jpg --output out --retry-failed r", "leave out all others"),
     ("scan photo.jpg --output out --retry-codes timeout", "--retry-failed"),
     ("scan photo.jpg --output out --skip-scanned r --run-id r", "--run-id"),
