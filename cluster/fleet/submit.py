@@ -62,8 +62,9 @@ def submit(settings: SubmitSettings) -> tuple[Json, int]:
 
 
 def check_paths(settings: SubmitSettings) -> None:
-    """Raise `UsageError` if an input, the output or the registry is a relative path."""
-    for name in (*settings.inputs, settings.output, settings.registry or "/"):
+    """Raise `UsageError` if an input, the output, the registry or the policy is a relative path."""
+    others = settings.registry or "/", settings.policy or "/"
+    for name in (*settings.inputs, settings.output, *others):
         if not ("://" in name or Path(name).is_absolute()):
             raise UsageError(
                 f"{name} is relative, and the cluster runs in another folder: use s3://... or an "
