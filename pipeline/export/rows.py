@@ -41,12 +41,16 @@ class Selection:
         return cls(run, read_json(f"{run.folder}/config.json"), labels)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows, in the order of the parts."""
+        """Yield the rows, in the order of the parts.
+
+        Without threads, as Arrow's read ahead of a slower writer without end.
+        """
         results = open_results(self.run)
         if self.labels:
             results = results.filter(ds.field("label").isin(list(self.labels)))
+        ahead = {"batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
         for batch in results.to_batches(
-            columns=list(columns), batch_size=BATCH, batch_readahead=2, cache_metadata=False
+            columns=list(columns), batch_size=BATCH, cache_metadata=False, **ahead
         ):
             if batch.num_rows:
                 yield batch

@@ -6,11 +6,13 @@ import csv
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -24,6 +26,7 @@ from prompt_iml.engine.errors import MissingInput
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.export.coco import area_and_box
 from prompt_iml.pipeline.export.export import export
+from prompt_iml.pipeline.export.rows import Selection
 from prompt_iml.pipeline.report.pictures import overlay
 from prompt_iml.pipeline.run.folder import Json, Run
 from prompt_iml.pipeline.run.masks import decode_mask, encode_mask
@@ -168,6 +171,24 @@ def test_tables_have_every_row_and_no_heat_map(output: str) -> None:
     masks = [decode_mask(json.loads(line)["mask_rle"].encode(), *SIZE) for line in lines]
     assert (masks[0] == mask_of(1)).all()
     assert "heatmap_png" not in json.loads(lines[0])
+
+
+def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    run = Run(f"file://{tmp_path}", "r1")
+    run.bind({"inputs": ["file:///in"]})
+    random = np.random.default_rng(0)
+    for part in range(30):
+        writer = RowWriter(f"u{part}", "r1")
+        for number in range(50):
+            row = row_of(f"file:///in/{part}-{number}.jpg", None, 1, "manipulated")
+            writer.add(row | {"mask_rle": random.bytes(160_000)})
+        storage.create_once(run.part_uri(f"u{part}"), writer.close())
+    run.commit({"parts": [{"file": f"results/part-u{part}.parquet"} for part in range(30)]})
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in Selection.of(run, ()).batches(["uri", "mask_rle"]):
+        time.sleep(0.1)  # a writer that is slower than the reader
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 60e6  # of 240 MB of masks
 
 
 def test_without_a_run_nothing_is_written(
