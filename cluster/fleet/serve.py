@@ -42,7 +42,12 @@ from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.logs import log
-from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up
+from prompt_iml.pipeline.registry.registry import (
+    PromptSetRef,
+    Registry,
+    look_up,
+    with_prompt_set,
+)
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import to_batch
 from prompt_iml.pipeline.scan.rows import Row
@@ -89,14 +94,14 @@ def application(args: Json) -> Application:
 
 def endpoint_spec(settings: EndpointSettings) -> RowSpec:
     """Return the row settings of a replica; raises `UsageError` like `application`."""
-    model = load_model(settings.model)
-    prompt_set = None
+    model, prompt_set = load_model(settings.model), None
     if settings.registry:
         registry = Registry(storage.canonical(settings.registry), model.sha256)
         prompt_set = PromptSetRef(registry.uri, look_up(registry, settings.prompts))
+        model = with_prompt_set(model, registry, prompt_set.id)
     return RowSpec(
         model=model.reference,
-        model_sha256=model.sha256,
+        model_digest=model.digest,
         engine=settings.engine,
         threads=settings.actor_cpus,
         max_pixels=settings.max_pixels,

@@ -7,8 +7,7 @@ writes a model folder whose policy has no thresholds, until `prompt-iml calibrat
 Without seed and weights, it exports the graph of the folder's own weights again.
 
 The graph holds no weights: its initializers are references into model.safetensors, whose float16
-tensors it casts to float32, which runtimes do once, on loading. So the weights are stored once, and
-their digest is the model's.
+tensors it casts to float32, which runtimes do once, on loading. So the weights are stored once.
 """
 
 from __future__ import annotations
@@ -37,12 +36,13 @@ from prompt_iml.engine.model.folder import (
     GRAPH,
     PACKAGED,
     WEIGHTS,
-    WEIGHTS_DIGEST,
     Model,
     file_digest,
     open_folder,
+    open_without_graph,
     save_folder,
 )
+from prompt_iml.engine.model.graph_file import BLANK, GRAPH_DIGEST, WEIGHTS_DIGEST, seal
 from prompt_iml.engine.model.policy import UNTRAINED, Policy
 from prompt_iml.engine.model.prompts import PREFIX, PromptSet
 from prompt_iml.engine.network.beyond.dct import BLOCK
@@ -103,7 +103,8 @@ def export_model(
             prompts=PromptSet(tuple(prompts)),
             policy=policy,
         )
-        onnx.save(_graph(network, folder / WEIGHTS), folder / GRAPH)
+        graph = _graph(network, folder / WEIGHTS)
+        (folder / GRAPH).write_bytes(seal(graph.SerializeToString()))
         check_parity(open_folder(folder), engines)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == GRAPH):
             file.replace(output / file.name)
@@ -151,6 +152,7 @@ def _graph(network: PromptIML, weights: Path) -> onnx.ModelProto:
     model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = VERSION
     model.metadata_props[WEIGHTS_DIGEST] = file_digest(weights)
+    model.metadata_props[GRAPH_DIGEST] = BLANK
     return ir.to_proto(model)
 
 
@@ -289,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folder = options.output or PACKAGED / options.preset
     if options.weights is None and options.seed is None:
-        model = open_folder(folder)
+        model = open_without_graph(folder)
         export_model(
             load_network(model), folder, version=model.version, card=model.card, policy=model.policy
         )

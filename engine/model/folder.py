@@ -5,8 +5,9 @@
     prompts.safetensors  the prompt set, an input of the graph
     policy.json          calibration and thresholds
 
-The sha256 of model.safetensors is the model's digest. The graph carries it, and every engine
-refuses a graph that was exported for other weights. Nothing here is ever unpickled.
+A model is all of them: one digest covers weights, graph, prompts and policy. The graph carries the
+digest of its weights and of itself, so that a graph of other weights, or one that was changed, is
+refused. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from safetensors.numpy import load_file, save
 
 from prompt_iml.engine.detection.views import View
 from prompt_iml.engine.errors import DamagedModel, UnknownModel, UsageError
+from prompt_iml.engine.model.graph_file import GRAPH_DIGEST, WEIGHTS_DIGEST, digest_of, recorded
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.model.prompts import PromptSet, check_fits, load_prompts, save_prompts
 from prompt_iml.engine.network.config import NetworkConfig
@@ -32,7 +34,7 @@ from prompt_iml.engine.network.config import NetworkConfig
 PACKAGED = Path(__file__).parents[1] / "models"
 WEIGHTS, GRAPH = "model.safetensors", "model.onnx"
 PROMPTS, POLICY = "prompts.safetensors", "policy.json"
-WEIGHTS_DIGEST = "weights_sha256"  # key of the graph's metadata
+_EXPORT = "prompt_iml.engine.build.export"
 _METADATA = "model"  # a single key, because safetensors writes several in no fixed order
 
 
@@ -46,6 +48,7 @@ class Model:
         config: sizes of the network.
         card: description by the model's authors: `summary`, `notes`, ...
         sha256: digest of the weights file.
+        graph_sha256: digest of the graph (`engine.model.graph_file`).
         prompts: the prompt set in the folder.
         policy: calibration and thresholds.
     """
@@ -56,6 +59,7 @@ class Model:
     config: NetworkConfig
     card: Mapping[str, Any]
     sha256: str
+    graph_sha256: str
     prompts: PromptSet
     policy: Policy
 
@@ -63,6 +67,12 @@ class Model:
     def id(self) -> str:
         """The id in result rows: `name@version`."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def digest(self) -> str:
+        """The digest in result rows: of weights, graph, prompts and policy together."""
+        files = [self.sha256, self.graph_sha256, self.prompts.sha256, self.policy.to_json()]
+        return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
     @property
     def reference(self) -> str:
@@ -98,7 +108,7 @@ def load_model(name_or_path: str | Path) -> Model:
 
     Raises:
         UnknownModel: there is no such model; the message lists the packaged ones.
-        DamagedModel: a file is missing, unreadable, or does not fit the others.
+        DamagedModel: a file is missing, unreadable, was changed, or does not fit the others.
     """
     name, _, version = str(name_or_path).partition("@")
     if Path(name).name == name and (PACKAGED / name / WEIGHTS).is_file():
@@ -118,7 +128,16 @@ def known_models() -> list[str]:
 
 def open_folder(folder: Path) -> Model:
     """Open a model folder without loading weights or graph. Raises as `load_model`."""
-    for name in (WEIGHTS, GRAPH, PROMPTS, POLICY):
+    model = open_without_graph(folder)
+    return replace(model, graph_sha256=_checked_graph(model))
+
+
+def open_without_graph(folder: Path) -> Model:
+    """Open a model folder whose graph, if there is one, is to be exported anew.
+
+    Its `graph_sha256` is empty. Raises as `load_model`.
+    """
+    for name in (WEIGHTS, PROMPTS, POLICY):
         if not (folder / name).is_file():
             raise DamagedModel(f"{folder} is not a model folder: it has no {name}")
     header = read_header(folder / WEIGHTS)
@@ -127,6 +146,7 @@ def open_folder(folder: Path) -> Model:
     return Model(
         folder=folder,
         sha256=file_digest(folder / WEIGHTS),
+        graph_sha256="",
         prompts=prompts,
         policy=Policy.from_json((folder / POLICY).read_text()),
         **header,
@@ -163,14 +183,24 @@ def save_folder(
     (folder / POLICY).write_text(policy.to_json())
 
 
-def check_digest(recorded: str | None, model: Model) -> None:
-    """Raise `DamagedModel` unless the digest that a graph carries is that of the weights."""
-    if recorded != model.sha256:
-        found = f"weights {recorded[:12]}" if recorded else "no known weights"
+def _checked_graph(model: Model) -> str:
+    """Return the graph's digest; raise `DamagedModel` unless it is as it was exported for the
+    weights beside it."""
+    try:
+        graph = model.graph.read_bytes()
+    except OSError as error:
+        raise DamagedModel(f"{model.folder} is not a model folder: it has no {GRAPH}") from error
+    weights, own = recorded(graph, WEIGHTS_DIGEST), recorded(graph, GRAPH_DIGEST)
+    fix = f"fetch the model again, or python -m {_EXPORT} --output {model.folder}"
+    if weights != model.sha256:
+        found = f"weights {weights[:12]}" if weights else "no known weights"
         raise DamagedModel(
             f"{model.graph} was exported for {found}, and {WEIGHTS} beside it is "
-            f"{model.sha256[:12]}: fetch or export the model again"
+            f"{model.sha256[:12]}: {fix}"
         )
+    if own is None or own != digest_of(graph):
+        raise DamagedModel(f"{model.graph} was changed after it was exported: {fix}")
+    return own
 
 
 def _as_stored(key: str, tensor: NDArray[np.floating]) -> NDArray[np.float16]:

@@ -6,7 +6,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from prompt_iml.engine.errors import DamagedModel, InferError
-from prompt_iml.engine.model.folder import WEIGHTS_DIGEST, Model, check_digest
+from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, GraphEngine
 
 _LOAD_ERRORS = (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile)
@@ -29,7 +29,6 @@ class OnnxRuntimeEngine(GraphEngine):
             )
         except _LOAD_ERRORS as error:
             raise DamagedModel(f"{self.name} cannot load {model.graph}: {error}") from error
-        check_digest(self._session.get_modelmeta().custom_metadata_map.get(WEIGHTS_DIGEST), model)
         super().__init__(model)
 
     def submit(self, batch: Batch) -> Done:

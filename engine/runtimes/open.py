@@ -38,7 +38,7 @@ def open_engine(model: Model, kind: str = "auto", threads: int | None = None) ->
 
     Raises:
         UsageError, MissingDependency: as `check_engine`.
-        DamagedModel: the graph cannot be read, or was exported for other weights.
+        DamagedModel: the runtime cannot read the graph.
     """
     check_engine(kind)
     # Each branch imports its runtime: a scan with the default engine must not load torch.

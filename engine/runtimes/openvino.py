@@ -17,7 +17,7 @@ from openvino.frontend import NodeContext
 from openvino.frontend.onnx import ConversionExtension
 
 from prompt_iml.engine.errors import DamagedModel, InferError
-from prompt_iml.engine.model.folder import WEIGHTS_DIGEST, Model, check_digest, file_digest
+from prompt_iml.engine.model.folder import Model, file_digest
 from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
@@ -56,7 +56,6 @@ class OpenVinoEngine(GraphEngine):
             self._graph = self._core.read_model(model.graph)
         except RuntimeError as error:
             raise DamagedModel(f"{self.name} cannot load {model.graph}: {_line(error)}") from error
-        check_digest(_recorded_digest(self._graph), model)
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
         self._cache = BlobCache()
         super().__init__(model)
@@ -100,7 +99,7 @@ class OpenVinoEngine(GraphEngine):
         """Return the digest of everything that the compiled network depends on."""
         made_of = [
             self._model.sha256,
-            file_digest(self._model.graph),
+            self._model.graph_sha256,
             file_digest(Path(__file__)),
             file_digest(Path(cpu.library_path() or "")) if self._kernel else None,
             openvino.get_version(),
@@ -169,12 +168,6 @@ def _kernel_node(node: NodeContext) -> list[Output]:
 def _line(error: RuntimeError) -> str:
     """Join the lines of an OpenVINO message."""
     return " ".join(str(error).split())
-
-
-def _recorded_digest(graph: openvino.Model) -> str | None:
-    """Return the digest under `WEIGHTS_DIGEST` in the ONNX file's metadata."""
-    path = ["framework", WEIGHTS_DIGEST]
-    return str(graph.get_rt_info(path).value) if graph.has_rt_info(path) else None
 
 
 def _ms_deform_attn(node: NodeContext) -> list[Output]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from prompt_iml.engine.model.folder import Model, file_digest
+from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
 from prompt_iml.engine.runtimes.parity import Parity
 
@@ -121,5 +121,5 @@ def _read(cache: BlobCache, key: str) -> Built | None:
 
 
 def _digest(kind: str, model: Model, machine: Sequence[str], more: Any = None) -> str:
-    made_of = [VERSION, kind, model.sha256, file_digest(model.graph), list(machine), more]
+    made_of = [VERSION, kind, model.sha256, model.graph_sha256, list(machine), more]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()

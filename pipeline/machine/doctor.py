@@ -52,7 +52,7 @@ def doctor(settings: DoctorSettings) -> Json:
     """
     model = load_model(settings.model)
     checks = [
-        Check("model", "ok", f"{model.id}, sha256 {model.sha256[:12]}"),
+        Check("model", "ok", f"{model.id}, digest {model.digest[:12]}"),
         *(_engine(kind) for kind in ("openvino", "onnxruntime", "torch")),
         _kernel(),
         *_gpu(model),

@@ -30,6 +30,7 @@ from prompt_iml.pipeline.storage.listing import list_objects
 Json = dict[str, Any]
 
 REMOVED = {"decoder"}  # settings of earlier versions, which no longer bind a run
+ADDED = {"graph_sha256"}  # what earlier versions did not record
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class Run:
         uri = f"{self.folder}/config.json"
         if storage.create_once(uri, encode(config)):
             return
-        bound = {key: value for key, value in read_json(uri).items() if key not in REMOVED}
+        bound = {key: config[key] for key in ADDED & config.keys()} | read_json(uri)
+        bound = {key: value for key, value in bound.items() if key not in REMOVED}
         if bound != config:
             differing = [k for k in sorted(config | bound) if config.get(k) != bound.get(k)]
             raise RunMismatch(

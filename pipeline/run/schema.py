@@ -74,6 +74,7 @@ SCHEMA: Final = pa.schema(
         pa.field("decode_ms", pa.float32()),
         pa.field("infer_ms", pa.float32()),
         pa.field("mask_confidence", pa.float32()),
+        pa.field("model_digest", pa.string()),
     ],
     metadata={"prompt_iml.schema_version": str(SCHEMA_VERSION)},
 )

@@ -31,6 +31,7 @@ def provenance(model: Model, engine_name: str) -> Row:
     return {
         "model": model.id,
         "model_sha256": model.sha256,
+        "model_digest": model.digest,
         "prompt_set": model.prompts.id,
         "policy": model.policy.id,
         "engine": engine_name,

@@ -198,6 +198,7 @@ def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = 
         "inputs": [storage.canonical(name) for name in settings.inputs],
         "model": model.id,
         "model_sha256": model.sha256,
+        "graph_sha256": model.graph_sha256,
         "schema_version": SCHEMA_VERSION,
         **settings.model_dump(include=WHERE_SET, exclude_defaults=True),
         **bound,
@@ -261,7 +262,7 @@ def row_spec(
     """Return how the actors of a run make rows."""
     return RowSpec(
         model=model.reference,
-        model_sha256=model.sha256,
+        model_digest=model.digest,
         engine=settings.engine,
         threads=1,  # an actor has one CPU
         max_pixels=settings.max_pixels,

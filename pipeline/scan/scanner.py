@@ -62,7 +62,7 @@ class RowSpec:
 
     Attributes:
         model: name or path of the model folder.
-        model_sha256: digest that the model must have.
+        model_digest: digest that the model must have, with its prompts and policy.
         engine: runtime, as the settings name it.
         threads: threads for the engine, and for decoding.
         max_pixels, max_object_bytes: limits of one image.
@@ -73,7 +73,7 @@ class RowSpec:
     """
 
     model: str
-    model_sha256: str
+    model_digest: str
     engine: str
     threads: int
     max_pixels: int
@@ -130,26 +130,30 @@ class RowMaker:
         self, spec: RowSpec, watch: Watch | None = None, meter: Meter | None = None
     ) -> None:
         model = load_model(spec.model)
-        if model.sha256 != spec.model_sha256:
+        self._current = CurrentPromptSet(model, spec.prompt_set) if spec.prompt_set else None
+        model = self._current.model if self._current else model
+        if model.digest != spec.model_digest:
             raise UsageError(
-                f"{spec.model} is {model.id} here, not the model of the run: install the "
-                "same version of prompt-iml on every node"
+                f"{spec.model} is {model.id} here, and not all of its weights, graph, prompts and "
+                "policy are those of the run: install the same version of prompt-iml on every node"
             )
         if spec.policy:
             model = replace(model, policy=Policy.from_json(spec.policy))
         self._watch, self.meter = watch or Unwatched(), meter or Meter()
-        self._current = CurrentPromptSet(model, spec.prompt_set) if spec.prompt_set else None
         engine = open_engine(model, spec.engine, threads=spec.threads)
         self._engine = WatchedEngine(engine, self._watch)
         self._spec = spec
         self._limits = DecodeLimits(max_pixels=spec.max_pixels)
         self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
-        self._use(self._current.model if self._current else model)
+        self._use(model)
 
     @property
     def spec(self) -> RowSpec:
         """Spec with the prompts in use, with which another process makes the same rows."""
-        return replace(self._spec, prompt_set=self._current.ref if self._current else None)
+        if self._current is None:
+            return self._spec
+        digest = self._current.model.digest
+        return replace(self._spec, prompt_set=self._current.ref, model_digest=digest)
 
     def refresh_prompts(self) -> None:
         """Load the registry's current prompts, if the spec follows them and they have changed."""

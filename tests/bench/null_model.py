@@ -9,7 +9,8 @@ import onnx
 from onnx import TensorProto as Type
 from onnx import helper
 
-from prompt_iml.engine.model.folder import GRAPH, WEIGHTS, WEIGHTS_DIGEST, file_digest, save_folder
+from prompt_iml.engine.model.folder import GRAPH, WEIGHTS, file_digest, save_folder
+from prompt_iml.engine.model.graph_file import BLANK, GRAPH_DIGEST, WEIGHTS_DIGEST, seal
 from prompt_iml.engine.model.policy import UNTRAINED
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.network.config import PRESETS
@@ -55,9 +56,10 @@ def write_null_model(folder: Path, notes: tuple[str, ...] = ()) -> Path:
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=10,
     )  # fmt: skip
-    helper.set_model_props(model, {WEIGHTS_DIGEST: file_digest(folder / WEIGHTS)})
+    digests = {WEIGHTS_DIGEST: file_digest(folder / WEIGHTS), GRAPH_DIGEST: BLANK}
+    helper.set_model_props(model, digests)
     onnx.checker.check_model(model)
-    onnx.save(model, folder / GRAPH)
+    (folder / GRAPH).write_bytes(seal(model.SerializeToString()))
     return folder
 
 

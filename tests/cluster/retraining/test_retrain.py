@@ -41,13 +41,13 @@ from prompt_iml.engine.errors import (
 from prompt_iml.engine.model.folder import (
     GRAPH,
     WEIGHTS,
-    WEIGHTS_DIGEST,
     Model,
     file_digest,
     load_model,
     open_folder,
     save_folder,
 )
+from prompt_iml.engine.model.graph_file import BLANK, GRAPH_DIGEST, WEIGHTS_DIGEST, seal
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.network.config import PRESETS
@@ -123,9 +123,10 @@ def write_red_model(folder: Path) -> Model:
     )
     opset = helper.make_opsetid("", 18)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
-    helper.set_model_props(model, {WEIGHTS_DIGEST: file_digest(folder / WEIGHTS)})
+    digests = {WEIGHTS_DIGEST: file_digest(folder / WEIGHTS), GRAPH_DIGEST: BLANK}
+    helper.set_model_props(model, digests)
     onnx.checker.check_model(model)
-    onnx.save(model, folder / GRAPH)
+    (folder / GRAPH).write_bytes(seal(model.SerializeToString()))
     return open_folder(folder)
 
 

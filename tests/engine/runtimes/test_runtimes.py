@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file, save, save_file
 
@@ -23,6 +25,7 @@ from prompt_iml.engine.errors import (
 )
 from prompt_iml.engine.model import folder as checkpoint
 from prompt_iml.engine.model.folder import Model, load_model, open_folder
+from prompt_iml.engine.model.graph_file import WEIGHTS_DIGEST
 from prompt_iml.engine.model.prompts import PromptSet, load_prompts, save_prompts
 from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.runtimes.open import check_engine, open_engine
@@ -140,23 +143,56 @@ print(engine.name, *sorted({"torch", "onnx", "onnxscript", "ray"} & sys.modules.
     ]
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
-def test_weights_of_another_model_are_refused(copy: Path, kind: str) -> None:
+def test_weights_of_another_model_are_refused(copy: Path) -> None:
     file = copy / checkpoint.WEIGHTS
     body = bytearray(file.read_bytes())
     body[-1] ^= 1
     file.write_bytes(body)
     with pytest.raises(DamagedModel, match="was exported for weights"):
-        open_engine(open_folder(copy), kind)
+        open_folder(copy)
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
-def test_a_damaged_graph_is_refused_in_one_line(copy: Path, kind: str) -> None:
+def negate(graph: onnx.ModelProto) -> None:
+    """Make high scores low ones."""
+    for node in graph.graph.node:
+        node.output[:] = ["score" if name == "score_logit" else name for name in node.output]
+    graph.graph.node.append(onnx.helper.make_node("Neg", ["score"], ["score_logit"]))
+
+
+def forget(graph: onnx.ModelProto) -> None:
+    """Remove the graph's own digest."""
+    kept = [pair for pair in graph.metadata_props if pair.key == WEIGHTS_DIGEST]
+    del graph.metadata_props[:]
+    graph.metadata_props.extend(kept)
+
+
+@pytest.mark.parametrize("change", [negate, forget])
+def test_a_changed_graph_is_refused(copy: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    graph = onnx.load(copy / checkpoint.GRAPH, load_external_data=False)
+    change(graph)
+    (copy / checkpoint.GRAPH).write_bytes(graph.SerializeToString())
+    with pytest.raises(DamagedModel, match=r"model\.onnx was changed after it was exported: fetch"):
+        open_folder(copy)
+
+
+def test_a_damaged_graph_is_refused_in_one_line(copy: Path) -> None:
     graph = copy / checkpoint.GRAPH
     graph.write_bytes(graph.read_bytes()[:1000])
     with pytest.raises(DamagedModel, match=r"model\.onnx") as caught:
-        open_engine(open_folder(copy), kind)
+        open_folder(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_one_digest_covers_all_files(model: Model) -> None:
+    other = PromptSet(tuple(tensor + np.float32(1) for tensor in model.prompts.tensors))
+    changed = [
+        replace(model, sha256="another"),
+        replace(model, graph_sha256="another"),
+        replace(model, prompts=other),
+        replace(model, policy=replace(model.policy, mask_threshold=0.125)),
+    ]
+    assert len({each.digest for each in (model, *changed)}) == 5
+    assert open_folder(model.folder).digest == model.digest
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "prompts.safetensors"])

@@ -75,12 +75,14 @@ def test_it_is_completed_from_its_parts(output: str) -> None:
     manifest.unlink()
     scan(ScanSettings(inputs=["/data/photos"], output=output, run_id="photos"))
     assert whole is not None
-    rate = load_model("prompt-iml-micro").policy.false_positive_rate  # that of today's policy
+    model = load_model("prompt-iml-micro")
+    # Parts of that time do not say what they lack, and its configuration nothing of the graph.
     assert run.manifest() == whole | {
-        "incomplete": {},  # parts of that time do not say what they lack
+        "incomplete": {},
         "labels": {"authentic": 3, "uncertain": 2},
         "findings": [],
-        "false_positive_rate": rate,
+        "false_positive_rate": model.policy.false_positive_rate,  # that of today's policy
+        "config": whole["config"] | {"graph_sha256": model.graph_sha256},
     }
 
 

@@ -176,6 +176,6 @@ def test_without_an_engine_nothing_is_called_poison(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     (unit,) = list_units([str(tmp_path / "a.jpg")], images_per_unit=1)
     settings = ScanSettings(inputs=[str(tmp_path)], output=str(tmp_path))
-    model = replace(load_model(settings.model), sha256="another")
+    model = replace(load_model(settings.model), graph_sha256="another")
     with pytest.raises(PromptImlError, match="cannot scan"):
         list(isolated_rows(row_spec(settings, model), unit))

@@ -47,7 +47,7 @@ def test_a_node_that_can_scan_is_accepted(spec: ScanSpec) -> None:
     ("change", "message"),
     [
         ({"model": "/models/mine"}, "cannot scan: no model '/models/mine'"),
-        ({"model_sha256": "0" * 64}, "install the same version of prompt-iml on every node"),
+        ({"model_digest": "0" * 64}, "install the same version of prompt-iml on every node"),
         ({"engine": "abacus"}, "abacus"),
     ],
 )

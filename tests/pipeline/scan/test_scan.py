@@ -41,7 +41,7 @@ from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.monitoring.progress import Done
 from prompt_iml.pipeline.registry.promotion import promote, publish, record_verdict, roll_back
-from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry
+from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json, Run, encode
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.run.schema import SCHEMA
@@ -391,7 +391,8 @@ def test_prompts_are_refreshed_between_units(
     )
     source = choose_prompt_set(settings, base, settings.output)
     assert source == PromptSetRef(registry.uri, promoted[0], refresh=True)
-    maker = RowMaker(row_spec(settings, base, source))
+    models = [with_prompt_set(base, registry, each) for each in promoted]
+    maker = RowMaker(row_spec(settings, models[0], source))
     scanner, found = Scanner(Run(settings.output, "r"), maker), []
     units = list(list_units([inputs], images_per_unit=1, limit=4))
     for number, unit in enumerate(units[:3]):
@@ -402,8 +403,9 @@ def test_prompts_are_refreshed_between_units(
         part = scanner.scan(str(number), unit, lambda row: None)
         table = pq.read_table(storage.local_path(f"{settings.output}/{part.file}"))
         found += table["prompt_set"].to_pylist()
-        (row,) = table.select(["model", "policy", "engine"]).to_pylist()
+        (row,) = table.select(["model", "model_digest", "policy", "engine"]).to_pylist()
         assert (row["model"], row["policy"]) == (base.id, base.policy.id)
+        assert row["model_digest"] == models[number % 2].digest
         assert row["engine"].startswith("openvino")
     one, two = (registry.read(version).prompts.id for version in promoted)
     assert found == [one, two, one]
