@@ -8,7 +8,7 @@ KILLS  ?= 100
 # Processes that test at once, each with a Ray and a store of its own.
 TESTERS ?= 2
 
-.PHONY: scan test test-fast check wheel train-smoke chaos bench bench-gpu scale audit model clean
+.PHONY: scan test test-fast check wheel train-smoke chaos bench bench-gpu s3-servers scale audit model clean
 
 scan: $(VENV)/scan.stamp  ## Manipulate real photographs, scan them, show what was found.
 	$(BIN)/prompt-iml demo --output demo
@@ -35,6 +35,9 @@ bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
 
 bench-gpu: $(VENV)/test.stamp  ## Our CUDA kernel beside others; needs a GPU and PyTorch for CUDA.
 	$(BIN)/python -m tests.bench gpu
+
+s3-servers: $(VENV)/test.stamp  ## Races on real S3 servers, which are installed for it, and the verdicts.
+	$(BIN)/python -m tests.bench.s3_servers
 
 scale: $(VENV)/test.stamp  ## Memory and rate as the inputs grow, and a soak: an hour and more.
 	$(BIN)/python -m tests.bench.scale

@@ -1,6 +1,6 @@
 """Checks of names on this machine that take no time and import neither a model nor Ray.
 
-Names in an object store are left to the command itself.
+Of a name in an object store only the store and its bucket are checked, by one request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prompt_iml.pipeline.storage import storage
 def find_inputs(names: Sequence[str]) -> None:
     """Raise `MissingInput` for a path that cannot be read; globs are not expanded."""
     for name in names:
-        if not has_magic(name):
+        if not has_magic(name) or storage.is_s3(storage.canonical(name)):
             _status(name)
 
 
@@ -61,6 +61,13 @@ def _status(name: str) -> os.stat_result | None:
 
 
 def _local(name: str) -> Path | None:
-    """Return the path that a name means; None for a name in an object store."""
+    """Return the path that a name means; None for a name in an object store that can be reached.
+
+    Raises:
+        UsageError: the store cannot be reached, or has no such bucket.
+    """
     uri = storage.canonical(name)
-    return None if storage.is_s3(uri) else storage.local_path(uri)
+    if not storage.is_s3(uri):
+        return storage.local_path(uri)
+    storage.check_reachable(uri)
+    return None

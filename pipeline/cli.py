@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from prompt_iml.engine.errors import (
-    Denied,
+    BadCredentials,
     FetchError,
     MissingDependency,
     PromptImlError,
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FetchError as error:
         from prompt_iml.pipeline.storage.storage import CREDENTIALS_FIX
 
-        fix = f"; {CREDENTIALS_FIX}" if isinstance(error, Denied) else ""
+        fix = f"; {CREDENTIALS_FIX}" if isinstance(error, BadCredentials) else ""
         return _refuse(f"{name}: cannot read {error}{fix}")
     except PromptImlError as error:
         return _refuse(f"{name}: {error}", CRASHED)

@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ByteSize, Field, model_validator
 from pydantic_settings import (
@@ -24,6 +24,9 @@ from pydantic_settings import (
 )
 
 from prompt_iml.engine.errors import UsageError
+
+if TYPE_CHECKING:
+    from prompt_iml.pipeline.storage.s3 import Access
 
 SETTINGS_FILE = "prompt-iml.toml"
 ENVIRONMENT = "PROMPT_IML_"
@@ -155,7 +158,35 @@ class RayFlags(Command):
     """Ray cluster to use: `local` starts one here; `auto` takes RAY_ADDRESS, or else `local`."""
 
 
-class InputFlags(Command):
+class AccessFlags(Command):
+    """Flag of the commands that read inputs from object stores."""
+
+    s3_access: Literal["signed", "anonymous", "requester-pays"] = "signed"
+    """Access to s3:// inputs: signed by your credentials, anonymous, or signed and paid by you."""
+
+    @property
+    def own_folders(self) -> list[str | None]:
+        """Folders of the command that are no inputs: access to them is never anonymous."""
+        return []
+
+    @property
+    def access(self) -> Access:
+        """Access to the buckets of inputs and of the command's own folders."""
+        from prompt_iml.pipeline.storage.s3 import Access
+        from prompt_iml.pipeline.storage.storage import canonical, is_s3, split_s3
+
+        uris = [canonical(folder) for folder in self.own_folders if folder]
+        return Access(self.s3_access, tuple(split_s3(uri)[0] for uri in uris if is_s3(uri)))
+
+    def check(self) -> None:
+        """Use the access from here on."""
+        from prompt_iml.pipeline.storage.s3 import use
+
+        use(self.access)
+        super().check()
+
+
+class InputFlags(AccessFlags):
     """Flags that name the inputs and say what they are and how they are divided."""
 
     inputs: CliPositionalArg[list[str]] = Field(min_length=1)
@@ -169,7 +200,7 @@ class InputFlags(Command):
     images_per_unit: int = Field(256, ge=1)
     """Number of plain images, or Parquet rows, that are scanned and committed together."""
     trust_lists: bool = False
-    """Allow a list in an object store to name files on the machines that scan."""
+    """Allow a list in a bucket to name other buckets, and files on the machines that scan."""
 
     @model_validator(mode="after")
     def _check_slice(self) -> Self:
@@ -181,7 +212,9 @@ class InputFlags(Command):
     def check(self) -> None:
         """Find the inputs."""
         from prompt_iml.pipeline.checks import find_inputs
+        from prompt_iml.pipeline.storage.s3 import use
 
+        use(self.access)
         find_inputs(self.inputs)
         super().check()
 
@@ -284,6 +317,11 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
             raise UsageError("--refresh-prompts follows `current`: leave out --prompts")
         return self
 
+    @property
+    def own_folders(self) -> list[str | None]:
+        """Return the output and the registry."""
+        return [self.output, self.registry]
+
     def check(self) -> None:
         """Find the policy and the output's parent, and that of the overlays."""
         from prompt_iml.pipeline.checks import check_output, find_inputs
@@ -326,7 +364,7 @@ class ResultsFlags(Command):
         find_results(self.output)
 
 
-class ReportSettings(ResultsFlags):
+class ReportSettings(AccessFlags, ResultsFlags):
     """Write the results of a scan as one self-contained HTML file."""
 
     run_id: str | None = None
@@ -339,6 +377,11 @@ class ReportSettings(ResultsFlags):
     """Show this many random pictures of each label as well."""
     side: int = Field(640, ge=16)
     """Longer side of the pictures on the page, in pixels."""
+
+    @property
+    def own_folders(self) -> list[str | None]:
+        """Return the folder of the results and that of the report."""
+        return [self.output, self.path]
 
 
 class ExportSettings(ResultsFlags):

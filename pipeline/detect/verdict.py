@@ -22,6 +22,7 @@ from pathlib import PurePosixPath
 
 from prompt_iml.engine.errors import EmptySource
 from prompt_iml.engine.model.folder import load_model
+from prompt_iml.engine.model.policy import read_policy
 from prompt_iml.pipeline.detect.detector import default_threads, finding
 from prompt_iml.pipeline.detect.lines import counts_line, ending, verdict_line
 from prompt_iml.pipeline.detect.pictures import Result, results
@@ -33,6 +34,7 @@ from prompt_iml.pipeline.scan.scan import scan as scan_to_output
 from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.s3 import use
 from prompt_iml.pipeline.units import Sample, Unit
 
 MANY = 200  # images after which storing the results is advised
@@ -96,7 +98,10 @@ def print_verdicts(settings: ScanSettings) -> Json:
     """
     started = time.monotonic()
     configure(settings.log)
+    use(settings.access)
     model = load_model(settings.model)
+    if settings.policy:
+        model = replace(model, policy=read_policy(settings.policy))
     prompt_set = choose_prompt_set(settings, model, "")
     units = sliced(units_of(settings, limit=settings.limit), settings.slice)
     first = next(units, None)

@@ -32,6 +32,7 @@ from prompt_iml.pipeline.sources.inputs import resolve
 from prompt_iml.pipeline.sources.packing import divided
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
+from prompt_iml.pipeline.storage.s3 import use
 from prompt_iml.pipeline.units import Unit, unit_to_json
 
 if TYPE_CHECKING:  # imported late: it takes as long as a picture
@@ -92,6 +93,7 @@ def scan(settings: ScanSettings) -> Json:
         UsageError: an input is missing, or a setting is wrong or not possible.
     """
     started = time.monotonic()
+    use(settings.access)
     model = load_model(settings.model)
     if settings.policy:
         model = replace(model, policy=read_policy(settings.policy))
@@ -271,6 +273,7 @@ def row_spec(
         image_timeout=settings.image_timeout,
         prompt_set=prompt_set,
         policy=model.policy.to_json() if settings.policy else None,
+        access=settings.access,
     )
 
 

@@ -46,6 +46,7 @@ from prompt_iml.pipeline.scan.watchdog import Unwatched, Watch, WatchedEngine
 from prompt_iml.pipeline.sources import read_unit
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.ordered import in_order
+from prompt_iml.pipeline.storage.s3 import SIGNED, Access, use
 from prompt_iml.pipeline.units import Sample, Unit
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class RowSpec:
         image_timeout: seconds that an image's decode, or a run of the engine, may take.
         prompt_set: stored set to take prompts and policy from; None: the model's own.
         policy: JSON of a policy to apply in place of theirs; None: theirs.
+        access: access to buckets.
     """
 
     model: str
@@ -82,6 +84,7 @@ class RowSpec:
     image_timeout: float
     prompt_set: PromptSetRef | None = None
     policy: str | None = None
+    access: Access = SIGNED
 
     def to_json(self) -> str:
         """Serialize for another process."""
@@ -91,8 +94,12 @@ class RowSpec:
     def from_json(cls, text: str) -> RowSpec:
         """Parse the JSON of `to_json`."""
         fields = json.loads(text)
-        ref = fields.pop("prompt_set")
-        return cls(**fields, prompt_set=PromptSetRef(**ref) if ref else None)
+        ref, access = fields.pop("prompt_set"), fields.pop("access")
+        return cls(
+            **fields,
+            prompt_set=PromptSetRef(**ref) if ref else None,
+            access=Access(access["kind"], tuple(access["signed"])),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,7 @@ class RowMaker:
     def __init__(
         self, spec: RowSpec, watch: Watch | None = None, meter: Meter | None = None
     ) -> None:
+        use(spec.access)
         model = load_model(spec.model)
         self._current = CurrentPromptSet(model, spec.prompt_set) if spec.prompt_set else None
         model = self._current.model if self._current else model

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fsspec.utils import glob_translate
 
 from prompt_iml.engine.errors import (
+    BadCredentials,
     CredentialsFailed,
     Denied,
     FetchError,
@@ -127,9 +128,11 @@ def _usage_errors(uri: str) -> Iterator[None]:
         yield
     except NotFound as error:
         raise MissingInput(f"no such input: {error}") from error
+    except BadCredentials as error:
+        raise CredentialsFailed(f"{error}; {storage.CREDENTIALS_FIX}") from error
     except Denied as error:
-        fix = storage.CREDENTIALS_FIX if storage.is_s3(uri) else "check its permissions"
-        raise CredentialsFailed(f"{error}; {fix}") from error
+        fix = "" if storage.is_s3(uri) else "; check its permissions"
+        raise CredentialsFailed(f"{error}{fix}") from error
     except FetchError as error:
         raise UsageError(f"cannot read {error}") from error
 

@@ -27,7 +27,7 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef
 
 PARQUET_MAGIC = b"PAR1"
-LOCAL_FILE = "a list in an object store names a local file: add --trust-lists to read it"
+OUTSIDE = "a list in a bucket names a file outside of it: add --trust-lists to read it"
 
 Entry = tuple[str, str | None]
 
@@ -42,8 +42,8 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
 
     Args:
         uri: URI of the list.
-        trust_lists: whether a list in an object store may name files of the machines that scan;
-            the authors of a list need not be allowed to read those.
+        trust_lists: whether a list in a bucket may name other buckets, and files of the machines
+            that scan; the authors of a list need not be allowed to read those.
 
     Raises:
         FetchError: the list cannot be read.
@@ -58,14 +58,20 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
         try:
             for name, content_id in entries:
                 named = located(name, folder)
-                is_strange = storage.is_s3(uri) and named.startswith("file://")
-                refused = LOCAL_FILE if is_strange and not trust_lists else ""
+                refused = "" if trust_lists or not _leaves_bucket(uri, named) else OUTSIDE
                 shown_id = storage.display_name(content_id or "") or None
                 yield ObjectRef(named, content_id=shown_id, refused=refused)
         except csv.Error as error:
             raise UsageError(f"{shown} is no CSV: {error}") from error
         except pa.ArrowException as error:
             raise UsageError(f"{shown} is damaged: {one_line(error)[:200]}") from error
+
+
+def _leaves_bucket(uri: str, named: str) -> bool:
+    """Return whether a list in a bucket names a readable file that is not in the bucket."""
+    if not storage.is_s3(uri) or not storage.is_canonical(named):
+        return False
+    return not storage.is_s3(named) or storage.split_s3(named)[0] != storage.split_s3(uri)[0]
 
 
 def is_list(uri: str, head: bytes) -> bool:

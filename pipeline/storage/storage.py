@@ -6,13 +6,11 @@ percent-encoded. Names need not be UTF-8 (surrogateescape); `display_name` makes
 Reads use fsspec (s3fs) and raise `FetchError`. Reads from an object store are retried for several
 minutes (`RETRIES`) and checked against the object's size. Writes to an object store use boto3,
 which retries by itself; its conditional PUT creates an object once and whole. On a disk a hard link
-does the same. Writes raise `UsageError`. S3 is configured by the usual variables of AWS tools:
-AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and so on.
+does the same. Writes raise `UsageError`. `storage.s3` has the clients.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import re
@@ -20,7 +18,9 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,8 +30,6 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
-    NoCredentialsError,
-    PartialCredentialsError,
     ReadTimeoutError,
 )
 
@@ -46,6 +44,7 @@ from prompt_iml.engine.errors import (
     UsageError,
 )
 from prompt_iml.pipeline.logs import one_line
+from prompt_iml.pipeline.storage import s3
 from prompt_iml.pipeline.storage.retries import RetryPolicy, retry
 from prompt_iml.pipeline.units import ObjectRef
 
@@ -56,16 +55,11 @@ STREAM_BLOCK = 8 << 20  # bytes of one ranged GET of a stream
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 RETRIES = RetryPolicy()  # of one read from an object store
-_CLIENT = {"connect_timeout": 10, "read_timeout": 30, "max_pool_connections": 64}
-_WRITE_ATTEMPTS = {"mode": "standard", "total_max_attempts": 10}  # waits up to 20 s, with jitter
-_ONE_ATTEMPT = {"mode": "standard", "total_max_attempts": 1}  # `retry` repeats it
-_BAD_CREDENTIALS = {
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-}
-CREDENTIALS_FIX = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+PROBE_BYTES = 1 << 20
+CREDENTIALS_FIX = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or read a public bucket with "
+    "--s3-access anonymous"
+)
 
 
 def canonical(name: str) -> str:
@@ -129,7 +123,7 @@ def look_up(uri: str) -> ObjectRef | None:
 
 def _info(uri: str) -> dict[str, Any]:
     with fetching(uri):
-        found: dict[str, Any] = _filesystem("s3", os.getpid()).info(uri.removeprefix("s3://"))
+        found: dict[str, Any] = _filesystem("s3").info(uri.removeprefix("s3://"))
     return found
 
 
@@ -183,7 +177,7 @@ def _read_whole(uri: str, size_bytes: int) -> bytes:
 def _read_once(uri: str) -> bytes:
     scheme, _, path = uri.partition("://")
     with fetching(uri):
-        data: bytes = _filesystem(scheme, os.getpid()).cat_file(path)
+        data: bytes = _filesystem(scheme).cat_file(path)
     return data
 
 
@@ -248,7 +242,7 @@ class _Stream(io.RawIOBase):
             scheme, _, path = self._uri.partition("://")
             options = {"block_size": STREAM_BLOCK, "cache_type": "readahead"}
             with fetching(self._uri):
-                filesystem = _filesystem(scheme, os.getpid())
+                filesystem = _filesystem(scheme)
                 file = filesystem.open(path, "rb", **(options if is_s3(self._uri) else {}))
                 file.seek(self._position)
             self._file = file
@@ -297,25 +291,60 @@ def remove(uri: str) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Check that `create_once` works under a folder; leaves an empty `_runs/.writable` there.
+    """Check that `create_once` works under a folder, by a race of two writers for one file.
 
     Raises:
-        OutputNotWritable: the folder is not writable, or the store ignores `If-None-Match`, without
-            which parts could be overwritten.
+        OutputNotWritable: the folder is not writable, or the store ignores `If-None-Match`, or does
+            not decide a race by it, so that parts could be overwritten.
         CredentialsFailed: the object store refuses the credentials.
     """
-    probe = f"{uri}/_runs/.writable"
-    create_once(probe, b"")
-    if create_once(probe, b""):
+    probe = f"{uri}/_runs/.writable-{secrets.token_hex(8)}"
+    try:
+        decided = _decides_races(probe)
+    finally:
+        with suppress(UsageError):  # some may write and not delete
+            remove(probe)
+    if not decided:
         raise OutputNotWritable(
             f"{display_name(uri)}: the store replaces objects in spite of If-None-Match, so parts "
             "could be lost; use a store with conditional PUTs"
         )
 
 
+def _decides_races(uri: str) -> bool:
+    """Return whether of two writers of a new file one wins, whose file is then kept."""
+    bodies = [bytes([number]) * PROBE_BYTES for number in range(2)]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        won = list(pool.map(partial(create_once, uri), bodies))
+    winners = [body for body, is_won in zip(bodies, won, strict=True) if is_won]
+    # Without a winner the store created the file, and only its response was lost.
+    one_wins = len(winners) <= 1 and not create_once(uri, b"")
+    return one_wins and read_bytes(uri) in (winners or bodies)
+
+
+def check_reachable(uri: str) -> None:
+    """Send one request to the store of a URI: what all requests lack is found in seconds here, not
+    after the retries of a read.
+
+    Raises:
+        CredentialsFailed: the store refuses the credentials.
+        UsageError: nothing answers, or there is no such bucket.
+    """
+    bucket, _ = split_s3(uri)
+    try:
+        with fetching(f"s3://{bucket}"):
+            s3.probe(bucket)
+    except BadCredentials as error:
+        raise CredentialsFailed(f"cannot use {error}; {CREDENTIALS_FIX}") from error
+    except Denied:
+        return  # to list the bucket: a file in it may be read all the same
+    except FetchError as error:
+        raise UsageError(f"cannot use {error}") from error
+
+
 def s3_client() -> Any:
     """Return the boto3 client of this process, which threads may share."""
-    return _client(os.getpid())
+    return s3.client(os.getpid())
 
 
 @contextmanager
@@ -331,7 +360,7 @@ def fetching(uri: str) -> Iterator[None]:
 
 def _fetch_error(uri: str, error: Exception) -> FetchError:
     message = f"{display_name(uri)}: {_reason(error)}"
-    if _knows_no_credentials(error):
+    if s3.refuses_credentials(error):
         return BadCredentials(message)
     if isinstance(error, ClientError):
         error = _as_os_error(error)
@@ -344,33 +373,21 @@ def _fetch_error(uri: str, error: Exception) -> FetchError:
     return FetchError(message)
 
 
-def _knows_no_credentials(error: BaseException | None) -> bool:
-    """Return whether a store refused the credentials themselves; s3fs keeps its answer as cause."""
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return True
-    if isinstance(error, ClientError):
-        return error.response["Error"].get("Code") in _BAD_CREDENTIALS
-    return error is not None and _knows_no_credentials(error.__cause__)
-
-
 @contextmanager
 def _writing(uri: str) -> Iterator[None]:
     message = f"cannot write {display_name(uri)}"
     try:
         yield
     except (OSError, BotoCoreError, ClientError) as error:
-        if _knows_no_credentials(error):
+        if s3.refuses_credentials(error):
             raise CredentialsFailed(f"{message}: {_reason(error)}; {CREDENTIALS_FIX}") from error
         raise OutputNotWritable(f"{message}: {_reason(error)}; choose another --output") from error
 
 
 def _reason(error: Exception) -> str:
     """Return the error in one line."""
-    if isinstance(error, ClientError):
-        answer = error.response["Error"]
-        return f"{answer.get('Code')}: {answer.get('Message')}"
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return one_line(display_name(message)) or type(error).__name__
+    return one_line(display_name(s3.reason(error) or message)) or type(error).__name__
 
 
 def _as_os_error(error: ClientError) -> Exception:
@@ -424,27 +441,9 @@ def _write_aside(path: Path, data: bytes) -> Path:
     return aside
 
 
-@functools.cache
-def _filesystem(scheme: str, pid: int) -> Any:
-    """Return the file system of a process: connections must not be used after a fork."""
+def _filesystem(scheme: str) -> Any:
     if scheme == "file":
         return fsspec.filesystem("file")
     if scheme != "s3":  # fsspec has many more, some of which are aliases of the local disk
         raise FetchError(f"{scheme}:// is not read: use a path, file:///abs/path or s3://")
-    filesystem = fsspec.filesystem(
-        scheme,
-        use_listings_cache=False,
-        max_concurrency=1,  # else every read requests the size first
-        config_kwargs=_CLIENT | {"retries": _ONE_ATTEMPT},
-        skip_instance_cache=True,
-    )
-    filesystem.retries = 1
-    return filesystem
-
-
-@functools.cache
-def _client(pid: int) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    return boto3.session.Session().client("s3", config=Config(**_CLIENT, retries=_WRITE_ATTEMPTS))
+    return s3.filesystem(os.getpid())

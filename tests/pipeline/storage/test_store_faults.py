@@ -15,7 +15,7 @@ import pytest
 
 from prompt_iml.engine.errors import FetchError, NotFound
 from prompt_iml.pipeline.sources.tar import read_tar
-from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage import s3, storage
 from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.storage.retries import RetryPolicy, retry
 from tests.helpers.archives import TarOf
@@ -34,7 +34,7 @@ def faulty_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     proxy = subprocess.Popen([*command, "--rate", str(RATE)], stdout=subprocess.PIPE)
     wait_for(port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setitem(storage._CLIENT, "read_timeout", 0.5)
+    monkeypatch.setitem(s3.CLIENT, "read_timeout", 0.5)
     quick = replace(storage.RETRIES, attempts=30, first_wait=0.01, longest_wait=0.1)
     monkeypatch.setattr(storage, "RETRIES", quick)
     _forget_clients()
@@ -46,8 +46,8 @@ def faulty_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def _forget_clients() -> None:
-    storage._client.cache_clear()
-    storage._filesystem.cache_clear()
+    s3.client.cache_clear()
+    s3.filesystem.cache_clear()
 
 
 def test_what_is_read_is_whole(s3: Bucket, tar_of: TarOf, faulty_store: None) -> None:

@@ -1,0 +1,210 @@
+"""S3 as it is met: public and requester-pays buckets, and errors that name what is lacking."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from prompt_iml.engine.errors import Denied, OutputNotWritable
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.scan.scan import row_spec
+from prompt_iml.pipeline.scan.scanner import RowSpec
+from prompt_iml.pipeline.settings import ScanSettings
+from prompt_iml.pipeline.sources.uri_list import OUTSIDE, read_list
+from prompt_iml.pipeline.storage import s3 as clients
+from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.listing import list_objects
+from prompt_iml.pipeline.storage.s3 import SIGNED, Access, use
+from tests.helpers.gate import Answer, Refuse, gate
+from tests.helpers.stores import Bucket
+
+Headers = Mapping[str, str]
+Behind = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture
+def behind(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Behind]:
+    """Return a function that puts a gate between this process and the S3 server."""
+
+    @contextmanager
+    def put(refuse: Refuse, certificate: Path | None = None) -> Iterator[str]:
+        with gate(s3_endpoint, refuse, certificate) as url, monkeypatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", url)
+            forget_clients()
+            yield url
+
+    yield put
+    use(SIGNED)
+    forget_clients()
+
+
+def forget_clients() -> None:
+    clients.client.cache_clear()
+    clients.filesystem.cache_clear()
+
+
+def read_all(bucket: Bucket) -> None:
+    """Read in each of the ways of `storage`."""
+    (ref,) = list_objects(bucket.uri)
+    assert storage.look_up(ref.uri) == ref
+    assert storage.read_bytes(ref.uri) == b"1234"
+    with storage.open_stream(ref.uri) as stream:
+        assert stream.read() == b"1234"
+
+
+def test_a_public_bucket_is_read_without_credentials(
+    s3_buckets: Callable[[], Bucket], behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, own = s3_buckets(), s3_buckets()
+    public.client.put_object(Bucket=public.name, Key="one.jpg", Body=b"1234", ACL="public-read")
+
+    def refuse(method: str, path: str, headers: Headers) -> Answer | None:
+        is_signed = any(name.lower() == "authorization" for name in headers)
+        return None if is_signed is path.startswith(f"/{own.name}") else Answer(403, "AccessDenied")
+
+    with behind(refuse):
+        use(Access("anonymous", (own.name,)))
+        storage.check_writable(f"{own.uri}/out")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        forget_clients()
+        read_all(public)
+
+
+def pays(method: str, path: str, headers: Headers) -> Answer | None:
+    payer = {name.lower(): value for name, value in headers.items()}.get("x-amz-request-payer")
+    return None if payer == "requester" else Answer(403, "AccessDenied")
+
+
+def test_who_pays_may_read_and_write(s3: Bucket, behind: Behind) -> None:
+    s3.put("one.jpg", b"1234")
+    with behind(pays):
+        use(Access("requester-pays"))
+        read_all(s3)
+        storage.check_writable(f"{s3.uri}/out")
+
+
+def test_who_does_not_pay_is_pointed_to_the_setting(s3: Bucket, behind: Behind) -> None:
+    with behind(pays), pytest.raises(Denied, match=r"list it .*--s3-access"):
+        list(list_objects(s3.uri))
+
+
+def test_the_access_travels_to_every_process() -> None:
+    settings = ScanSettings(inputs=["s3://public/a"], output="s3://mine/out", s3_access="anonymous")
+    spec = row_spec(settings, load_model(settings.model))
+    assert spec.access == Access("anonymous", ("mine",))
+    assert RowSpec.from_json(spec.to_json()) == spec
+
+
+def no_list(method: str, path: str, headers: Headers) -> Answer | None:
+    return Answer(403, "AccessDenied") if "list-type" in path else None
+
+
+def other_region(method: str, path: str, headers: Headers) -> Answer:
+    return Answer(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>")
+
+
+@pytest.mark.parametrize(
+    ("refuse", "message"),
+    [
+        (no_list, "AccessDenied: no permission to list it (s3:ListBucket)"),
+        (other_region, "AWS_DEFAULT_REGION=eu-west-1"),
+        (lambda *_: Answer(404, "NoSuchBucket"), "the bucket does not exist"),
+        (lambda *_: Answer(403, "InvalidAccessKeyId"), "set AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_what_a_scan_lacks_is_named(
+    refuse: Refuse, message: str, s3: Bucket, behind: Behind, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    s3.put("one.jpg", b"1234")
+    with behind(refuse):
+        assert message in error_of(["scan", s3.uri, "--output", str(tmp_path)], capsys)
+
+
+def test_a_certificate_that_nobody_signed_is_named(
+    s3: Bucket, behind: Behind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with behind(lambda *_: None, self_signed(tmp_path / "server.pem")):
+        line = error_of(["report", f"{s3.uri}/out"], capsys)
+    assert "self-signed certificate" in line
+    assert "AWS_CA_BUNDLE" in line
+
+
+@pytest.mark.parametrize("is_mute", [False, True])
+def test_a_store_that_does_not_answer_is_named(
+    is_mute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(clients._FIRST_CONTACT, "read_timeout", 0.2)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if is_mute:
+            server.listen()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        assert url in error_of(["scan", str(tmp_path), "--output", "s3://bucket/out"], capsys)
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the line of a command that refuses within seconds."""
+    started = time.monotonic()
+    assert main(arguments) == 2
+    assert time.monotonic() - started < 15
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def self_signed(path: Path) -> Path:
+    """Write a certificate of 127.0.0.1 and its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    begin = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + datetime.timedelta(days=36500))
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(certificate.public_bytes(pem) + private)
+    return path
+
+
+def test_a_store_that_looks_before_it_writes_is_refused(s3: Bucket, behind: Behind) -> None:
+    """It refuses a second PUT, and lets two at once both succeed."""
+
+    def looks(method: str, path: str, headers: dict[str, str]) -> Answer | None:
+        if method == "PUT" and headers.pop("If-None-Match", None):
+            key = path.partition("/")[2].partition("/")[2]
+            if s3.client.list_objects_v2(Bucket=s3.name, Prefix=key)["KeyCount"]:
+                return Answer(412, "PreconditionFailed")
+            time.sleep(0.3)
+        return None
+
+    with behind(looks):
+        uri = f"{s3.uri}/part"
+        assert (storage.create_once(uri, b"1"), storage.create_once(uri, b"2")) == (True, False)
+        with pytest.raises(OutputNotWritable, match="in spite of If-None-Match"):
+            storage.check_writable(f"{s3.uri}/out")
+
+
+def test_a_probe_leaves_nothing_behind(s3: Bucket) -> None:
+    storage.check_writable(f"{s3.uri}/out")
+    assert list(list_objects(s3.uri)) == []
+
+
+def test_a_list_names_other_buckets_only_by_a_setting(s3: Bucket) -> None:
+    uri = s3.put("list.txt", f"{s3.uri}/a.jpg\ns3://another/b.jpg\nc.jpg\n".encode())
+    assert [ref.refused for ref in read_list(uri)] == ["", OUTSIDE, ""]
+    assert [ref.refused for ref in read_list(uri, trust_lists=True)] == ["", "", ""]
