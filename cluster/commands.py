@@ -17,6 +17,7 @@ TRAIN = Entry(
     lambda trained, _: (trained.summary(), DONE),
     needs=("torch",),
     extra="train",
+    resumes=True,
 )
 RETRAIN = Entry(
     RetrainSettings,
@@ -24,6 +25,7 @@ RETRAIN = Entry(
     lambda summary, _: (summary, DONE if summary["verdict"] == "passed" else FAILURES),
     needs=("torch",),
     extra="train",
+    resumes=True,
 )
 MODELS = Entry(ModelsSettings, "prompt_iml.pipeline.registry.models:run")
 SUBMIT = Entry(

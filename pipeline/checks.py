@@ -6,13 +6,18 @@ Of a name in an object store only the store and its bucket are checked, by one r
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
 
-from prompt_iml.engine.errors import MissingInput, OutputNotWritable
+from prompt_iml.engine.errors import MissingInput, OutputNotWritable, UsageError
 from prompt_iml.pipeline.storage import storage
+
+CONNECT_SECONDS = 10.0
+HTTP2_SETTINGS = b"\x04"  # type of the frame with which a server of HTTP/2, as of gRPC, begins
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 
 
 def find_inputs(names: Sequence[str]) -> None:
@@ -48,6 +53,32 @@ def check_output(output: str, flag: str = "--output") -> None:
         raise OutputNotWritable(f"{shown} is not a folder: choose another {flag}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputNotWritable(f"{shown} is not writable: choose another {flag}")
+
+
+def ray_address(address: str) -> str:
+    """Return the address, with `auto` replaced by RAY_ADDRESS, or else by `local`."""
+    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+
+
+def check_cluster(address: str) -> None:
+    """Raise `UsageError` unless gRPC answers at a Ray address; Ray itself tries for minutes."""
+    address = ray_address(address)
+    if address in ("local", "auto"):  # RAY_ADDRESS=auto is a cluster of this machine
+        return
+    scheme, _, rest = address.rpartition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme not in ("", "ray") or not host or not port.isdecimal():
+        raise UsageError(
+            f"{address} is no address of a Ray cluster: use HOST:6379 or ray://HOST:10001 (http:// "
+            "is that of its dashboard, for prompt-iml submit), or --address local"
+        )
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as line:
+            line.sendall(HTTP2_HELLO)
+            if not os.environ.get("RAY_USE_TLS") and line.recv(9)[3:4] != HTTP2_SETTINGS:
+                raise UsageError(f"what listens at {address} is no Ray cluster: check the address")
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"no Ray cluster at {address} ({error}): try --address local") from error
 
 
 def _status(name: str) -> os.stat_result | None:

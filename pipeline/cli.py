@@ -2,9 +2,9 @@
 
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that names the fix), 3 done
 but with more failures than `--max-failure-rate`, problems found by `verify`, nothing stored by
-`build`, or nothing promoted by `retrain`, 130 interrupted. The last line on stdout is a JSON
-summary, but for a scan without an output, which prints a line for each image; everything else goes
-to stderr.
+`build`, or nothing promoted by `retrain`, 130 interrupted by SIGINT or SIGTERM. The last line on
+stdout is a JSON summary, but for a scan without an output, which prints a line for each image;
+everything else goes to stderr.
 
 Importing this module and parsing a command import neither NumPy nor Ray: a wrong command is
 refused at once.
@@ -13,8 +13,11 @@ refused at once.
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -77,6 +80,7 @@ class Entry(NamedTuple):
         outcome: function of the result of `run` and the settings; returns summary and exit code.
         needs: optional packages that it requires.
         extra: extra of this distribution that installs them.
+        resumes: whether the same command continues after an interruption.
     """
 
     settings: type[Command]
@@ -84,13 +88,14 @@ class Entry(NamedTuple):
     outcome: Callable[[Any, Any], Outcome] = _done
     needs: tuple[str, ...] = ()
     extra: str | None = None
+    resumes: bool = False
 
 
 GROUP = "prompt_iml.commands"  # entry points by which other packages add their commands
 
 COMMANDS = {
-    "scan": Entry(ScanSettings, "prompt_iml.pipeline.detect.verdict:scan", _scanned),
-    "demo": Entry(DemoSettings, "prompt_iml.pipeline.demo.demo:demo", _scanned),
+    "scan": Entry(ScanSettings, "prompt_iml.pipeline.detect.verdict:scan", _scanned, resumes=True),
+    "demo": Entry(DemoSettings, "prompt_iml.pipeline.demo.demo:demo", _scanned, resumes=True),
     "report": Entry(ReportSettings, "prompt_iml.pipeline.report.report:report"),
     "export": Entry(ExportSettings, "prompt_iml.pipeline.export.export:export"),
     "compact": Entry(CompactSettings, "prompt_iml.pipeline.run.compact:compact"),
@@ -133,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if entry is None:
         return _no_command(argv)
     try:
-        return run(entry, parse(name, entry.settings, argv[1:]))
+        with _sigterm_as_sigint():
+            return run(entry, parse(name, entry.settings, argv[1:]))
     except (ValidationError, SettingsError) as error:
         problem = _first_problem(entry.settings, error)
         return _refuse(f"{name}: {problem}; see prompt-iml {name} --help")
@@ -147,8 +153,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PromptImlError as error:
         return _refuse(f"{name}: {error}", CRASHED)
     except KeyboardInterrupt:
-        print("interrupted: the same command resumes", file=sys.stderr)
+        again = "resumes" if entry.resumes else "begins again"
+        print(f"interrupted: the same command {again}", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def _sigterm_as_sigint() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` on SIGTERM too, with which systems end a job."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(name: str, settings: type[Command], arguments: list[str]) -> Command:

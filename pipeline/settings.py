@@ -157,6 +157,13 @@ class RayFlags(Command):
     address: str = "auto"
     """Ray cluster to use: `local` starts one here; `auto` takes RAY_ADDRESS, or else `local`."""
 
+    def check(self) -> None:
+        """Find the cluster."""
+        from prompt_iml.pipeline.checks import check_cluster
+
+        super().check()
+        check_cluster(self.address)
+
 
 class AccessFlags(Command):
     """Flag of the commands that read inputs from object stores."""

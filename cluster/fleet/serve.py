@@ -41,6 +41,7 @@ from prompt_iml.cluster.settings import EndpointSettings, ServeSettings
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
+from prompt_iml.pipeline.checks import ray_address
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.registry.registry import (
     PromptSetRef,
@@ -52,7 +53,7 @@ from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import to_batch
 from prompt_iml.pipeline.scan.rows import Row
 from prompt_iml.pipeline.scan.scanner import RowSpec
-from prompt_iml.pipeline.scan.session import ray_address, ray_session
+from prompt_iml.pipeline.scan.session import ray_session
 from prompt_iml.pipeline.storage import storage
 
 NAME = "prompt-iml"

@@ -19,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "PROMPT_IML_CACHE"
-UNUSED_DAYS = 30  # a blob is removed after so many
+DAY = 24 * 3600.0
 BLOB, HALF_WRITTEN = ".blob", ".blob-part"
+KEPT_SECONDS = {BLOB: 30 * DAY, HALF_WRITTEN: DAY / 24}  # since the last use, or the last write
 
 
 class BlobCache:
@@ -46,24 +47,28 @@ class BlobCache:
         """Store the blob; does nothing where the folder cannot be written."""
         with suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._prune()
             with tempfile.NamedTemporaryFile(
                 dir=self._folder, suffix=HALF_WRITTEN, delete=False
             ) as file:
-                file.write(hashlib.sha256(blob).digest())
-                file.write(blob)
+                try:
+                    file.write(hashlib.sha256(blob).digest())
+                    file.write(blob)
+                    file.flush()
+                except OSError:  # a full disk must not also keep the half of it
+                    Path(file.name).unlink()
+                    raise
             Path(file.name).replace(self._path(key))  # atomic: no reader sees a part of it
-            self._prune()
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{BLOB}"
 
     def _prune(self) -> None:
-        """Remove blobs unused for `UNUSED_DAYS`, and files that a killed process left."""
-        oldest = time.time() - UNUSED_DAYS * 24 * 3600
-        for kind in (BLOB, HALF_WRITTEN):  # the folder may hold files of other programs
+        """Remove blobs that are used no more, and files that a killed process left."""
+        for kind, seconds in KEPT_SECONDS.items():  # the folder may hold files of other programs
             for path in self._folder.glob(f"*{kind}"):
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
+                if path.stat().st_mtime < time.time() - seconds:
+                    path.unlink(missing_ok=True)
 
 
 def default_folder() -> Path:

@@ -36,6 +36,7 @@ from prompt_iml.pipeline.scan.watchdog import Watchdog
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import unit_from_json
 
+ADVICE = "\nFailed to "
 TICK_SECONDS = 0.5
 TALLY_SECONDS = 5
 
@@ -198,12 +199,19 @@ def error_of_actor(error: BaseException) -> PromptImlError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, RayTaskError):
-            error = cause = cause.cause
+            error = cause = _without_advice(cause.cause)
             continue
         if isinstance(cause, PromptImlError):
             return cause
         cause = cause.__cause__
     return PromptImlError(f"a scan actor failed: {error_line(error)}; the same command resumes")
+
+
+def _without_advice(error: BaseException) -> BaseException:
+    """Return an error without the lines about retries that Ray Data appends to its message."""
+    if error.args and isinstance(error.args[0], str):
+        error.args = (error.args[0].partition(ADVICE)[0], *error.args[1:])
+    return error
 
 
 def quiet_ray_data() -> None:
@@ -212,4 +220,5 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.raise_original_map_exception = True  # Ray's own does not carry its cause to the driver
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, and then reported

@@ -19,6 +19,7 @@ from prompt_iml.engine.errors import NotFound, PromptImlError, UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import read_policy
 from prompt_iml.engine.runtimes.open import check_engine
+from prompt_iml.pipeline.checks import ray_address
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.monitoring.progress import Progress
 from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up, with_prompt_set
@@ -281,7 +282,7 @@ def scan_plan(settings: ScanSettings, spec: ScanSpec, plan: Plan) -> Totals:
     """Scan every unit of the plan, in waves, and return the sums over their parts."""
     from prompt_iml.pipeline.scan.actors import pool_size, read_tally, scan_wave, shared_tally
     from prompt_iml.pipeline.scan.preflight import FREE_SECONDS, NODE_SECONDS, check_node
-    from prompt_iml.pipeline.scan.session import ray_address, ray_session
+    from prompt_iml.pipeline.scan.session import ray_session
 
     run, totals = spec.run, Totals()
     with ray_session(settings.address, settings.max_actors):
@@ -324,11 +325,17 @@ def make_manifest(run: Run, model: Model, config: Json, plan: Plan, totals: Tota
 
 
 def missing_parts(run: Run, parts: Sequence[Json]) -> str:
-    """Return the first part that is gone or has another size, by one listing; empty if none is."""
+    """Return the first part that is gone or has another size, by one listing; empty if none is.
+
+    What killed processes left half written of these parts is removed.
+    """
     try:
         found = {ref.uri: ref.size_bytes for ref in list_objects(f"{run.output}/results")}
     except NotFound:
         found = {}
+    for uri in found:
+        if (whole := storage.half_written_of(uri)) and whole in found:
+            storage.remove(uri)
     for part in parts:
         uri = f"{run.output}/{part['file']}"
         if found.get(uri) != part["size_bytes"]:

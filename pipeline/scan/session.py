@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import chdir, contextmanager
@@ -22,10 +24,17 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.errors import PromptImlError, UsageError
 from prompt_iml.engine.runtimes.blob_cache import VARIABLE, default_folder
+from prompt_iml.pipeline.checks import check_cluster, ray_address
+from prompt_iml.pipeline.logs import one_line
 
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+# What Ray's processes need at least, with the flags of `ulimit`; below, they die without a word.
+LIMITS = {
+    resource.RLIMIT_NOFILE: (1024, "open files", "-n"),
+    resource.RLIMIT_AS: (16 << 30, "bytes of address space", "-v"),
+}
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable that Ray sets in a submitted job
 
 
@@ -50,17 +59,13 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
         yield
 
 
-def ray_address(address: str) -> str:
-    """Return the address, with `auto` replaced by RAY_ADDRESS, or else by `local`."""
-    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
-
-
 @contextmanager
 def _private_ray(actors: int | None) -> Iterator[None]:
     """Start a Ray that listens on the loopback address alone, with a random token.
 
     The token exists in the environment of its processes, which other users cannot read.
     """
+    _raise_limits()
     variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -75,14 +80,7 @@ def _private_ray(actors: int | None) -> Iterator[None]:
         with _empty_folder() as folder, _changed(os.environ, variables):
             _read_token_again()
             with _changed(vars(ray_constants), switches), _without_notice():
-                _connect(
-                    folder,
-                    "local",
-                    num_cpus=actors,
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+                _start(folder, actors)
             yield
     finally:
         _read_token_again()
@@ -90,12 +88,14 @@ def _private_ray(actors: int | None) -> Iterator[None]:
 
 @contextmanager
 def _joined_ray(address: str) -> Iterator[None]:
+    check_cluster(address)
     with _empty_folder() as folder, _changed(os.environ, {}):
         try:
-            _connect(folder, address, logging_level=logging.WARNING)
-        except ConnectionError as error:
+            with _changed(vars(ray_constants), {"NUM_REDIS_GET_RETRIES": 1}):  # of half a minute
+                _connect(folder, address, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(
-                f"no Ray cluster at {address} ({error}): try --address local"
+                f"no Ray cluster at {address} ({one_line(error)}): try --address local"
             ) from error
         yield
 
@@ -110,16 +110,51 @@ def _empty_folder() -> Iterator[Path]:
             ray.shutdown()
 
 
+def _raise_limits() -> None:
+    """Raise limits of this process to what Ray needs; raise `UsageError` where that is refused."""
+    for kind, (needed, what, flag) in LIMITS.items():
+        soft, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UsageError(
+                f"this process is allowed {hard:,} {what}, and Ray needs {needed:,}: raise "
+                f"`ulimit {flag}`"
+            )
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            resource.setrlimit(kind, (needed, hard))
+
+
+def _start(folder: Path, actors: int | None) -> None:
+    """Start Ray on this machine; raise `PromptImlError` if it does not start."""
+    try:
+        _connect(
+            folder,
+            "local",
+            num_cpus=actors,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray raises no narrower one
+        raise PromptImlError(
+            f"Ray does not start on this machine ({one_line(error)}): see `ulimit -a`, the space "
+            "in /tmp, and the logs in /tmp/ray/session_latest/logs"
+        ) from error
+
+
 def _connect(folder: Path, address: str, **options: Any) -> None:
     """Call `ray.init` in the folder, as a script of that folder would."""
     # Under `uv run` Ray would send the working folder to the workers; in a job, the job decides.
     switches = {} if IN_A_JOB in os.environ else {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": False}
     arguments, sys.argv = sys.argv, [str(folder / "driver")]
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with chdir(folder), _changed(vars(ray_constants), switches):
             ray.init(address, **options)
     finally:
         sys.argv = arguments
+        # Ray's core would print a trace on SIGTERM and abort.
+        if on_sigterm is signal.default_int_handler:
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @contextmanager

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 STREAM_BLOCK = 8 << 20  # bytes of one ranged GET of a stream
 
+_ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{16}", re.DOTALL)  # as `_write_aside` names files
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 RETRIES = RetryPolicy()  # of one read from an object store
 PROBE_BYTES = 1 << 20
@@ -425,19 +426,34 @@ def _link_once(path: Path, data: bytes) -> bool:
         path.hardlink_to(aside)
     except FileExistsError:
         return False
+    except FileNotFoundError:  # removed by a reader that found `path` complete
+        if path.exists():
+            return False
+        raise
     finally:
-        aside.unlink()
+        aside.unlink(missing_ok=True)
     return True
+
+
+def half_written_of(uri: str) -> str | None:
+    """Return the URI for which a writer on a disk makes the file at `uri`; None for other files."""
+    folder, _, name = uri.rpartition("/")
+    aside = None if is_s3(uri) else _ASIDE.fullmatch(name)
+    return f"{folder}/{aside[1]}" if aside else None
 
 
 def _write_aside(path: Path, data: bytes) -> Path:
     """Write the bytes to a hidden file beside `path`, flush them to the disk; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}.{secrets.token_hex(8)}"
-    with aside.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with aside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk must not also keep the half of it
+        aside.unlink(missing_ok=True)
+        raise
     return aside
 
 

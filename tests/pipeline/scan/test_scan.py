@@ -205,8 +205,11 @@ def test_a_lost_part_is_made_again_and_the_others_are_kept(scanned: Scanned) -> 
     kept = parts[0].stat().st_mtime_ns
     storage.local_path(Run(scanned.output.as_uri(), "one").manifest_uri).unlink()
     parts[1].unlink()
+    half_written = parts[0].with_name(f".{parts[0].name}.0123456789abcdef")
+    half_written.write_bytes(b"PAR1")
     again = scanned.again()
     assert 0 < again["scanned_now"] < again["listed"] == 10
+    assert not half_written.exists()
     assert parts[0].stat().st_mtime_ns == kept
     assert findings(str(scanned.output)) == before
 
@@ -539,7 +542,7 @@ def test_credentials_that_end_stop_the_run_which_resumes(
 
 
 def test_what_an_actor_raises_is_one_line() -> None:
-    ours = CredentialsFailed("refused")
+    ours = CredentialsFailed("refused\nFailed to apply UDF transform after 1/1 attempts")
     for cause, expected in [
         (ours, "refused"),
         (ValueError("a\nb"), "a scan actor failed: ValueError: a b; the same command resumes"),
@@ -548,6 +551,12 @@ def test_what_an_actor_raises_is_one_line() -> None:
         wrapped = UserCodeException()
         wrapped.__cause__ = task.as_instanceof_cause()
         assert str(error_of_actor(wrapped)) == str(error_of_actor(task)) == expected
+
+
+def test_what_an_actor_cannot_write_ends_the_scan(inputs: str, folder: Folder) -> None:
+    folder.put("out/results", b"a file where the folder should be")
+    with pytest.raises(OutputNotWritable, match=r"File exists; choose another --output$"):
+        run_scan(inputs, output=f"{folder.uri}/out")
 
 
 def test_a_part_that_was_damaged_is_made_again(scanned: Scanned) -> None:

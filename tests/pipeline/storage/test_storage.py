@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,6 +148,25 @@ def test_create_once_leaves_nothing_beside(tmp_path: Path) -> None:
     for _ in range(2):
         storage.create_once(f"file://{tmp_path}/folder/part", b"data")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["part"]
+
+
+def test_a_disk_that_is_full_keeps_nothing_of_a_file(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputNotWritable, match="File too large; choose another --output"):
+            storage.create_once(f"file://{tmp_path}/part", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_written_file_is_known_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    aside = storage._write_aside(path, b"half")
+    assert storage.half_written_of(f"file://{aside}") == f"file://{path}"
+    for uri in (f"file://{path}", f"s3://bucket/{aside.name}", f"file://{tmp_path}/.part"):
+        assert storage.half_written_of(uri) is None
 
 
 def test_a_folder_is_writable_twice(store: Store) -> None:
