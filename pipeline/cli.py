@@ -137,9 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     entry = COMMANDS.get(name) or commands().get(name)
     if entry is None:
         return _no_command(argv)
+    resumes = entry.resumes
     try:
         with _sigterm_as_sigint():
-            return run(entry, parse(name, entry.settings, argv[1:]))
+            settings = parse(name, entry.settings, argv[1:])
+            resumes &= bool(getattr(settings, "output", None))
+            return run(entry, settings)
     except (ValidationError, SettingsError) as error:
         problem = _first_problem(entry.settings, error)
         return _refuse(f"{name}: {problem}; see prompt-iml {name} --help")
@@ -153,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PromptImlError as error:
         return _refuse(f"{name}: {error}", CRASHED)
     except KeyboardInterrupt:
-        again = "resumes" if entry.resumes else "begins again"
+        again = "resumes" if resumes else "begins again"
         print(f"interrupted: the same command {again}", file=sys.stderr)
         return INTERRUPTED
 

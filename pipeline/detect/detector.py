@@ -47,7 +47,7 @@ class Detector:
         opened = load_model(model)
         self._spec = RowSpec(
             model=opened.reference,
-            model_sha256=opened.sha256,
+            model_digest=opened.digest,
             engine=engine,
             threads=threads or default_threads(),
             max_pixels=max_pixels,

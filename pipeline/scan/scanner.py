@@ -140,13 +140,13 @@ class RowMaker:
         model = load_model(spec.model)
         self._current = CurrentPromptSet(model, spec.prompt_set) if spec.prompt_set else None
         model = self._current.model if self._current else model
+        if spec.policy:
+            model = replace(model, policy=Policy.from_json(spec.policy))
         if model.digest != spec.model_digest:
             raise UsageError(
                 f"{spec.model} is {model.id} here, and not all of its weights, graph, prompts and "
                 "policy are those of the run: install the same version of prompt-iml on every node"
             )
-        if spec.policy:
-            model = replace(model, policy=Policy.from_json(spec.policy))
         self._watch, self.meter = watch or Unwatched(), meter or Meter()
         engine = open_engine(model, spec.engine, threads=spec.threads)
         self._engine = WatchedEngine(engine, self._watch)
