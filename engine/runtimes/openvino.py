@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +52,18 @@ class OpenVinoEngine(GraphEngine):
             "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it: 5e-2 off
             "ENABLE_CPU_PINNING": False,  # pinned, all actors of a node would share the same cores
         } | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        try:
-            self._graph = self._core.read_model(model.graph)
-        except RuntimeError as error:
-            raise DamagedModel(f"{self.name} cannot load {model.graph}: {_line(error)}") from error
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
         self._cache = BlobCache()
         super().__init__(model)
+
+    @cached_property
+    def _graph(self) -> openvino.Model:
+        """The graph, read when the cache lacks a shape: `load_model` has checked its digest."""
+        path = self._model.graph
+        try:
+            return self._core.read_model(path)
+        except RuntimeError as error:
+            raise DamagedModel(f"{self.name} cannot load {path}: {_line(error)}") from error
 
     def submit(self, batch: Batch) -> Done:
         """Run the batch. Raises `InferError` when OpenVINO fails."""

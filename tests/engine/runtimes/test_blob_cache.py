@@ -74,6 +74,7 @@ def test_a_cached_engine_finds_the_same(folder: Path, monkeypatch: pytest.Monkey
     compiled = OpenVinoEngine(model, threads=1).run(batch)
     with monkeypatch.context() as patch:
         patch.delattr(openvino.Core, "compile_model")
+        patch.delattr(openvino.Core, "read_model")
         kept = OpenVinoEngine(model, threads=1).run(batch)
     np.testing.assert_array_equal(kept.mask_logits, compiled.mask_logits)
     np.testing.assert_array_equal(kept.score_logit, compiled.score_logit)
