@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from prompt_iml.engine.errors import FetchError
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef
 
 LISTING_THREADS = 16
 KEYS_PER_PAGE = 1000  # maximum of S3
 RANGES_PER_PAGE = 64
+WAYS_TO_A_FOLDER = 1000  # through links, which multiply where folders link to each other
 
 Skip = Callable[[str], bool]
+_Identity = tuple[int, int]  # device and inode
 
 
 def list_objects(
@@ -38,7 +41,8 @@ def list_objects(
         starts: prefix of the names below the folder that are listed.
 
     Raises:
-        FetchError: the folder, or a folder below it, cannot be listed.
+        FetchError: the folder, or a folder below it, cannot be listed, or links lead to it in too
+            many ways.
     """
     if storage.is_s3(folder):
         return _list_s3(folder, skip, starts)
@@ -48,45 +52,72 @@ def list_objects(
 def _list_local(folder: str, skip: Skip, starts: str) -> Iterator[ObjectRef]:
     root = storage.local_path(folder)
     beginning = str(root / starts)
-    for path in _walk(str(root), frozenset(), skip):
-        ref = _local_ref(path) if path.startswith(beginning) else None
-        if ref:
-            yield ref
+    for path in _walk(str(root), skip):
+        if path.startswith(beginning):
+            yield _local_ref(path)
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]], skip: Skip) -> Iterator[str]:
-    """Yield the paths of everything but folders; links are followed."""
-    with storage.fetching(f"file://{folder}"):
-        status = Path(folder).stat()
-        with os.scandir(folder) as scan:
-            entries = sorted((_s3_order(entry), entry.path) for entry in scan)
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # reached through a link to a folder that contains it
-        return
-    for name, path in entries:
-        if skip(os.fsdecode(name.rstrip(b"/"))):
+def _walk(folder: str, skip: Skip) -> Iterator[str]:
+    """Yield the paths of everything but folders; links are followed.
+
+    Raises:
+        FetchError: a folder cannot be listed, or links lead to it in too many ways.
+    """
+    here, entries = _folder(folder)
+    open_folders = {here: entries}  # those above the current path, each with what is left of it
+    ways = Counter[_Identity]()  # by links
+    while open_folders:
+        here = next(reversed(open_folders))
+        entry = next(open_folders[here], None)
+        if entry is None:
+            del open_folders[here]
+        elif skip(os.fsdecode(entry.key.rstrip(b"/"))):
             continue
-        if name.endswith(b"/"):
-            yield from _walk(path, above | {here}, skip)
+        elif not entry.key.endswith(b"/"):
+            yield entry.path
         else:
-            yield path
+            inner, entries = _folder(entry.path)
+            if inner in open_folders:  # reached through a link to a folder that contains it
+                continue
+            if entry.is_link:
+                ways[inner] += 1
+            if ways[inner] > WAYS_TO_A_FOLDER:
+                shown = storage.display_name(entry.path)
+                raise FetchError(f"{shown}: links lead to this folder in too many ways")
+            open_folders[inner] = entries
 
 
-def _s3_order(entry: os.DirEntry[str]) -> bytes:
-    """Return the sort key that gives the order of S3: the name, with a slash after a folder's."""
-    is_folder = entry.is_dir(follow_symlinks=False) or (
-        entry.is_symlink() and Path(entry.path).is_dir()
-    )
-    return os.fsencode(entry.name) + (b"/" if is_folder else b"")
+class _Entry(NamedTuple):
+    """Entry of a folder. The keys sort as on S3: that of a folder is its name with a slash."""
+
+    key: bytes
+    path: str
+    is_link: bool
 
 
-def _local_ref(path: str) -> ObjectRef | None:
+def _folder(path: str) -> tuple[_Identity, Iterator[_Entry]]:
+    """Return the identity of a folder, and its entries in order."""
+    with storage.fetching(f"file://{path}"):
+        status = Path(path).stat()
+        with os.scandir(path) as scan:
+            entries = sorted(map(_entry, scan))
+    return (status.st_dev, status.st_ino), iter(entries)
+
+
+def _entry(entry: os.DirEntry[str]) -> _Entry:
+    is_link = entry.is_symlink()
+    is_folder = Path(entry.path).is_dir() if is_link else entry.is_dir(follow_symlinks=False)
+    return _Entry(os.fsencode(entry.name) + b"/" * is_folder, entry.path, is_link)
+
+
+def _local_ref(path: str) -> ObjectRef:
+    """Return the reference to a file; reading a broken link, a pipe or a device fails."""
     uri = f"file://{path}"
     try:
         status = Path(path).stat()
     except OSError:
-        return ObjectRef(uri)  # a broken link: reading it fails
-    return storage.local_ref(uri, status) if stat.S_ISREG(status.st_mode) else None
+        return ObjectRef(uri)
+    return storage.local_ref(uri, status) if stat.S_ISREG(status.st_mode) else ObjectRef(uri)
 
 
 @dataclass(frozen=True, slots=True)

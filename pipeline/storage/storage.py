@@ -163,7 +163,8 @@ def read_bytes(uri: str, size_bytes: int = -1) -> bytes:
     Raises:
         FetchError: `NotFound`, `Denied`, `FetchTimeout`, or another reason.
     """
-    if not is_s3(uri):
+    if uri.startswith("file://"):
+        look_up(uri)  # a pipe would be waited for, and a device has no end
         return _read_once(uri)
     return retry(lambda: _read_whole(uri, size_bytes), RETRIES)
 
@@ -188,6 +189,8 @@ def open_stream(uri: str) -> BinaryIO:
     Raises:
         FetchError: from this call and from every method of the stream.
     """
+    if uri.startswith("file://"):
+        look_up(uri)  # as `read_bytes`
     return io.BufferedReader(_Stream(uri), 1 << 20)
 
 

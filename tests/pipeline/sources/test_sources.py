@@ -211,7 +211,45 @@ def test_links(folder: Folder) -> None:
     (folder.path / "in/self.jpg").symlink_to("self.jpg")
     os.mkfifo(folder.path / "in/pipe")
     codes = {s.uri.rpartition("/")[2]: s.error and s.error.code for s in scan(f"{folder.uri}/in")}
-    assert codes == {"a.jpg": None, "gone.jpg": "not_found", "self.jpg": "fetch_failed"}
+    failed = dict.fromkeys(["self.jpg", "pipe"], "fetch_failed")
+    assert codes == {"a.jpg": None, "gone.jpg": "not_found"} | failed
+
+
+@pytest.mark.timeout(20)
+def test_pipes_and_devices_are_not_waited_for(folder: Folder) -> None:
+    names = ["pipe.jpg", "pipe.tar", "pipe.parquet"]
+    for name in names:
+        os.mkfifo(folder.path / name)
+    listed = folder.put("list.txt", lines("# all", *names, "/dev/zero"))
+    in_folder = [sample for sample in scan(folder.uri) if sample.uri != listed]
+    for sample in [*scan(listed, format="list"), *in_folder]:
+        assert str(sample.error).endswith("not a regular file")
+    with pytest.raises(UsageError, match="/dev/zero: not a regular file"):
+        units("/dev/zero")
+
+
+def test_links_that_multiply_are_refused(folder: Folder) -> None:
+    """Each of thirty folders has two links to the next: a thousand million ways to the last."""
+    for n in range(30):
+        (folder.path / f"in{n}").mkdir()
+        for name in ("a", "b"):
+            (folder.path / f"in{n}" / name).symlink_to(folder.path / f"in{n + 1}")
+    (folder.path / "in30").mkdir()
+    with pytest.raises(UsageError, match="links lead to this folder in too many ways"):
+        units(f"{folder.uri}/in0")
+
+
+def test_deep_folders(tmp_path: Path) -> None:
+    folders = [Path(f"{tmp_path}{'/d' * depth}") for depth in range(1, 1200)]
+    for path in folders:
+        path.mkdir()
+    (folders[-1] / "a.jpg").write_bytes(b"data")
+    try:
+        assert [s.data for s in scan(str(tmp_path))] == [b"data"]
+    finally:  # pytest cannot remove so many
+        (folders[-1] / "a.jpg").unlink()
+        for path in reversed(folders):
+            path.rmdir()
 
 
 def test_strange_names(store: Store) -> None:
