@@ -105,6 +105,7 @@ _RAW_PHOTOMETRIC = (32803, 34892)
 _RAW_MAKERS = {"CANON": "CR2", "NIKON": "NEF", "PENTAX": "PEF", "SONY": "ARW"}
 _DNG_VERSION = 50706
 _SUBIFDS = 330
+MAX_FRAMES = 5000  # that are counted one by one
 _MAX_SUBIFDS = 8  # each may be as large as the file
 
 # Any marker but a restart; what else follows 0xff within a scan is data or padding.
@@ -147,7 +148,8 @@ class Decoded:
         image: pixels in the stored frame, the JPEG luma table and quality.
         facts: `media_type`, one of `ALLOWED`; `width` and `height` of the pixels;
             `exif_orientation`, 1..8, not applied, None when there is none; `frame_count`, None
-            when the pictures in the file cannot be counted; `jpeg_quality`, None if not JPEG.
+            when the pictures in the file cannot be counted, or are more than `MAX_FRAMES` in a
+            format without their number; `jpeg_quality`, None if not JPEG.
     """
 
     image: Image
@@ -534,10 +536,27 @@ def _count_frames(payload: bytes, picture: ImageFile) -> int | None:
     try:
         if "mp" in picture.info:
             picture = JpegImagePlugin.jpeg_factory(io.BytesIO(payload))
+        if isinstance(picture, GifImagePlugin.GifImageFile | TiffImagePlugin.TiffImageFile):
+            return _count_by_seeking(picture)
         count = getattr(picture, "n_frames", 1)
         return count if 0 < count < 2**31 else None
     except _BROKEN:
         return None  # a later frame is damaged; the first was decoded
+
+
+def _count_by_seeking(
+    picture: GifImagePlugin.GifImageFile | TiffImagePlugin.TiffImageFile,
+) -> int | None:
+    """Count pictures by going to each, without decoding it; None beyond `MAX_FRAMES`."""
+    for count in range(1, MAX_FRAMES + 1):
+        try:
+            if isinstance(picture, GifImagePlugin.GifImageFile):
+                picture._seek(count, update_image=False)
+            else:
+                picture._seek(count)
+        except EOFError:
+            return count
+    return None
 
 
 def _as_decode_error(error: Exception, payload: bytes, facts: dict[str, Any]) -> DecodeError:

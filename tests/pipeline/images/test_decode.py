@@ -30,7 +30,14 @@ from prompt_iml.engine.errors import (
     Truncated,
     Unsupported,
 )
-from prompt_iml.pipeline.images.decode import ALLOWED, Decoded, DecodeLimits, decode, decode_picture
+from prompt_iml.pipeline.images.decode import (
+    ALLOWED,
+    MAX_FRAMES,
+    Decoded,
+    DecodeLimits,
+    decode,
+    decode_picture,
+)
 from prompt_iml.pipeline.images.sniff import sniff
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
@@ -448,6 +455,27 @@ def test_mpo_is_a_jpeg_with_several_frames() -> None:
     known = {"media_type": "image/jpeg", "frame_count": 2, "jpeg_quality": 90}
     assert found.facts == found.facts | known
     assert found.image.jpeg_quality == 90
+
+
+@pytest.mark.parametrize("count", [3, 6000])
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_frames_are_counted_up_to_a_limit(kind: str, count: int) -> None:
+    found = decode(many_frames(kind, count), LIMITS)
+    assert found.facts["frame_count"] == (count if count <= MAX_FRAMES else None)
+
+
+def many_frames(kind: str, count: int) -> bytes:
+    """Return an animation of one pixel, or a TIFF of pages that share their pixel."""
+    if kind == "GIF":
+        first = save(Image.new("L", (1, 1)), "GIF")
+        at = first.index(b",\0\0\0\0")
+        return first[:at] + first[at:-1] * count + b";"
+    tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    page = struct.pack("<H", len(entries)) + b"".join(entries)
+    ends = [12 + (len(page) + 4) * n for n in range(1, count)] + [0]
+    pages = b"".join(page + struct.pack("<I", end) for end in ends)
+    return b"II*\0" + struct.pack("<II", 12, 0) + pages
 
 
 def test_a_damaged_later_frame_leaves_the_first() -> None:
