@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prompt_iml.pipeline.run.folder import Json, Run, encode, read_json
+from prompt_iml.pipeline.sources.changes import Listed
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Unit, unit_to_json
 
@@ -43,12 +44,15 @@ class Plan:
         units: number of units.
         size_bytes: sum of the units' sizes, where known.
         images: number of images that the listing could count (tar shards are not counted).
+        inputs: digest of what was listed of each INPUT (`sources.changes`); empty for plans of
+            earlier versions, and of what failed in another run.
     """
 
     files: tuple[str, ...]
     units: int
     size_bytes: int
     images: int
+    inputs: tuple[Json, ...] = ()
 
 
 class PlannedUnit(NamedTuple):
@@ -58,11 +62,16 @@ class PlannedUnit(NamedTuple):
     unit: str
 
 
-def make_plan(run: Run, units: Iterable[Unit]) -> Plan:
+def make_plan(run: Run, units: Iterable[Unit], listed: Sequence[Listed] = ()) -> Plan:
     """Write the units as the run's plan; return the plan, which may be another driver's.
 
     A driver that dies leaves files that no plan.json names; the next one starts over with another
     prefix. Of two drivers, the first that writes plan.json wins.
+
+    Args:
+        run: run to plan.
+        units: its units.
+        listed: filled with the digests of the inputs while the units are taken.
     """
     prefix = f"{run.folder}/plan/{secrets.token_hex(4)}"
     files: list[str] = []
@@ -75,6 +84,7 @@ def make_plan(run: Run, units: Iterable[Unit]) -> Plan:
         size_bytes += sum(max(unit.size_bytes, 0) for unit in chunk)
         images += sum(max(unit.images, 0) for unit in chunk)
     plan: Json = {"files": files, "units": count, "size_bytes": size_bytes, "images": images}
+    plan["inputs"] = [each.to_json() for each in listed]
     storage.create_once(run.plan_uri, encode(plan))
     return read_plan(run)
 
@@ -83,7 +93,8 @@ def read_plan(run: Run) -> Plan:
     """Read the run's plan; it exists if `run.plan_uri` does."""
     plan = read_json(run.plan_uri)
     files = tuple(f"{run.folder}/{name}" for name in plan["files"])
-    return Plan(files, plan["units"], plan["size_bytes"], plan["images"])
+    inputs = tuple(plan.get("inputs", ()))
+    return Plan(files, plan["units"], plan["size_bytes"], plan["images"], inputs)
 
 
 def read_plan_file(uri: str) -> pa.Table:

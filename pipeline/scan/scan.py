@@ -15,7 +15,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from prompt_iml.engine.errors import NotFound, PromptImlError, UsageError
+from prompt_iml.engine.errors import NotFound, PromptImlError, RunMismatch, UsageError
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import read_policy
 from prompt_iml.engine.runtimes.open import check_engine
@@ -29,7 +29,8 @@ from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
 from prompt_iml.pipeline.scan.scanner import Part, RowSpec, ScanSpec, highest
 from prompt_iml.pipeline.settings import InputFlags, ScanSettings
 from prompt_iml.pipeline.sources import list_units
-from prompt_iml.pipeline.sources.inputs import resolve
+from prompt_iml.pipeline.sources.changes import Listed, changed_input
+from prompt_iml.pipeline.sources.inputs import Entry, entries_of, resolve
 from prompt_iml.pipeline.sources.packing import divided
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
@@ -119,6 +120,11 @@ def scan(settings: ScanSettings) -> Json:
     if manifest:
         if gone := missing_parts(run, manifest["parts"]):
             raise UsageError(f"run {run.run_id} is complete, but {gone}: see prompt-iml verify")
+        if changed := changed_since(run, settings):
+            raise RunMismatch(
+                f"{changed}: scan what is there now under another --run-id, and with "
+                f"--skip-scanned {run.run_id} what is new alone"
+            )
         log(f"already complete: run {run.run_id}; another --run-id scans again")
     else:
         plan = plan_of(run, settings, earlier)
@@ -214,6 +220,8 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
 
     if storage.exists(run.plan_uri):
         log(f"resuming run {run.run_id}")
+        if changed := changed_since(run, settings):
+            log(f"{changed}: this run scans what was listed then", logging.WARNING)
         return read_plan(run)
     if earlier and settings.retry_failed:
         many, limit = settings.images_per_unit, settings.limit
@@ -226,12 +234,31 @@ def plan_of(run: Run, settings: ScanSettings, earlier: Run | None = None) -> Pla
         )
         return make_plan(run, divided(sliced(units, settings.slice)))
     with ScannedIn(earlier) if earlier else nullcontext() as scanned:
-        units = units_of(settings, limit=settings.limit, scanned=scanned)
-        return make_plan(run, divided(sliced(units, settings.slice)))
+        listed: list[Listed] = []
+        units = units_of(settings, limit=settings.limit, scanned=scanned, listed=listed)
+        return make_plan(run, divided(sliced(units, settings.slice)), listed)
+
+
+def changed_since(run: Run, settings: ScanSettings) -> str:
+    """Return a text about an input that changed since the run was planned; empty without any."""
+
+    def listing(name: str) -> Iterator[Entry]:
+        source = resolve(name)
+        yield from entries_of(source, settings.format, settings.image_column, settings.trust_lists)
+
+    planned = read_plan(run).inputs if storage.exists(run.plan_uri) else ()
+    changed = changed_input(settings.inputs, planned, listing)
+    if changed is None:
+        return ""
+    return f"{changed} holds other files, or lists others, than when run {run.run_id} was planned"
 
 
 def units_of(
-    settings: InputFlags, *, limit: int | None = None, scanned: ScannedIn | None = None
+    settings: InputFlags,
+    *,
+    limit: int | None = None,
+    scanned: ScannedIn | None = None,
+    listed: list[Listed] | None = None,
 ) -> Generator[Unit]:
     """Yield the units of the inputs; raises as `list_units`."""
     yield from list_units(
@@ -242,6 +269,7 @@ def units_of(
         limit=limit,
         scanned=scanned,
         trust_lists=settings.trust_lists,
+        listed=listed,
     )
 
 

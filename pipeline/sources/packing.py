@@ -11,6 +11,7 @@ from math import ceil
 from typing import Protocol
 
 from prompt_iml.engine.errors import EmptySource
+from prompt_iml.pipeline.sources.changes import Listed
 from prompt_iml.pipeline.sources.inputs import Entry, entries_of, resolve
 from prompt_iml.pipeline.sources.names import Format
 from prompt_iml.pipeline.sources.parquet import plan_parquet
@@ -49,6 +50,7 @@ def list_units(
     limit: int | None = None,
     scanned: Scanned | None = None,
     trust_lists: bool = False,
+    listed: list[Listed] | None = None,
 ) -> Iterator[Unit]:
     """Yield the images of the inputs as units, while they are listed.
 
@@ -67,6 +69,7 @@ def list_units(
         scanned: objects and shards of which another run has rows; they become units with
             `scanned_in`, and do not count towards the limit.
         trust_lists: see `read_list`.
+        listed: gets the digest of each input, which is final when all units were taken.
 
     Raises:
         MissingInput: an input does not exist, or no name matches it.
@@ -75,10 +78,13 @@ def list_units(
         UsageError: an input cannot be read for another reason.
     """
     sources = [resolve(name) for name in inputs]
+    digests = [Listed() for _ in sources]
+    if listed is not None:
+        listed.extend(digests)
     entries = (
         entry
-        for source in sources
-        for entry in entries_of(source, format, image_column, trust_lists)
+        for source, digest in zip(sources, digests, strict=True)
+        for entry in digest.watch(entries_of(source, format, image_column, trust_lists))
     )
     per_unit = images_per_unit if limit is None else min(images_per_unit, limit)
     plan = partial(

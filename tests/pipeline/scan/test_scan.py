@@ -188,6 +188,20 @@ def test_again_is_already_complete(scanned: Scanned, capsys: pytest.CaptureFixtu
     assert (again["scanned_now"], again["listed"]) == (0, 10)
 
 
+def test_a_complete_run_says_that_its_inputs_changed(
+    crops: dict[str, bytes], folder: Folder
+) -> None:
+    for number, data in enumerate(crops.values()):
+        folder.put(f"img/{number}.jpg", data)
+    listed = folder.put("list.txt", b"img/0.jpg\nimg/1.jpg\nimg/1.jpg\n")
+    output = f"{folder.uri}/out"
+    assert run_scan(listed, output=output)["listed"] == 3
+    folder.put("list.txt", b"img/0.jpg\nimg/1.jpg\nimg/1.jpg\nimg/2.jpg\nimg/3.jpg\n")
+    with pytest.raises(RunMismatch, match=r"list\.txt holds other files, or lists others, than"):
+        run_scan(listed, output=output)
+    assert run_scan(listed, output=output, run_id="new")["listed"] == 5
+
+
 def test_another_configuration_under_the_same_run_is_refused(scanned: Scanned) -> None:
     with pytest.raises(RunMismatch, match=r"\(limit\)"):
         scanned.again(limit=2)
