@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prompt_iml.engine.errors import DamagedShard, Empty, FetchError, Unsupported, UsageError
-from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
+from prompt_iml.pipeline.images.sniff import HEAD_BYTES, describe_stand_in, sniff
 from prompt_iml.pipeline.logs import one_line
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 16 << 20  # of values that are unpacked together, unless one alone has more
 MAX_BATCH_ROWS = 1024
-INDEX_BYTES = 16  # upper bound per value, with its share of page headers
+TEXT_BYTES = 1 << 16  # of a path or an id
+MOST = 1 << 53  # rows or bytes; a footer with more is damaged
 ID_COLUMNS = ("content_id", "id")
 # What pyarrow raises on files that it does not foresee; its `ArrowException`s are other types too.
 READER_ERRORS = (
@@ -37,14 +37,8 @@ _USUAL_NAMES = (
 
 
 @contextmanager
-def open_parquet(
-    uri: str, dictionaries: Callable[[pq.ParquetFile], list[str]] = lambda file: []
-) -> Iterator[pq.ParquetFile]:
+def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     """Open a file and read its footer.
-
-    Args:
-        uri: URI of the file.
-        dictionaries: returns the columns of the file, as paths, to keep dictionary-encoded.
 
     Raises:
         FetchError: the file cannot be read; `DamagedShard`: it is not a Parquet file.
@@ -54,16 +48,34 @@ def open_parquet(
             # Without pre_buffer a row group is streamed, not held in memory whole.
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
         except READER_ERRORS as error:
-            raise DamagedShard(f"{storage.display_name(uri)}: {one_line(error)}") from error
-        if columns := dictionaries(file):
-            file = pq.ParquetFile(
-                stream,
-                metadata=file.metadata,
-                read_dictionary=columns,
-                pre_buffer=False,
-                buffer_size=1 << 20,
-            )
+            stream.seek(0)
+            stand_in = describe_stand_in(stream.read(HEAD_BYTES))
+            why = f" is {stand_in}" if stand_in else f": {one_line(error)}"
+            raise DamagedShard(f"{storage.display_name(uri)}{why}") from error
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        if min(counts, default=0) < 0 or sum(counts) > MOST:
+            raise DamagedShard(f"{storage.display_name(uri)}: its footer counts impossible rows")
         yield file
+
+
+def batches(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a row group, in batches of some `BATCH_BYTES` or of one row.
+
+    A value may be as large as all that is stored of its column, and be repeated in each row. Not
+    so for numbers, and where a batch holds each value once, in a dictionary.
+
+    Raises:
+        READER_ERRORS: a page is damaged, or does not fit into memory.
+    """
+    metadata, schema = file.metadata.row_group(group), file.schema_arrow
+    types = {name: schema.field(name).type for name in columns}
+    stored = sum(
+        _column_bytes(metadata, name, "total_uncompressed_size")
+        for name, kind in types.items()
+        if not (pa.types.is_dictionary(kind) or pa.types.is_primitive(kind))
+    )
+    rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // (stored or 1)))
+    yield from file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
 
 
 def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | None:
@@ -160,7 +172,8 @@ def _row_group_units(whole: Unit, metadata: Any, images_per_unit: int) -> list[U
     first = images = size = row = 0
     for group in range(metadata.num_row_groups):
         images += metadata.row_group(group).num_rows
-        size += _column_bytes(metadata.row_group(group), whole.column, "total_compressed_size")
+        stored = _column_bytes(metadata.row_group(group), whole.column, "total_compressed_size")
+        size = min(size + max(stored, 0), MOST)
         is_last = group == metadata.num_row_groups - 1
         if images >= images_per_unit or (images and is_last):
             rows = {"first": first, "last": group + 1, "first_row": row, "images": images}
@@ -179,7 +192,7 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
     """
     row = unit.first_row
     try:
-        with open_parquet(unit.uri, partial(_repeating, unit)) as file:
+        with open_parquet(unit.uri) as file:
             column = column_of_images(unit.uri, file.schema_arrow, unit.column or None)
             if column is None:
                 raise DamagedShard(f"{storage.display_name(unit.uri)}: {_lack(file)}")
@@ -207,42 +220,14 @@ def _lack(file: pq.ParquetFile) -> str:
     return "no column of image bytes"
 
 
-def _repeating(unit: Unit, file: pq.ParquetFile) -> list[str]:
-    """Return the paths of the image column whose values are repeated through a dictionary.
-
-    Such a column stays encoded: a file of 2 kB may repeat an image of 50 MB a thousand times.
-    """
-    column = column_of_images(unit.uri, file.schema_arrow, unit.column or None) or ""
-    groups = range(file.num_row_groups)[unit.first : unit.last or None]
-    chunks = [c for group in groups for c in _chunks_of(file.metadata.row_group(group), column)]
-    return sorted({chunk.path_in_schema for chunk in chunks if _in_dictionary(chunk)})
-
-
-def _in_dictionary(chunk: Any) -> bool:
-    """Return whether the pages after the dictionary hold little more than indices into it."""
-    if not chunk.has_dictionary_page:
-        return False
-    dictionary_bytes = chunk.data_page_offset - chunk.dictionary_page_offset
-    page_bytes = chunk.total_compressed_size - dictionary_bytes
-    return bool(page_bytes <= INDEX_BYTES * chunk.num_values)
-
-
 def _read_row_group(
     uri: str, file: pq.ParquetFile, group: int, row: int, column: str, max_object_bytes: int
 ) -> Iterator[Sample]:
-    metadata = file.metadata.row_group(group)
-    end = row + metadata.num_rows
+    end = row + file.metadata.row_group(group).num_rows
     names = file.schema_arrow.names
     ids = [name for name in ID_COLUMNS if names.count(name) == 1][:1]
-    image_bytes = _column_bytes(metadata, column, "total_uncompressed_size") // (end - row or 1)
-    batches = file.iter_batches(
-        batch_size=max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // (image_bytes or 1))),
-        row_groups=[group],
-        columns=[column, *ids],
-        use_threads=False,
-    )
     try:
-        for batch in batches:
+        for batch in batches(file, group, [column, *ids]):
             for cells in zip(*(batch.column(name) for name in [column, *ids]), strict=True):
                 yield _sample(uri, row, cells, max_object_bytes)
                 row += 1
@@ -310,11 +295,17 @@ def _value(cell: Any) -> pa.BinaryScalar | None:
 
 
 def text(cell: Any) -> str | None:
-    """Return a cell as text, with bytes that are not UTF-8 escaped; None if null or empty."""
+    """Return a cell as text, with bytes that are not UTF-8 escaped; None if null or empty.
+
+    What is beyond `TEXT_BYTES` is cut.
+    """
     if not cell.is_valid:
         return None
+    if isinstance(cell, pa.DictionaryScalar):
+        cell = cell.value
     if isinstance(cell, pa.BinaryScalar):
-        return bytes(cell.as_buffer()).decode("utf-8", "backslashreplace") or None
+        value = bytes(cell.as_buffer()[:TEXT_BYTES])
+        return value.decode("utf-8", "backslashreplace") or None
     try:
         return str(cell.as_py())
     except (ValueError, OverflowError):  # a time outside of Python's range

@@ -9,13 +9,16 @@ from itertools import islice
 
 from prompt_iml.engine.errors import (
     AlreadyScanned,
+    DamagedShard,
     Denied,
     FetchError,
     ImageError,
     NotFound,
+    OutOfMemory,
     Unsupported,
     UsageError,
 )
+from prompt_iml.pipeline.logs import one_line
 from prompt_iml.pipeline.sources.names import (
     UNREAD_ARCHIVE,
     claims_to_be_image,
@@ -41,14 +44,34 @@ def read_unit(unit: Unit, *, max_object_bytes: int, threads: int) -> Iterator[Sa
     if unit.scanned_in:
         return _already_scanned(unit)
     if unit.kind == "tar":
-        samples = read_tar(unit.uri, max_object_bytes=max_object_bytes)
+        samples = _to_error(unit, read_tar(unit.uri, max_object_bytes=max_object_bytes))
     elif unit.kind == "parquet":
-        samples = read_parquet(unit, max_object_bytes=max_object_bytes)
+        samples = _to_error(unit, read_parquet(unit, max_object_bytes=max_object_bytes))
     else:
         samples = _read_objects(unit.objects, max_object_bytes, threads)
     if unit.members:
         samples = _only_members(samples, unit)
     return samples if unit.limit < 0 else islice(samples, unit.limit)
+
+
+def _to_error(unit: Unit, samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Yield samples of a shard; whatever its reader raises becomes the last, which names it."""
+    count = 0
+    try:
+        for sample in samples:
+            yield sample
+            count += 1
+    except Exception as error:  # broad, because no shard may end the job
+        row = unit.first_row + count
+        member = str(row) if unit.kind == "parquet" and row else None
+        yield Sample(unit.uri, member, error=_unforeseen(unit.uri, error))
+
+
+def _unforeseen(uri: str, error: Exception) -> ImageError:
+    name = storage.display_name(uri)
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"{name}: reading it needs more memory than the process has", "fetch")
+    return DamagedShard(f"{name}: {type(error).__name__}: {one_line(error)}")
 
 
 def _already_scanned(unit: Unit) -> Iterator[Sample]:
@@ -66,7 +89,7 @@ def _only_members(samples: Iterator[Sample], unit: Unit) -> Iterator[Sample]:
         if name in left:
             del left[name]
             yield sample
-        elif isinstance(sample.error, FetchError):
+        elif isinstance(sample.error, FetchError | OutOfMemory):
             damage = sample.error  # nothing after it can be read
         if not left:
             return
@@ -93,6 +116,8 @@ def _fetch(ref: ObjectRef, max_object_bytes: int) -> Sample:
         data = None if error else storage.read_bytes(ref.uri, size)
     except ImageError as failure:
         data, error = None, failure
+    except MemoryError as failure:
+        data, error = None, _unforeseen(ref.uri, failure)
     claims_image = claims_to_be_image(ref.uri)
     return Sample(ref.uri, None, ref.content_id, data, error, claims_image)
 

@@ -6,6 +6,7 @@ the end of the archive, where this module reports the damage.
 
 from __future__ import annotations
 
+import io
 import posixpath
 import tarfile
 from collections.abc import Iterator
@@ -13,18 +14,19 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from prompt_iml.engine.errors import DamagedShard, FetchError, ImageError, Unsupported
-from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
+from prompt_iml.pipeline.images.sniff import HEAD_BYTES, describe_stand_in, sniff
 from prompt_iml.pipeline.sources.names import claims_to_be_image, is_apple_double
 from prompt_iml.pipeline.sources.packed import DAMAGED, unpacked
 from prompt_iml.pipeline.sources.zipped import is_zip, read_zip
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Sample, too_large
 
-MAX_EXTENSION = 1 << 20  # bytes of a long name or a pax header; real ones have hundreds
+MAX_EXTENSION = 1 << 20  # bytes of the long names and pax headers of a member; real: hundreds
+MAX_NAME = 1 << 16  # bytes of a member's name; systems allow 4096, and many are held at once
 LENGTH_DIGITS = 9  # of a pax record, with the space after them
 SIZE_DIGITS = 18  # maximum for a member's size, which the table must hold; more is damage
 LINKED_BYTES = 64 << 20  # of earlier members that links may point to, with their names
-ZEROS = 1 << 20  # bytes of zeros that are looked at together
+ZEROS = 1 << 20  # bytes of zeros that are looked at together, at most
 _BLOCK = tarfile.BLOCKSIZE
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _EXTENSIONS = (
@@ -34,6 +36,8 @@ _EXTENSIONS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
+_SPARSE = "GNU.sparse."
+_KEYWORDS = ("path", "linkpath", "size", f"{_SPARSE}name")
 _WITHOUT_BODY = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 
@@ -47,6 +51,8 @@ def read_tar(uri: str, *, max_object_bytes: int) -> Iterator[Sample]:
     """
     try:
         with storage.open_stream(uri) as stream:
+            if stand_in := describe_stand_in(stream.read(HEAD_BYTES)):
+                raise DamagedShard(f"{storage.display_name(uri)} is {stand_in}")
             if is_zip(stream):
                 yield from read_zip(uri, stream, max_object_bytes=max_object_bytes)
             else:
@@ -87,7 +93,7 @@ class _Archive:
     def __init__(self, uri: str, stream: BinaryIO, compression: str) -> None:
         self._uri = uri
         self._stream = stream
-        self._ahead = b""  # bytes that were read and belong to what is read next
+        self._ahead = io.BytesIO()  # bytes that were read and belong to what is read next
         self.position = 0
         self.compression = compression
 
@@ -100,9 +106,10 @@ class _Archive:
 
     def read_up_to(self, count: int) -> bytes:
         """Read `count` bytes, or fewer at the end of the file."""
-        data, self._ahead = self._ahead[:count], self._ahead[count:]
+        data = self._ahead.read(count)
         try:
             if len(data) < count:
+                self._ahead = io.BytesIO()
                 data += self._stream.read(count - len(data))
         except DAMAGED as error:
             raise self.damaged(f"{self.compression}: {error}") from error
@@ -110,13 +117,22 @@ class _Archive:
         return data
 
     def skip_zeros(self) -> None:
-        """Read blocks of zeros and drop them, many at a time; what follows is read next."""
-        while data := self.read_up_to(ZEROS):
+        """Read blocks of zeros and drop them, ever more at a time; what follows is read next."""
+        count = _BLOCK
+        while data := self.read_up_to(count):
             blocks = data.lstrip(b"\0")
             if blocks:
-                self._ahead = data[(len(data) - len(blocks)) // _BLOCK * _BLOCK :]
-                self.position -= len(self._ahead)
+                self._put_back(data[(len(data) - len(blocks)) // _BLOCK * _BLOCK :])
                 return
+            count = min(2 * count, ZEROS)
+
+    def _put_back(self, data: bytes) -> None:
+        """Let the last bytes that were read be read again."""
+        self.position -= len(data)
+        if self._ahead.tell():  # they came from there
+            self._ahead.seek(-len(data), io.SEEK_CUR)
+        else:
+            self._ahead = io.BytesIO(data)
 
     def skip(self, count: int) -> None:
         """Read `count` bytes and drop them."""
@@ -127,7 +143,7 @@ class _Archive:
         """Read bytes before this position of an archive that is not packed."""
         self._stream.seek(position)
         data = self._stream.read(count)
-        self._stream.seek(self.position + len(self._ahead))
+        self._stream.seek(self.position + len(self._ahead.getbuffer()) - self._ahead.tell())
         return data
 
     def damaged(self, what: str) -> DamagedShard:
@@ -241,6 +257,7 @@ def _members(archive: _Archive) -> Iterator[_Member]:
     """
     ended = False
     extended: dict[str, str] = {}
+    extension_bytes = 0
     while block := archive.read_up_to(_BLOCK):
         ended = not block.strip(b"\0")
         if ended:
@@ -248,6 +265,9 @@ def _members(archive: _Archive) -> Iterator[_Member]:
             continue
         header = _header(archive, block)
         if header.type in _EXTENSIONS:
+            extension_bytes += header.size
+            if not 0 <= header.size <= extension_bytes <= MAX_EXTENSION:
+                raise archive.damaged(f"an extended header of {extension_bytes} bytes")
             extended |= _extension(archive, header)
             continue
         if header.type == tarfile.GNUTYPE_SPARSE:
@@ -256,7 +276,7 @@ def _members(archive: _Archive) -> Iterator[_Member]:
             yield _link(header, extended)
         elif header.type not in _WITHOUT_BODY:
             yield _member(archive, header, extended)
-        extended = {}
+        extended, extension_bytes = {}, 0
     if not ended:
         raise archive.damaged("truncated: no end-of-archive mark")
 
@@ -274,9 +294,9 @@ def _member(archive: _Archive, header: tarfile.TarInfo, extended: dict[str, str]
     if not size.isdecimal() or len(size) > SIZE_DIGITS:
         raise archive.damaged(f"a member of size {size!r}")
     is_sparse = header.type == tarfile.GNUTYPE_SPARSE or any(
-        key.startswith("GNU.sparse.") for key in extended
+        key.startswith(_SPARSE) for key in extended
     )
-    name = extended.get("GNU.sparse.name") or extended.get("path") or header.name
+    name = extended.get(f"{_SPARSE}name") or extended.get("path") or header.name
     return _Member(name, int(size), is_sparse)
 
 
@@ -288,13 +308,11 @@ def _link(header: tarfile.TarInfo, extended: dict[str, str]) -> _Member:
 
 def _extension(archive: _Archive, header: tarfile.TarInfo) -> dict[str, str]:
     """Read a long name or pax header, and return the properties of the next member."""
-    if not 0 <= header.size <= MAX_EXTENSION:
-        raise archive.damaged(f"an extended header of {header.size} bytes")
     body = archive.read(header.size)
     archive.skip(-header.size % _BLOCK)
     if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
         key = "path" if header.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
-        return {key: body.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+        return {key: _text(archive, body.rstrip(b"\0"))}
     if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
         return _pax_records(archive, body)
     return {}
@@ -303,7 +321,8 @@ def _extension(archive: _Archive, header: tarfile.TarInfo) -> dict[str, str]:
 def _pax_records(archive: _Archive, body: bytes) -> dict[str, str]:
     """Parse records of the form `<length> <keyword>=<value>\\n`, the length counting all of it.
 
-    A record is not copied with those after it, as a header may have many thousands.
+    A record is not copied with those after it, as a header may have many thousands. Only those that
+    say how to read the member are returned.
     """
     records = {}
     start = 0
@@ -314,10 +333,19 @@ def _pax_records(archive: _Archive, body: bytes) -> dict[str, str]:
         equals = body.find(b"=", space, end)
         if not start < space < equals < end <= len(body) or body[end - 1 : end] != b"\n":
             raise archive.damaged("a corrupt pax header")
-        keyword, value = body[space + 1 : equals], body[equals + 1 : end - 1]
-        records[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        keyword = body[space + 1 : equals].decode("utf-8", "replace")
+        if keyword in _KEYWORDS:
+            records[keyword] = _text(archive, body[equals + 1 : end - 1])
+        elif keyword.startswith(_SPARSE):
+            records[_SPARSE] = ""
         start = end
     return records
+
+
+def _text(archive: _Archive, value: bytes) -> str:
+    if len(value) > MAX_NAME:
+        raise archive.damaged(f"a name of {len(value)} bytes")
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _skip_sparse_map(archive: _Archive, block: bytes) -> None:

@@ -7,12 +7,13 @@ import os
 import posixpath
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from prompt_iml.engine.errors import Denied, FetchError, UsageError
 from prompt_iml.pipeline.logs import one_line
-from prompt_iml.pipeline.sources.parquet import open_parquet, text
+from prompt_iml.pipeline.sources.parquet import batches, open_parquet, text
 from prompt_iml.pipeline.sources.tables import (
     ID_COLUMNS,
     ROWS_TRIED,
@@ -27,6 +28,7 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef
 
 PARQUET_MAGIC = b"PAR1"
+MAX_NAME = 8192  # bytes that are kept of an entry: longer ones are in no store
 OUTSIDE = "a list in a bucket names a file outside of it: add --trust-lists to read it"
 
 Entry = tuple[str, str | None]
@@ -57,7 +59,7 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
         entries = _parquet_entries(uri) if is_parquet else read_table(stream, shown, exists)
         try:
             for name, content_id in entries:
-                named = located(name, folder)
+                named = located(name[: MAX_NAME + 1], folder)
                 refused = "" if trust_lists or not _leaves_bucket(uri, named) else OUTSIDE
                 shown_id = storage.display_name(content_id or "") or None
                 yield ObjectRef(named, content_id=shown_id, refused=refused)
@@ -125,12 +127,18 @@ def _parquet_entries(uri: str) -> Iterator[Entry]:
                 f"{storage.display_name(uri)}: no column of image bytes or of URIs "
                 f"({', '.join(URI_COLUMNS)}); there are: {', '.join(schema.names)}"
             )
-        ids = [name for name in ID_COLUMNS if name in single][:1]
-        for batch in file.iter_batches(columns=[texts[found], *ids]):
-            names = batch.column(texts[found]).cast(pa.large_string()).cast(pa.large_binary())
-            content_ids = map(text, batch.column(ids[0])) if ids else [None] * len(names)
-            for name, content_id in zip(names.to_pylist(), content_ids, strict=True):
-                yield (name or b"").decode("utf-8", "surrogateescape"), content_id
+        columns = [texts[found], *[name for name in ID_COLUMNS if name in single][:1]]
+        for group in range(file.num_row_groups):
+            for batch in batches(file, group, columns):
+                for name, *ids in zip(*(batch.column(each) for each in columns), strict=True):
+                    yield _name(name), text(ids[0]) if ids else None
+
+
+def _name(cell: Any) -> str:
+    if isinstance(cell, pa.DictionaryScalar):
+        cell = cell.value
+    name = bytes(cell.as_buffer()[: MAX_NAME + 1]) if cell.is_valid else b""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def located(name: str, folder: str) -> str:

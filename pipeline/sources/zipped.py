@@ -20,7 +20,8 @@ MAX_DIRECTORY = 32 << 20  # bytes of the list of members, some 300,000; it takes
 _MAGIC = (b"PK\3\4", b"PK\5\6")
 _CHUNK = 1 << 20
 _DAMAGED = (
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError,
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, OSError,
+    ValueError,
 )  # fmt: skip
 
 
@@ -53,11 +54,21 @@ def read_zip(uri: str, stream: BinaryIO, *, max_object_bytes: int) -> Iterator[S
 
 
 class _Bounded:
-    """Stream that refuses to read much at once: the directory of a zip is read whole."""
+    """Stream that refuses to read much at once: the directory of a zip is read whole.
+
+    A place before its begin, which a damaged directory may name, is no error of the store.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+        self._end = stream.seek(0, io.SEEK_END)
+        self.tell, self.seekable = stream.tell, stream.seekable
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._end}[whence]
+        if base + offset < 0:
+            raise OSError(f"byte {base + offset}")
+        return self._stream.seek(base + offset)
 
     def read(self, count: int = -1) -> bytes:
         if count > MAX_DIRECTORY:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import resource
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,11 +38,37 @@ def read(*inputs: str, **options: bool) -> list[Sample]:
     return [s for u in units for s in read_unit(u, max_object_bytes=1 << 20, threads=2)]
 
 
+def repeated(size_bytes: int, count: int, others: int) -> pa.DictionaryArray:
+    """Return a value many times, and then others that differ."""
+    values = [b"x" * size_bytes, *(b"%d" % n for n in range(others))]
+    indices = [0] * count + list(range(1, others + 1))
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(values))
+
+
+def read_in_little_memory(path: Path) -> list[str]:
+    """Return the code or the size of each sample, as a process with 1 GiB reads them."""
+
+    def little_memory() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+
+    reader = subprocess.run(
+        [sys.executable, "-c", READ_IT, str(path)],
+        cwd=ROOT,
+        preexec_fn=little_memory,
+        capture_output=True,
+        text=True,
+    )
+    assert reader.returncode == 0, reader.stderr[-500:]
+    return reader.stdout.split()
+
+
+@pytest.mark.parametrize(("count", "others"), [(80, 1), (60, 20_000)])
 @pytest.mark.parametrize("is_struct", [False, True])
-def test_a_value_repeated_many_times_takes_memory_once(is_struct: bool, tmp_path: Path) -> None:
-    """A Parquet file of 2 kB repeats 4 GB of bytes."""
-    value = pa.array([b"x" * REPEATED, b"small"], pa.binary())
-    column = pa.DictionaryArray.from_arrays(pa.array([0] * 80 + [1], pa.int32()), value)
+def test_a_value_repeated_many_times_takes_memory_once(
+    count: int, others: int, is_struct: bool, tmp_path: Path
+) -> None:
+    """A Parquet file of some kB repeats gigabytes: the mean of its rows may be large or small."""
+    column = repeated(REPEATED, count, others)
     if is_struct:
         column = pa.StructArray.from_arrays([column], ["bytes"])
     path = tmp_path / "bomb.parquet"
@@ -51,19 +79,37 @@ def test_a_value_repeated_many_times_takes_memory_once(is_struct: bool, tmp_path
         dictionary_pagesize_limit=1 << 30,
         store_schema=False,
     )
-    assert path.stat().st_size < 20_000
+    assert path.stat().st_size < 200_000
+    assert Counter(read_in_little_memory(path))["too_large"] == count
 
-    def little_memory() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
 
-    reader = subprocess.run(
-        [sys.executable, "-c", READ_IT, str(path)],
-        cwd=ROOT,
-        preexec_fn=little_memory,
-        capture_output=True,
-        text=True,
+@pytest.mark.parametrize("has_dictionary", [False, True])
+def test_a_long_name_repeated_in_a_list_takes_memory_once(
+    has_dictionary: bool, tmp_path: Path
+) -> None:
+    names = repeated(4 << 20, 400, 1).cast(pa.dictionary(pa.int32(), pa.string()))
+    path = tmp_path / "list.parquet"
+    pq.write_table(
+        pa.table({"uri": names, "id": names}),
+        path,
+        compression="zstd",
+        dictionary_pagesize_limit=1 << 30,
+        store_schema=has_dictionary,
     )
-    assert reader.stdout.split() == ["too_large"] * 80 + ["5"], reader.stderr[-500:]
+    assert read_in_little_memory(path) == ["fetch_failed"] * 400 + ["not_found"]
+
+
+def test_long_names_of_members_take_little_memory(tmp_path: Path) -> None:
+    """A packed tar of 5 MB holds gigabytes of names."""
+    header = tarfile.TarInfo("name")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 20
+    member = tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT)
+    piece = header.tobuf(tarfile.GNU_FORMAT) + b"n" * (1 << 20) + member
+    path = tmp_path / "a.tgz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(1000):
+            file.write(piece)
+    assert read_in_little_memory(path) == ["damaged_shard"]
 
 
 def test_a_list_in_a_bucket_names_no_local_file(s3: Bucket, tmp_path: Path) -> None:

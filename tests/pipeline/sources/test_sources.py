@@ -12,6 +12,7 @@ import os
 import stat
 import struct
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -717,6 +718,61 @@ def test_a_hostile_long_name_is_not_read(folder: Folder) -> None:
     assert "an extended header of 1099511627776 bytes" in str(damage.error)
 
 
+def extension(size_bytes: int, kind: bytes = tarfile.GNUTYPE_LONGNAME) -> bytes:
+    header = tarfile.TarInfo("name")
+    header.type, header.size = kind, size_bytes
+    return header.tobuf(tarfile.GNU_FORMAT) + b"n" * size_bytes + bytes(-size_bytes % 512)
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+def test_long_names_and_many_headers_are_damage(
+    packed: Callable[[bytes], bytes], folder: Folder, tar_of: TarOf
+) -> None:
+    """Names are held for thousands of rows; headers accumulate until a member comes."""
+    long_name = extension(tar.MAX_NAME + 1)
+    many = extension(200_000, tarfile.XGLTYPE) * 6
+    for start, message in ((long_name, "a name of 65537"), (many, "an extended header of 1200000")):
+        shard = tar_of(MEMBERS)[:1536] + start + tar_of(MEMBERS)
+        first, damage = scan(folder.put("a.tar", packed(shard)))
+        assert first.data == MEMBERS["a.jpg"]
+        assert message in str(damage.error)
+
+
+def test_gaps_between_members_are_read_once(folder: Folder, tar_of: TarOf) -> None:
+    """A block of zeros before each of 40,000 headers: looking far ahead at each took minutes."""
+    shard = (bytes(512) + tar_of({"b.txt": b""})[:512]) * 40_000 + tar_of(MEMBERS)
+    started = time.process_time()
+    assert [s.member for s in scan(folder.put("a.tar", shard))] == ["a.jpg", "c.jpg"]
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RuntimeError("odd"), "damaged_shard"), (MemoryError(), "out_of_memory")]
+)
+def test_whatever_a_reader_raises_is_a_row_that_names_the_shard(
+    error: Exception, code: str, folder: Folder, tar_of: TarOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def images(uri: str, archive: Any, member: Any, limit: int) -> Sample:
+        if member.name == "c.jpg":
+            raise error
+        return Sample(uri, member.name, data=archive.read(member.size_bytes))
+
+    monkeypatch.setattr(tar, "_image", images)
+    *_, last = scan(folder.put("a.tar", tar_of(MEMBERS)))
+    assert last.error
+    assert (last.member, last.error.code, last.error.stage) == (None, code, "fetch")
+    assert "a.tar" in str(last.error)
+
+
+@pytest.mark.parametrize("name", ["shard-0.tar", "a.tgz", "a.zip", "train-00000.parquet"])
+def test_shards_that_stand_elsewhere_are_named(name: str, folder: Folder) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n"
+    folder.put(f"in/{name}", pointer)
+    (sample,) = scan(f"{folder.uri}/in")
+    assert isinstance(sample.error, DamagedShard)
+    assert f"{name} is a Git LFS pointer" in str(sample.error)
+
+
 def test_a_sparse_member_is_refused_and_passed(folder: Folder, tar_of: TarOf) -> None:
     member = tarfile.TarInfo("sparse.jpg")
     member.type, member.size = tarfile.GNUTYPE_SPARSE, 600
@@ -799,6 +855,11 @@ def test_a_damaged_zip_is_one_failed_sample(cut: int, folder: Folder) -> None:
     (damage,) = scan(folder.put("a.zip", zip_of(MEMBERS)[:cut]))
     assert isinstance(damage.error, DamagedShard)
     assert "a.zip" in str(damage.error)
+
+
+def test_an_empty_zip_has_no_images(folder: Folder) -> None:
+    """Its 22 bytes are fewer than what is looked for at its end."""
+    assert scan(folder.put("a.zip", zip_of({}))) == []
 
 
 def test_zip_bombs_are_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
