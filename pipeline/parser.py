@@ -25,7 +25,7 @@ GROUPS = {
     "Resume and repair": ("run_id", "retry_failed", "retry_codes", "skip_scanned"),
     "Limits": (
         "max_pixels", "max_object_bytes", "max_bytes", "max_queued", "image_timeout",
-        "max_failure_rate",
+        "read_timeout", "actor_memory", "max_failure_rate",
     ),
     "Training": (
         "train", "start", "semantic_weights", "prompt_set", "labels", "preset", "fusion",

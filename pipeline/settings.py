@@ -290,6 +290,11 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
     """Scan only the first N images."""
     max_object_bytes: int = Field(256 * 2**20, ge=1)
     """Larger images fail as too_large and are not fetched."""
+    read_timeout: float = Field(1800.0, gt=0)
+    """Seconds that reading the next image may take, with what a shard holds before it."""
+    actor_memory: ByteSize | None = Field(None, ge=2 * 2**30)
+    """Memory that a scan actor may take beside its engine, for example 8GiB: an image or a shard
+    that needs more fails. Without it there is no limit. It works on Linux only."""
     heatmap: bool = False
     """Also store the probabilities at the network's resolution, as a 4-bit PNG."""
 

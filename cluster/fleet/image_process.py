@@ -27,6 +27,7 @@ from prompt_iml.pipeline.scan.isolated import (
     cause_of,
     die_with_parent,
     limit_memory,
+    memory_of,
     row_of,
 )
 from prompt_iml.pipeline.scan.rows import Row, failure, identity
@@ -158,7 +159,7 @@ def _started(spec: RowSpec, line: Line) -> RowMaker:
     (row,) = maker.rows([Sample("", data=blank_png())])
     if row["status"] != "ok":
         raise PromptImlError(row["error_message"])
-    limit_memory(spec.max_pixels)
+    limit_memory(memory_of(spec))
     return maker
 
 

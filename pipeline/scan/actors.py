@@ -28,7 +28,7 @@ from prompt_iml.pipeline.monitoring.metrics import RayMetrics
 from prompt_iml.pipeline.monitoring.progress import Done, Tally
 from prompt_iml.pipeline.run.plan import PlannedUnit
 from prompt_iml.pipeline.scan.drain import Drain
-from prompt_iml.pipeline.scan.isolated import isolated_rows
+from prompt_iml.pipeline.scan.isolated import isolated_rows, limit_memory
 from prompt_iml.pipeline.scan.preflight import error_line
 from prompt_iml.pipeline.scan.rows import Row
 from prompt_iml.pipeline.scan.scanner import Part, RowMaker, Scanner, ScanSpec
@@ -57,8 +57,10 @@ class ScanActor:
         level = logging.INFO if spec.log == "json" else logging.WARNING
         configure(spec.log, level, run=spec.run.run_id)
         self._meter, self._metrics = Meter(), RayMetrics(spec.run.run_id)
-        watchdog = Watchdog(spec.rows.image_timeout)
+        watchdog = Watchdog(spec.rows.image_timeout, spec.rows.read_timeout)
         self._scanner = Scanner(spec.run, RowMaker(spec.rows, watchdog, self._meter))
+        if spec.rows.memory:
+            limit_memory(spec.rows.memory)
         self._tally = tally
         self._drain = Drain()
         self._images = self._bytes = self._of_unit = 0

@@ -1,12 +1,13 @@
 """Scan of a unit, image by image, in a child process, to find an image that kills it.
 
     actor ------ spec, unit, how many images are done -----> child
-          <- ready, begin ROW, decode, infer, done ROW, end -
+          <- ready, fetch, begin ROW, decode, infer, done ROW, end -
 
 A unit during which an actor died is scanned by a child of the next actor. When children repeatedly
 die or time out at the same image, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and
-the next child continues after it. Rows travel as Arrow: data from a process that read a hostile
-image is never unpickled.
+the next child continues after it. So does an object that cannot be read in time; a shard, or what
+is left of the unit after two such objects in a row, cannot be read further. Rows travel as Arrow:
+data from a process that read a hostile image is never unpickled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -38,7 +40,6 @@ SPARE_BYTES = 3 << 30  # an engine for tiles of every shape reserves half of it
 DEATHS = 2  # at one image, by a fault of the process or by a time-out
 KILLS = 4  # by the system, or between two images: a node that shuts down kills, too
 START_SECONDS = 600  # to load the engine
-FETCH_SECONDS = 1800  # between two images: requests to a store time out sooner
 PR_SET_PDEATHSIG = 1
 
 
@@ -49,12 +50,13 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
         PromptImlError: a child cannot load the engine.
     """
     done = deaths = 0
+    is_stuck = False  # whether reading took too long, and no row was made since
     left: dict[str | None, None] = dict.fromkeys(unit.members)
     while True:
         child = Child(spec, unit, done)
         try:
             for row in child.rows():
-                done, deaths = done + 1, 0
+                done, deaths, is_stuck = done + 1, 0, False
                 left.pop(row.get("member"), None)
                 yield row
         finally:
@@ -66,12 +68,13 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
             continue
         if not child.ready:
             raise PromptImlError(f"a child process cannot scan: {child.death}")
-        if child.at is None:
+        at = child.at or (None if is_stuck else _stuck_at(unit, done, child.death))
+        if at is None:
             yield from _unread(unit, done, left, child.death)
             return
-        left.pop(child.at.get("member"), None)
-        yield child.at | failure(child.death)
-        done, deaths = done + 1, 0
+        left.pop(at.get("member"), None)
+        yield at | failure(child.death)
+        done, deaths, is_stuck = done + 1, 0, child.at is None
 
 
 def _deaths_allowed(child: Child) -> int:
@@ -79,7 +82,17 @@ def _deaths_allowed(child: Child) -> int:
     is_kill = isinstance(child.death, OutOfMemory)
     if not child.ready and not is_kill:
         return 1
+    if child.at is None and isinstance(child.death, TimedOut):
+        return 1  # the actor, or a child before, waited as long
     return KILLS if is_kill or child.at is None else DEATHS
+
+
+def _stuck_at(unit: Unit, done: int, death: Fatal) -> Row | None:
+    """Return the known columns of the object that cannot be read in time; None for a shard."""
+    if done >= len(unit.objects) or not isinstance(death, TimedOut):
+        return None
+    ref = unit.objects[done]
+    return identity(Sample(ref.uri, content_id=ref.content_id))
 
 
 def _unread(unit: Unit, done: int, left: Iterable[str | None], death: Fatal) -> Iterator[Row]:
@@ -105,7 +118,7 @@ class Child:
         self.death: Fatal | None = None
         self.at: Row | None = None
         self.ready = False
-        self._seconds = spec.image_timeout
+        self._spec = spec
         self._line, theirs = Pipe()
         self._process = subprocess.Popen(
             # -P: nothing is imported from the working folder, which may be the one that is scanned.
@@ -115,6 +128,8 @@ class Child:
             stdout=subprocess.DEVNULL,
         )
         theirs.close()
+        if unit.objects:  # those before are not fetched again
+            unit, done = replace(unit, objects=unit.objects[done:]), 0
         job = {"spec": spec.to_json(), "unit": unit_to_json(unit), "done": done}
         with suppress(OSError):  # the process has died: `rows` finds the cause
             self._line.send_bytes(json.dumps(job).encode())
@@ -142,9 +157,13 @@ class Child:
 
     def _word(self, stage: str) -> str:
         """Return the child's next message; raise `Fatal` if it ends or times out."""
-        seconds = START_SECONDS if stage == "start" else self._seconds if self.at else FETCH_SECONDS
+        seconds, what = self._spec.image_timeout, "not done"
+        if self.at is None:
+            seconds, what = self._spec.read_timeout, "reading the next image was not done"
+        if stage == "start":
+            seconds, what = START_SECONDS, "the engine was not loaded"
         if not self._line.poll(seconds):
-            raise TimedOut(f"not done after {seconds:g} s")
+            raise TimedOut(f"{what} after {seconds:g} s")
         return self._receive().decode()
 
     def _receive(self) -> bytes:
@@ -197,11 +216,19 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def limit_memory(max_pixels: int) -> None:
-    """Limit this process's memory, so that an image that needs more fails, not the machine."""
+def memory_of(spec: RowSpec) -> int:
+    """Return the bytes that a process may take beside its engine."""
+    return spec.memory or BYTES_PER_PIXEL * spec.max_pixels + SPARE_BYTES
+
+
+def limit_memory(more_bytes: int) -> None:
+    """Limit this process's memory to what it has and so many bytes more; on Linux only.
+
+    What needs more then fails, and not the machine.
+    """
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[5])  # of data
-        limit = pages * resource.getpagesize() + BYTES_PER_PIXEL * max_pixels + SPARE_BYTES
+        limit = pages * resource.getpagesize() + more_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
@@ -213,7 +240,7 @@ def main() -> None:
     spec, unit = RowSpec.from_json(job["spec"]), unit_from_json(job["unit"])
     line = Line(connection)
     maker = RowMaker(spec, line)
-    limit_memory(spec.max_pixels)
+    limit_memory(memory_of(spec))
     line.send("ready")
     for sample in islice(maker.samples(unit), job["done"], None):
         line.send("begin", identity(sample))

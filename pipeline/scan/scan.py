@@ -303,6 +303,8 @@ def row_spec(
         prompt_set=prompt_set,
         policy=model.policy.to_json() if settings.policy else None,
         access=settings.access,
+        read_timeout=settings.read_timeout,
+        memory=settings.actor_memory,
     )
 
 

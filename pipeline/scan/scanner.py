@@ -42,7 +42,7 @@ from prompt_iml.pipeline.registry.registry import CurrentPromptSet, PromptSetRef
 from prompt_iml.pipeline.run.folder import Json, Run
 from prompt_iml.pipeline.run.schema import RowWriter, read_part, read_summary
 from prompt_iml.pipeline.scan.rows import Row, failure, identity, provenance, result
-from prompt_iml.pipeline.scan.watchdog import Unwatched, Watch, WatchedEngine
+from prompt_iml.pipeline.scan.watchdog import FETCH_SECONDS, Unwatched, Watch, WatchedEngine
 from prompt_iml.pipeline.sources import read_unit
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.ordered import in_order
@@ -72,6 +72,8 @@ class RowSpec:
         prompt_set: stored set to take prompts and policy from; None: the model's own.
         policy: JSON of a policy to apply in place of theirs; None: theirs.
         access: access to buckets.
+        read_timeout: seconds that reading the next image may take.
+        memory: bytes that an actor may take beside its engine; None: not limited.
     """
 
     model: str
@@ -85,6 +87,8 @@ class RowSpec:
     prompt_set: PromptSetRef | None = None
     policy: str | None = None
     access: Access = SIGNED
+    read_timeout: float = FETCH_SECONDS
+    memory: int | None = None
 
     def to_json(self) -> str:
         """Serialize for another process."""
@@ -122,7 +126,7 @@ class RowMaker:
 
     Args:
         spec: settings that make rows.
-        watch: observes each decode and each run of the engine.
+        watch: observes each read, each decode and each run of the engine.
         meter: counts what is done.
 
     Attributes:
@@ -178,8 +182,15 @@ class RowMaker:
         self.provenance = provenance(model, self._engine.name)
 
     def samples(self, unit: Unit) -> Iterator[Sample]:
-        """Read the images of a unit."""
-        return read_unit(unit, max_object_bytes=self._spec.max_object_bytes, threads=FETCH_THREADS)
+        """Read the images of a unit; each read is watched."""
+        limit = self._spec.max_object_bytes
+        samples = read_unit(unit, max_object_bytes=limit, threads=FETCH_THREADS)
+        while True:
+            with self._watch.working("fetch"):
+                sample = next(samples, None)
+            if sample is None:
+                return
+            yield sample
 
     def rows(self, samples: Iterable[Sample]) -> Iterator[Row]:
         """Yield one row per sample, in order of completion."""

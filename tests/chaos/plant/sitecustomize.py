@@ -1,6 +1,7 @@
 """Read by every Python process that has this folder in PYTHONPATH: faults planted in the product.
 
-Images whose last bytes name a poison do to the process what such images do to native decoders.
+Images whose last bytes name a poison do to the process what such images do to native decoders; or
+reading them never ends.
 A process that comes to a point for which a token lies in the folder CHAOS_TOKENS takes the token
 and is killed there.
 """
@@ -12,6 +13,7 @@ import os
 import random
 import resource
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,16 @@ def poisoned(decode: Callable[..., Any]) -> Callable[..., Any]:
     return decode_or_die
 
 
+def stuck(read: Callable[..., Any]) -> Callable[..., Any]:
+    def read_or_hang(*args: Any, **options: Any) -> Any:
+        for sample in read(*args, **options):
+            if (sample.data or b"").endswith(MARK + b"hang"):
+                threading.Event().wait()
+            yield sample
+
+    return read_or_hang
+
+
 def deadly(point: str) -> None:
     """Die here, if a token says so and the dice agree."""
     tokens = os.environ.get("CHAOS_TOKENS")
@@ -93,8 +105,8 @@ def written(uri: str, *_: Any) -> str:
 
 
 prompt_iml.pipeline.scan.scanner.decode = poisoned(prompt_iml.pipeline.scan.scanner.decode)  # type: ignore[attr-defined]
-prompt_iml.pipeline.scan.scanner.read_unit = points(
-    prompt_iml.pipeline.scan.scanner.read_unit, lambda *_: "fetch"
+prompt_iml.pipeline.scan.scanner.read_unit = stuck(
+    points(prompt_iml.pipeline.scan.scanner.read_unit, lambda *_: "fetch")
 )  # type: ignore
 engine_run = prompt_iml.pipeline.scan.watchdog.WatchedEngine.run
 prompt_iml.pipeline.scan.watchdog.WatchedEngine.run = points(engine_run, lambda *_: "infer")  # type: ignore

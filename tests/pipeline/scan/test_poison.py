@@ -96,6 +96,76 @@ def test_a_loop_times_out(scan_poisoned: Callable[..., dict[str, Any]]) -> None:
     assert (row["error_stage"], row["error_code"]) == ("decode", "timeout")
 
 
+@pytest.mark.timeout(600)
+def test_a_shard_whose_reading_hangs_is_incomplete(
+    scan_poisoned: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    images = {"a.jpg": "", "b.jpg": "hang"}
+    rows = scan_poisoned(images, "--read-timeout", "20", "--run-id", "r")
+    row = rows[None]  # of what cannot be read
+    assert (row["error_stage"], row["error_code"]) == ("fetch", "timeout")
+    assert (row["uri"], rows["a.jpg"]["status"]) == (f"file://{tmp_path}/poisoned.tar", "ok")
+    summary = json.loads((tmp_path / "out/_runs/r/summary.json").read_text())
+    assert summary["incomplete_shards"] == [row["uri"]]
+
+
+@pytest.mark.parametrize(
+    ("poisons", "codes"),
+    [
+        (["", "hang", "", ""], ["ok", "timeout", "ok", "ok"]),
+        (["hang", "hang", "", ""], ["timeout"] * 4),  # the store hangs, and no single object
+    ],
+)
+def test_an_object_whose_reading_hangs_costs_one_row(
+    poisons: list[str],
+    codes: list[str],
+    photographs: dict[str, bytes],
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number, poison in enumerate(poisons):
+        data = small_jpeg(photographs["rocket.jpg"]) + (b"POISON:hang" if poison else b"")
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    model = load_model(str(write_null_model(tmp_path / "model")))
+    settings = ScanSettings(inputs=["in"], output="out", read_timeout=10)
+    (unit,) = list_units([str(tmp_path / "*.jpg")], images_per_unit=4)
+    rows = list(isolated_rows(row_spec(settings, model), unit))
+    assert [row.get("error_code", "ok") for row in rows] == codes
+    assert [row["uri"] for row in rows] == [ref.uri for ref in unit.objects]
+
+
+def test_reading_that_takes_too_long_ends_the_process() -> None:
+    hang = """
+import time
+from prompt_iml.pipeline.scan.watchdog import Watchdog
+with Watchdog(100.0, 1.0).working("fetch"):
+    time.sleep(100)
+"""
+    ended = subprocess.run([sys.executable, "-c", hang], timeout=90, stderr=-3)
+    assert ended.returncode == EXIT_STUCK
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's memory is limited on Linux only")
+def test_what_needs_more_memory_than_an_actor_may_take_fails(tmp_path: Path) -> None:
+    limited = """
+import sys
+from prompt_iml.pipeline.scan.isolated import limit_memory
+from prompt_iml.pipeline.sources import list_units, read_unit
+limit_memory(50 << 20)
+for unit in list_units(sys.argv[1:], images_per_unit=9):
+    for sample in read_unit(unit, max_object_bytes=1 << 30, threads=1):
+        print(sample.error.code if sample.error else "ok")
+"""
+    for name, size in (("0.jpg", 1000), ("1.jpg", 300 << 20), ("2.jpg", 1000)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    command = [sys.executable, "-c", limited, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert ended.stdout.split() == ["ok", "out_of_memory", "ok"], ended.stderr
+
+
 @pytest.mark.parametrize(
     ("exit_status", "code", "message"),
     [
