@@ -5,10 +5,12 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 KILLS  ?= 100
+SHARDS ?= 10000
 # Processes that test at once, each with a Ray and a store of its own.
 TESTERS ?= 2
 
-.PHONY: scan test test-fast check wheel train-smoke chaos bench bench-gpu s3-servers scale audit model clean
+.PHONY: scan test test-fast check wheel train-smoke chaos fuzz bench bench-gpu s3-servers scale audit
+.PHONY: model clean
 
 scan: $(VENV)/scan.stamp  ## Manipulate real photographs, scan them, show what was found.
 	$(BIN)/prompt-iml demo --output demo
@@ -29,6 +31,9 @@ train-smoke: $(VENV)/test.stamp  ## Train, kill, resume, evaluate, gate, promote
 
 chaos: $(VENV)/test.stamp  ## Scan under a killer (KILLS=100), compare with a scan nobody disturbed.
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
+
+fuzz: $(VENV)/test.stamp  ## Read random hostile shards (SHARDS=10000) within bounds: hours.
+	$(BIN)/python -m tests.fuzz --shards $(SHARDS)
 
 bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
 	$(BIN)/python -m tests.bench

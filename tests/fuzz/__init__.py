@@ -1,0 +1,1 @@
+"""Random damaged and hostile shards, read in a process with bounds on time and memory."""
