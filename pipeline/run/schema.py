@@ -20,6 +20,7 @@ SCHEMA_VERSION: Final = 1
 
 _SUMMARY_KEY = b"prompt_iml.summary"
 _ROW_GROUP_ROWS = 4096
+_HELD_BYTES = 32 << 20  # of texts and masks in rows that are not written yet
 _MERGED_GROUP_ROWS = 32_768  # about 30 MB, a size that query engines read efficiently
 
 _REGION = pa.struct(
@@ -110,6 +111,7 @@ class RowWriter:
         self._statuses: Counter[str] = Counter()
         self._codes: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
+        self._held = 0
         self._sink = pa.BufferOutputStream()
         self._file = _open_writer(self._sink)
 
@@ -124,7 +126,8 @@ class RowWriter:
         # A row without a member stands for all of the shard that could not be read.
         self._broke_off |= row.get("member") is None and row["status"] == "failed"
         self._rows.append(row)
-        if len(self._rows) == _ROW_GROUP_ROWS:
+        self._held += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+        if len(self._rows) == _ROW_GROUP_ROWS or self._held > _HELD_BYTES:
             self._flush()
 
     def _incomplete(self) -> dict[str, int | None]:
@@ -149,7 +152,7 @@ class RowWriter:
         return cast(bytes, self._sink.getvalue().to_pybytes())
 
     def _flush(self) -> None:
-        rows, self._rows = self._rows, []
+        rows, self._rows, self._held = self._rows, [], 0
         self._statuses.update(row["status"] for row in rows)
         self._codes.update(row["error_code"] for row in rows if row.get("error_code"))
         self._file.write_batch(to_batch(rows))

@@ -61,7 +61,7 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
             for name, content_id in entries:
                 named = located(name[: MAX_NAME + 1], folder)
                 refused = "" if trust_lists or not _leaves_bucket(uri, named) else OUTSIDE
-                shown_id = storage.display_name(content_id or "") or None
+                shown_id = storage.display_name((content_id or "")[:MAX_NAME]) or None
                 yield ObjectRef(named, content_id=shown_id, refused=refused)
         except csv.Error as error:
             raise UsageError(f"{shown} is no CSV: {error}") from error

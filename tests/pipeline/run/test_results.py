@@ -107,6 +107,11 @@ def test_rows_keep_their_order_over_row_groups() -> None:
     assert [found["size_bytes"] for found in read(payload)] == list(range(8192))
 
 
+def test_rows_with_long_names_are_not_held() -> None:
+    payload = write(*(row(member=f"{n:060000}") for n in range(600)))
+    assert pq.read_metadata(io.BytesIO(payload)).num_row_groups == 2
+
+
 def test_a_unit_without_rows_is_a_file() -> None:
     payload = write()
     assert read(payload) == []
