@@ -83,6 +83,22 @@ def test_a_value_repeated_many_times_takes_memory_once(
     assert Counter(read_in_little_memory(path))["too_large"] == count
 
 
+def test_large_values_before_many_small_ones_are_read_one_by_one(tmp_path: Path) -> None:
+    """The mean of the rows is 1 % of the first ones: 200 of 9 MB are read for a batch of 16."""
+    large, small = pa.array([bytes(9 << 20)]), pa.array([b"x"] * 20_000)
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(
+        pa.table({"image": pa.chunked_array([large] * 200 + [small])}),
+        path,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        write_batch_size=16,
+    )
+    assert path.stat().st_size < 200_000
+    assert Counter(read_in_little_memory(path)) == {"too_large": 200, "1": 20_000}
+
+
 @pytest.mark.parametrize("has_dictionary", [False, True])
 def test_a_long_name_repeated_in_a_list_takes_memory_once(
     has_dictionary: bool, tmp_path: Path
