@@ -81,14 +81,14 @@ def changed_input(
 
 
 def _is_changed(entries: Iterator[Entry], then: Json, deadline: float) -> bool:
-    now = Listed()
+    now, count = Listed(), int(then["entries"])
     watched = now.watch(entries)
-    while now.entries < then["entries"] and next(watched, None):
+    while now.entries < count and next(watched, None):
         if time.monotonic() > deadline:
             raise TimeoutError
     if now.to_json()["sha256"] != then["sha256"]:
         return True
     if then["is_whole"]:
-        while now.entries == then["entries"] and next(watched, None):
+        while now.entries == count and next(watched, None):
             pass
-    return now.entries > then["entries"]
+    return now.entries > count

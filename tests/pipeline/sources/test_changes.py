@@ -8,7 +8,7 @@ import pytest
 
 from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.run.plan import make_plan, read_plan
-from prompt_iml.pipeline.scan.scan import changed_since
+from prompt_iml.pipeline.scan.scan import changed_since, plan_of
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from prompt_iml.pipeline.sources.changes import Listed, changed_input
@@ -59,6 +59,18 @@ def test_a_list_that_was_edited_is_noticed(text: bytes, store: Store) -> None:
     run, settings = planned(listed, output=f"{store.uri}/out")
     store.put("list.txt", text)
     assert "list.txt" in changed_since(run, settings)
+
+
+def test_a_run_that_resumes_says_so_and_keeps_its_plan(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = store.put("list.txt", b"a.jpg\nb.jpg")
+    run, settings = planned(listed, output=f"{store.uri}/out")
+    plan = plan_of(run, settings)
+    assert "lists others" not in capsys.readouterr().err
+    store.put("list.txt", b"a.jpg\nb.jpg\nc.jpg")
+    assert plan_of(run, settings) == plan
+    assert "this run scans what was listed then" in capsys.readouterr().err
 
 
 def test_behind_a_limit_nothing_is_compared(folder: Folder) -> None:
