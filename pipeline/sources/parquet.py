@@ -82,7 +82,8 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
     """Return the column with the bytes of images; None if no column can hold them.
 
     Candidates, in order: a struct with `bytes` (Hugging Face), a binary column with a usual name,
-    the only binary column; without any of these, Spark's image struct or a list of one of them.
+    the only binary column; without any of these, a struct with one field of bytes (such as Spark's)
+    or a list of one of them.
 
     Raises:
         UsageError: `wanted` cannot hold bytes, or several columns can and none has a usual name.
@@ -273,7 +274,9 @@ def _bytes_and_path(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
         return None, None
     if "bytes" in cell:
         return _value(cell["bytes"]), text(cell["path"]) if "path" in cell else None
-    value = _value(cell["data"])
+    value = _value(cell[_field_of_bytes(cell.type)])
+    if "origin" not in cell:
+        return value, text(cell["path"]) if "path" in cell else None
     if value is not None and sniff(bytes(value.as_buffer()[:HEAD_BYTES])) is None:
         raise Unsupported("pixels that Spark has decoded: write the bytes of the files")
     return value, text(cell["origin"])
@@ -326,10 +329,14 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def _holds_nested_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _holds_bytes(kind.value_type) or _holds_nested_bytes(kind.value_type)
-    if not pa.types.is_struct(kind) or kind.get_field_index("origin") < 0:
-        return False
-    index = kind.get_field_index("data")
-    return index >= 0 and _holds_bytes(kind.field(index).type)
+    return pa.types.is_struct(kind) and _field_of_bytes(kind) is not None
+
+
+def _field_of_bytes(kind: pa.DataType) -> str | None:
+    """Return the only field of a struct that holds bytes; None without any, or of several."""
+    names = [field.name for field in kind if _holds_bytes(field.type)]
+    is_clear = len(names) == 1 and kind.get_field_index(names[0]) >= 0
+    return names[0] if is_clear and not pa.types.is_struct(kind.field(names[0]).type) else None
 
 
 def _is_doubled(field: pa.Field, schema: pa.Schema) -> bool:

@@ -994,6 +994,7 @@ JPEG = b"\xff\xd8\xff" + b"x" * 2000
         [{"bytes": JPEG, "path": "a.jpg"}],
         [JPEG],
         {"origin": "a.jpg", "height": 1, "data": JPEG},
+        {"content": JPEG, "mime": "image/jpeg", "path": "a.jpg"},
         [{"origin": "a.jpg", "height": 1, "data": JPEG}],
     ],
 )
