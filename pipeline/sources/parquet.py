@@ -152,8 +152,8 @@ def plan_parquet(
                 return _row_group_units(
                     replace(whole, column=column), file.metadata, images_per_unit
                 )
-            if base64_column(file):
-                return [whole]
+            if base64_column(file) or _nested_bytes(schema):
+                return [whole]  # reading it says what is wrong
     except FetchError:
         return [whole]
     except UsageError:
@@ -218,6 +218,8 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
 def _lack(file: pq.ParquetFile) -> str:
     if name := base64_column(file):
         return f"column {name} holds base64 text, which is not read: write it as bytes"
+    if name := _nested_bytes(file.schema_arrow):
+        return f"column {name} holds bytes in several fields: write one column of image bytes"
     return "no column of image bytes"
 
 
@@ -330,6 +332,16 @@ def _holds_nested_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _holds_bytes(kind.value_type) or _holds_nested_bytes(kind.value_type)
     return pa.types.is_struct(kind) and _field_of_bytes(kind) is not None
+
+
+def _nested_bytes(schema: pa.Schema) -> str | None:
+    """Return the first column in which bytes are nested; None without any."""
+
+    def holds(kind: pa.DataType) -> bool:
+        inner = [kind.field(n).type for n in range(kind.num_fields)]
+        return _holds_bytes(kind) or any(map(holds, inner))
+
+    return next((field.name for field in schema if holds(field.type)), None)
 
 
 def _field_of_bytes(kind: pa.DataType) -> str | None:

@@ -1027,6 +1027,13 @@ def test_rows_without_one_image_are_named(
     assert message in str(sample.error)
 
 
+@pytest.mark.parametrize("value", [{"left": JPEG, "right": JPEG}, [{"a": JPEG, "b": JPEG}]])
+def test_bytes_in_several_fields_are_named(value: Any, folder: Folder) -> None:
+    folder.put("in/a.parquet", parquet({"pair": [value], "text": ["x"]}))
+    (sample,) = scan(f"{folder.uri}/in")
+    assert "a.parquet: column pair holds bytes in several fields" in str(sample.error)
+
+
 def test_base64_in_parquet_is_named(folder: Folder) -> None:
     uri = folder.put("in/a.parquet", parquet({"image": [base64.b64encode(JPEG).decode()]}))
     for name in (uri, f"{folder.uri}/in"):
