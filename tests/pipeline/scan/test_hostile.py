@@ -62,8 +62,9 @@ def read_in_little_memory(path: Path) -> list[str]:
     return reader.stdout.split()
 
 
-@pytest.mark.parametrize(("count", "others"), [(80, 1), (60, 20_000)])
-@pytest.mark.parametrize("is_struct", [False, True])
+@pytest.mark.parametrize(
+    ("count", "others", "is_struct"), [(80, 1, False), (80, 1, True), (60, 20_000, False)]
+)
 def test_a_value_repeated_many_times_takes_memory_once(
     count: int, others: int, is_struct: bool, tmp_path: Path
 ) -> None:

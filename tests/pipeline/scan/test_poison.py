@@ -166,6 +166,29 @@ for unit in list_units(sys.argv[1:], images_per_unit=9):
     assert ended.stdout.split() == ["ok", "out_of_memory", "ok"], ended.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's memory is limited on Linux only")
+@pytest.mark.parametrize("memory", ["", "2GiB"])
+def test_an_actor_takes_its_limit_from_the_setting(memory: str, tmp_path: Path) -> None:
+    begin = """
+import resource, sys
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.scan.actors import ScanActor
+from prompt_iml.pipeline.scan.scan import row_spec
+from prompt_iml.pipeline.scan.scanner import ScanSpec
+from prompt_iml.pipeline.settings import ScanSettings
+model, memory = sys.argv[1:]
+settings = ScanSettings(inputs=["in"], output="out", model=model, actor_memory=memory or None)
+ScanActor(ScanSpec(Run("file:///out", "r"), row_spec(settings, load_model(model))), None)
+print(resource.getrlimit(resource.RLIMIT_DATA)[0] >> 30)
+"""
+    model = write_null_model(tmp_path / "model")
+    command = [sys.executable, "-c", begin, str(model), memory]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    assert (2 <= int(ended.stdout) < 100) if memory else int(ended.stdout) == -1
+
+
 @pytest.mark.parametrize(
     ("exit_status", "code", "message"),
     [
