@@ -274,7 +274,7 @@ def _bytes_and_path(cell: Any) -> tuple[pa.BinaryScalar | None, str | None]:
         return _value(cell), None
     if not cell.is_valid:
         return None, None
-    if "bytes" in cell:
+    if _holds_bytes(cell.type):
         return _value(cell["bytes"]), text(cell["path"]) if "path" in cell else None
     value = _value(cell[_field_of_bytes(cell.type)])
     if "origin" not in cell:
