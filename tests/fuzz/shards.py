@@ -44,7 +44,7 @@ def tar(rng: Random) -> bytes:
     """Return a tar of random pieces, most of them well-formed, plain or packed."""
     piece = rng.choice(PIECES)
     few = b"".join(rng.choice(PIECES)(rng) for _ in range(rng.randint(1, 20)))
-    many = piece(rng) * rng.choice([0, 0, 30, 5000])
+    many = (one := piece(rng)) * min(rng.choice([0, 0, 30, 5000]), MOST_STORED // len(one))
     pack = rng.choice([bytes, gzip.compress, bz2.compress, lzma.compress])
     body = (few + many)[:MOST_STORED] + bytes(rng.choice([0, 512, 1024, 10240]))
     return pack(body)
