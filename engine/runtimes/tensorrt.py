@@ -6,6 +6,7 @@ contains the kernel. `engine.runtimes.plans` holds only plans that passed the co
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,7 +98,7 @@ def open_tensorrt(model: Model) -> OverlappingEngine:
     if built is None:
         raise MissingDependency(
             f"no engine was built of {model.id} for {device.name}: "
-            f"prompt-iml build --model {model.folder}"
+            f"prompt-iml build --model {shlex.quote(str(model.folder))}"
         )
     return OverlappingEngine(model, device, TensorRtProgram(trt, built.plans, built.precision))
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
+import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlparse
 
 from prompt_iml.engine.errors import MissingDependency
 from prompt_iml.engine.model.folder import Model, load_model
@@ -17,7 +23,11 @@ from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import DoctorSettings
 
 State = Literal["ok", "missing", "optional"]
-COMPILE = "install a C++ compiler, then prompt-iml again: pip install --force-reinstall --no-deps ."
+COMMANDS = ("pip", "prompt-iml", "nvidia-smi")
+NO_KERNEL = (
+    "not compiled, so the default engine is slower; install g++ or clang++, then prompt-iml again "
+    "from its sources"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +38,7 @@ class Check:
         name: the component.
         state: `ok`; `missing`: no scan runs without it; `optional`: scans would be faster with it.
         found: what was found.
-        fix: the command that installs it; empty if there is nothing to do.
+        fix: the command that installs it; empty if there is nothing to do, or no command for it.
     """
 
     name: str
@@ -70,7 +80,7 @@ def _engine(kind: str) -> Check:
         check_engine(kind)
     except MissingDependency as error:
         state: State = "missing" if kind == DEFAULT else "optional"
-        return Check(name, state, "not installed", str(error).rpartition(": ")[2])
+        return Check(name, state, "not installed", pip(str(error).rpartition(": ")[2]))
     return Check(name, "ok", _version(kind))
 
 
@@ -78,7 +88,7 @@ def _kernel() -> Check:
     name = "CPU kernel"
     if cpu.available():
         return Check(name, "ok", "compiled")
-    return Check(name, "optional", "not compiled: the default engine is slower", COMPILE)
+    return Check(name, "optional", NO_KERNEL, _from_sources())
 
 
 def _gpu(model: Model) -> list[Check]:
@@ -89,24 +99,54 @@ def _gpu(model: Model) -> list[Check]:
     try:
         device = CudaDevice()
     except MissingDependency as error:
-        return [_unmet("GPU", error)]
+        return [unmet("GPU", error)]
     checks = [Check("GPU", "ok", f"{device.name}, compute capability {device.capability}")]
     try:
         trt = import_tensorrt()
     except MissingDependency as error:
-        return [*checks, _unmet("TensorRT", error)]
+        return [*checks, unmet("TensorRT", error)]
     checks.append(Check("TensorRT", "ok", trt.__version__))
     built = current(BlobCache(), model, machine(trt, device))
     if built is None:
-        fix = f"prompt-iml build --model {model.folder}"
+        fix = build_command(model.folder)
         return [*checks, Check("engine tensorrt", "optional", "not built", fix)]
     found = f"{built.precision}, in {default_folder()}; {built.about['parity']['worst']}"
     return [*checks, Check("engine tensorrt", "ok", found)]
 
 
-def _unmet(name: str, error: MissingDependency) -> Check:
-    found, _, fix = str(error).partition(": ")
-    return Check(name, "optional", found, fix)
+def build_command(folder: Path) -> str:
+    """Return the command that builds the engine of a model folder."""
+    return f"prompt-iml build --model {shlex.quote(str(folder))}"
+
+
+def unmet(name: str, error: MissingDependency) -> Check:
+    """Return what is missing, with the command that the message ends with, if it is one."""
+    found, _, advice = str(error).partition(": ")
+    command = advice.removeprefix("see ")
+    if command.partition(" ")[0] in COMMANDS:
+        return Check(name, "optional", found, pip(command))
+    return Check(name, "optional", str(error))
+
+
+def pip(command: str) -> str:
+    """Return a command whose `pip` is that of this Python, also where its bin/ is not in PATH."""
+    in_path = shutil.which("pip") == str(Path(sys.executable).with_name("pip"))
+    if in_path or not command.startswith("pip "):
+        return command
+    return f"{shlex.quote(sys.executable)} -m {command}"
+
+
+def _from_sources() -> str:
+    """Return the command that installs prompt-iml again from its folder; empty if it is unknown."""
+    try:
+        origin = json.loads(distribution("prompt-iml").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    if "dir_info" not in origin:
+        return ""
+    editable = "--editable " if origin["dir_info"].get("editable") else ""
+    folder = shlex.quote(unquote(urlparse(origin["url"]).path))
+    return pip(f"pip install --force-reinstall --no-deps {editable}{folder}")
 
 
 def _version(package: str) -> str:

@@ -31,6 +31,7 @@ from prompt_iml.engine.runtimes.torch_cuda import TorchProgram
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.machine import build as command
 from prompt_iml.pipeline.machine.build import check_parity, photographs, recipe_for
+from prompt_iml.pipeline.machine.doctor import pip
 from prompt_iml.pipeline.settings import BuildSettings
 from tests.helpers import rtx_build
 from tests.helpers.null_device import HostProgram, NullDevice
@@ -287,7 +288,7 @@ def test_doctor_names_what_runs_here_and_the_command_for_what_does_not(
     assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["engines"] == ["openvino", "onnxruntime"]
-    assert "not installed: pip install torch" in err
+    assert f"not installed: {pip('pip install torch')}" in err
 
 
 def test_tensorrt_asked_for_and_missing_is_one_line() -> None:
