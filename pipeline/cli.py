@@ -13,6 +13,7 @@ refused at once.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import threading
@@ -20,10 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
+from pydantic_settings import CliApp, CliPositionalArg, SettingsError
 
 from prompt_iml.engine.errors import (
     BadCredentials,
@@ -33,7 +34,7 @@ from prompt_iml.engine.errors import (
     UsageError,
 )
 from prompt_iml.pipeline.logs import printable
-from prompt_iml.pipeline.parser import settings_source
+from prompt_iml.pipeline.parser import did_you_mean, settings_source
 from prompt_iml.pipeline.settings import (
     BuildSettings,
     CalibrateSettings,
@@ -50,6 +51,7 @@ from prompt_iml.pipeline.settings import (
     VerifySettings,
 )
 
+POSITIONAL = get_args(CliPositionalArg[str])[1]  # marks a field
 DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
 
 Outcome = tuple[dict[str, Any] | None, int]
@@ -216,7 +218,8 @@ def _missing(entry: Entry, reason: str) -> MissingDependency:
 def _no_command(argv: list[str]) -> int:
     known = commands()
     if argv and argv[0] not in ("-h", "--help"):
-        return _refuse(f"has no command {argv[0]!r}: use one of {', '.join(known)}")
+        hint = did_you_mean(argv[0], known)
+        return _refuse(f"has no command {argv[0]!r}{hint}: use one of {', '.join(known)}")
     print("usage: prompt-iml COMMAND ...   (COMMAND --help lists its flags)")
     for name, entry in known.items():
         print(f"  {name:10} {entry.settings.__doc__}")
@@ -228,15 +231,22 @@ def _first_problem(settings: type[Command], error: ValidationError | SettingsErr
         return str(error).splitlines()[0]
     first = error.errors()[0]
     name = str(first["loc"][0])
-    flag = f"--{name.replace('_', '-')}"
+    field = settings.model_fields.get(name)
+    positional = field is not None and POSITIONAL in field.metadata
+    flag = name.upper() if positional else f"--{name.replace('_', '-')}"
     match first["type"]:
         case "missing":
             return f"{flag} is missing"
         case "extra_forbidden":
-            return f"{flag} is not a setting of this command"
+            flags = [f"--{field.replace('_', '-')}" for field in settings.model_fields]
+            return f"{flag} is not a setting of this command{did_you_mean(flag, flags)}"
         case "string_pattern_mismatch":
             description = str(settings.model_fields[name].description).rstrip(".")
             return f"{flag} cannot be {first['input']!r}: {description}"
+        case "literal_error":
+            choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+            hint = did_you_mean(str(first["input"]), choices)
+            return f"{flag}: {first['msg'].lower()}{hint}"
     return f"{flag}: {first['msg'].lower()}"
 
 

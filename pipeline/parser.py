@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, HelpFormatter, _ArgumentGroup
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, Never
 
 from pydantic_settings import CliSettingsSource, SettingsError
@@ -41,6 +43,7 @@ GROUPS = {
     ),
 }  # fmt: skip
 NO_DEFAULT = re.compile(r" \((required|default: (None|False|True|\[\]))\)$")
+UNKNOWN_FLAG = re.compile(r"unrecognized arguments: .*?(--?[\w-]+)")
 METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER", "list[str]": "LIST", "ByteSize": "SIZE"}
 
 
@@ -86,8 +89,16 @@ class CommandParser(ArgumentParser):
         self.usage = f"{str(self.usage).removesuffix('[options]')}{form.format(shown)} [options]"
 
     def error(self, message: str) -> Never:
-        """Raise `SettingsError`."""
-        raise SettingsError(message)
+        """Raise `SettingsError`; after an unknown flag, with the one that is most like it."""
+        unknown = UNKNOWN_FLAG.match(message)
+        known = [name for action in self._actions for name in action.option_strings]
+        raise SettingsError(message + (did_you_mean(unknown[1], known) if unknown else ""))
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean NAME?)` for the known name that is most like one; empty if none is."""
+    near = get_close_matches(given.lower(), list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def settings_source(name: str, settings: type[Command]) -> CliSettingsSource[Any]:

@@ -36,6 +36,7 @@ from scipy import ndimage
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
+from prompt_iml.pipeline.parser import did_you_mean
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -111,8 +112,9 @@ def _parse(name: str) -> tuple[str, float]:
         strength = float(number)
         limits = _STRENGTHS[kind]
     except (ValueError, KeyError):
-        known = ", ".join([*_GROUPS, *ALL])
-        raise UsageError(f"no perturbation {name!r}: one of {known}") from None
+        known = [*_GROUPS, *ALL]
+        hint = did_you_mean(name, known)
+        raise UsageError(f"no perturbation {name!r}{hint}: one of {', '.join(known)}") from None
     if not limits.least <= strength <= limits.most:
         raise UsageError(f"{name}: {kind} takes {limits.least:g} to {limits.most:g}")
     return kind, strength

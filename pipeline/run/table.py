@@ -6,6 +6,7 @@ import fsspec
 import pyarrow.dataset as ds
 
 from prompt_iml.engine.errors import MissingInput, NotFound, UsageError
+from prompt_iml.pipeline.parser import did_you_mean
 from prompt_iml.pipeline.run.folder import Run
 from prompt_iml.pipeline.run.schema import SCHEMA
 from prompt_iml.pipeline.sources.names import is_hidden
@@ -29,7 +30,8 @@ def run_ids(output: str, run_id: str | None = None) -> list[str]:
     if not names:
         raise MissingInput(f"{output} holds no run: give the --output of a scan")
     if run_id and run_id not in names:
-        raise MissingInput(f"{output} holds no run {run_id}: one of {', '.join(names)}")
+        hint = did_you_mean(run_id, names)
+        raise MissingInput(f"{output} holds no run {run_id}{hint}: one of {', '.join(names)}")
     return names
 
 

@@ -32,7 +32,15 @@ def test_flags_are_frozen() -> None:
 # Each runs in a folder with photo.jpg, README and an empty folder, in an install without torch; the
 # second text is what the message must name.
 WRONG = [
-    ("scn", "scan, demo, report"),
+    ("scn", "'scn' (did you mean scan?): use one of scan, demo, report"),
+    ("xyzzy", "'xyzzy': use one of scan, demo, report"),
+    ("scan photo.jpg --outptu out", "--outptu out (did you mean --output?)"),
+    ("scan photo.jpg --engine Openvin", "(did you mean openvino?)"),
+    ("export empty --to coco --label manipulatd", "(did you mean manipulated?)"),
+    (
+        "models lst --registry r",
+        " ACTION: input should be 'list', 'promote' or 'rollback' (did you mean list?)",
+    ),
     ("scan nothere --output out", "nothere"),
     ("scan *.png --output out", "*.png"),
     ("scan empty --output out", "nothing to scan"),
@@ -209,7 +217,13 @@ def test_flag_over_environment_over_file_over_default(
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("waveunits = 3", "waveunits"), ('decoder = "pillow"', "decoder was removed")],
+    [
+        (
+            "waveunits = 3",
+            "--waveunits is not a setting of this command (did you mean --wave-units?)",
+        ),
+        ('decoder = "pillow"', "decoder was removed"),
+    ],
 )
 def test_a_setting_that_is_not_there_is_refused_in_the_file(
     line: str,
