@@ -3,8 +3,8 @@
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that names the fix), 3 done
 but with more failures than `--max-failure-rate`, problems found by `verify`, nothing stored by
 `build`, or nothing promoted by `retrain`, 130 interrupted by SIGINT or SIGTERM. The last line on
-stdout is a JSON summary, but for a scan without an output, which prints a line for each image;
-everything else goes to stderr.
+stdout is a JSON summary, but for `runs`, `top` and a scan without an output, whose
+lines are their results; everything else goes to stderr.
 
 Importing this module and parsing a command import neither NumPy nor Ray: a wrong command is
 refused at once.
@@ -47,7 +47,9 @@ from prompt_iml.pipeline.settings import (
     ImportSettings,
     PlanSettings,
     ReportSettings,
+    RunsSettings,
     ScanSettings,
+    TopSettings,
     VerifySettings,
 )
 
@@ -60,6 +62,10 @@ Outcome = tuple[dict[str, Any] | None, int]
 
 def _done(summary: dict[str, Any], _: object) -> Outcome:
     return summary, DONE
+
+
+def _printed(*_: object) -> Outcome:
+    return None, DONE
 
 
 def _scanned(summary: dict[str, Any], settings: ScanSettings | DemoSettings) -> Outcome:
@@ -99,6 +105,8 @@ COMMANDS = {
     "scan": Entry(ScanSettings, "prompt_iml.pipeline.detect.verdict:scan", _scanned, resumes=True),
     "demo": Entry(DemoSettings, "prompt_iml.pipeline.demo.demo:demo", _scanned, resumes=True),
     "report": Entry(ReportSettings, "prompt_iml.pipeline.report.report:report"),
+    "runs": Entry(RunsSettings, "prompt_iml.pipeline.report.runs:print_runs", _printed),
+    "top": Entry(TopSettings, "prompt_iml.pipeline.report.top:print_top", _printed),
     "export": Entry(ExportSettings, "prompt_iml.pipeline.export.export:export"),
     "compact": Entry(CompactSettings, "prompt_iml.pipeline.run.compact:compact"),
     "verify": Entry(

@@ -396,6 +396,30 @@ class ReportSettings(AccessFlags, ResultsFlags):
         return [self.output, self.path]
 
 
+class LinesFlags(ResultsFlags):
+    """Flag of the commands that print lines of the results."""
+
+    model_config = SettingsConfigDict(cli_shortcuts={"json-lines": "json"})
+
+    json_lines: bool = False
+    """Print a JSON object in place of each line."""
+
+
+class RunsSettings(LinesFlags):
+    """List the runs of an output, newest first: when, complete or not, model, counts by label."""
+
+
+class TopSettings(LinesFlags):
+    """Print the images of the highest scores, a line each."""
+
+    limit: int = Field(20, ge=1)
+    """Print at most this many images."""
+    label: list[Literal["authentic", "uncertain", "manipulated"]] = []
+    """Print only images with these labels; without any, those of every label."""
+    run_id: str | None = None
+    """Run to read; without it, the only one there is."""
+
+
 class ExportSettings(ResultsFlags):
     """Write the findings of a scan for other tools: COCO, masks, overlays, CSV or JSON lines."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,22 @@ from prompt_iml.pipeline.storage import storage
 LABELS: tuple[Label, ...] = ("manipulated", "uncertain", "authentic")
 
 Facts = Mapping[str, Any]
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on stdout, as many as its reader wants."""
+    with until_closed():
+        for line in lines:
+            print(line, flush=True)
+
+
+@contextmanager
+def until_closed() -> Iterator[None]:
+    """End the block without an error when the reader of stdout, such as `head`, has enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not flushed
 
 
 def verdict_line(row: Facts) -> str:

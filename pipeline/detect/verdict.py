@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import PurePosixPath
@@ -24,7 +21,7 @@ from prompt_iml.engine.errors import EmptySource
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import read_policy
 from prompt_iml.pipeline.detect.detector import default_threads, finding
-from prompt_iml.pipeline.detect.lines import counts_line, ending, verdict_line
+from prompt_iml.pipeline.detect.lines import counts_line, ending, until_closed, verdict_line
 from prompt_iml.pipeline.detect.pictures import Result, results
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.run.folder import Json
@@ -112,7 +109,7 @@ def print_verdicts(settings: ScanSettings) -> Json:
     spec = replace(row_spec(settings, model, prompt_set), threads=default_threads())
     maker, counts = RowMaker(spec), Counts()
     overlays = Overlays(settings.overlay, spec) if settings.overlay else None
-    with _until_closed():
+    with until_closed():
         for found in results(maker, _samples(maker, chain([first], units), counts)):
             counts.add(found.row)
             _print(found.row, settings.json_lines)
@@ -132,15 +129,6 @@ def _samples(maker: RowMaker, units: Iterable[Unit], counts: Counts) -> Iterator
         for sample in maker.samples(unit):
             counts.incomplete += unit.kind != "objects" and sample.member is None
             yield sample
-
-
-@contextmanager
-def _until_closed() -> Iterator[None]:
-    """End the block without an error when the reader of stdout, such as `head`, has enough."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not flushed
 
 
 def _print(row: Row, as_json: bool) -> None:

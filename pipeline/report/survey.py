@@ -88,12 +88,24 @@ def take_survey(
         scored = rows.filter(pc.is_valid(rows["score"]))
         before = pc.cast(pc.less(scored["image_id"], start), pa.int8())
         scored = scored.append_column("before", before)
-        survey.best = _first(survey.best, scored, limit, _BEST)
+        survey.best = _first(survey.best, scored.select(_KEPT), limit, _BEST)
         for row, label in enumerate(LABELS):
             of_label = scored.filter(pc.equal(scored["label"], label))
             survey.histogram[row] += np.histogram(of_label["score"].to_numpy(), BINS, (0, 1))[0]
-            survey.samples[label] = _first(survey.samples.get(label), of_label, sample, _DRAWN)
+            drawn = of_label.select(_KEPT)
+            survey.samples[label] = _first(survey.samples.get(label), drawn, sample, _DRAWN)
     return survey
+
+
+def highest(results: ds.Dataset, limit: int, columns: list[str]) -> list[Row]:
+    """Return columns of the rows with the highest scores, highest first; equal ones by image_id."""
+    best: pa.Table | None = None
+    for rows in _batches(results, ["image_id", "score", _FILE]):
+        best = _first(best, rows.filter(pc.is_valid(rows["score"])), limit, _BEST)
+    if best is None:
+        return []
+    found: list[Row] = _rows(results, best, columns).sort_by(_BEST).to_pylist()
+    return found[:limit]
 
 
 def rows_to_show(results: ds.Dataset, survey: Survey, limit: int) -> tuple[list[Row], list[Row]]:
@@ -139,7 +151,6 @@ def _first(
     kept: pa.Table | None, rows: pa.Table, count: int, order: list[tuple[str, str]]
 ) -> pa.Table:
     """Return the first `count` of the rows kept so far and new ones, in an order."""
-    rows = rows.select(_KEPT)
     rows = pa.concat_tables([kept, rows]) if kept is not None else rows
     return rows.take(pc.select_k_unstable(rows, count, order)) if count else rows.slice(0, 0)
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -141,6 +142,15 @@ def _look_up_local(uri: str) -> ObjectRef | None:
 def local_ref(uri: str, status: os.stat_result) -> ObjectRef:
     """Return the reference to a local file with this status."""
     return ObjectRef(uri, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def modified(uri: str) -> datetime:
+    """Return when a file or object was last written, in UTC. Raises `FetchError`."""
+    if not is_s3(uri):
+        with fetching(uri):
+            return datetime.fromtimestamp(local_path(uri).stat().st_mtime, UTC)
+    written: datetime = retry(lambda: _info(uri), RETRIES)["LastModified"]
+    return written
 
 
 def exists(uri: str) -> bool:

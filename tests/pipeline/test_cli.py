@@ -41,6 +41,8 @@ WRONG = [
         "models lst --registry r",
         " ACTION: input should be 'list', 'promote' or 'rollback' (did you mean list?)",
     ),
+    ("runs empty", "holds no run"),
+    ("top nothere", "holds no run"),
     ("scan nothere --output out", "nothere"),
     ("scan *.png --output out", "*.png"),
     ("scan empty --output out", "nothing to scan"),
