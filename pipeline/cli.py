@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that names the fix), 3 done
 but with more failures than `--max-failure-rate`, problems found by `verify`, nothing stored by
 `build`, or nothing promoted by `retrain`, 130 interrupted by SIGINT or SIGTERM. The last line on
-stdout is a JSON summary, but for `runs`, `top` and a scan without an output, whose
+stdout is a JSON summary, but for `runs`, `top`, `completion` and a scan without an output, whose
 lines are their results; everything else goes to stderr.
 
 Importing this module and parsing a command import neither NumPy nor Ray: a wrong command is
@@ -40,6 +40,7 @@ from prompt_iml.pipeline.settings import (
     CalibrateSettings,
     Command,
     CompactSettings,
+    CompletionSettings,
     DemoSettings,
     DoctorSettings,
     EvaluateSettings,
@@ -124,6 +125,9 @@ COMMANDS = {
         lambda summary, _: (summary, DONE if summary["stored"] else FAILURES),
     ),
     "doctor": Entry(DoctorSettings, "prompt_iml.pipeline.machine.doctor:doctor"),
+    "completion": Entry(
+        CompletionSettings, "prompt_iml.pipeline.completion:print_script", _printed
+    ),
 }
 
 

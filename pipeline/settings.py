@@ -483,6 +483,13 @@ class DoctorSettings(ModelFlags):
     """Report what this machine can run, what is missing, and the commands to install it."""
 
 
+class CompletionSettings(Command):
+    """Print a script for your shell that completes commands, flags and their values."""
+
+    shell: CliPositionalArg[Literal["bash", "zsh", "fish"]]
+    """Shell of the script: bash, zsh or fish."""
+
+
 class ImportSettings(Command):
     """Write labels of any form (COCO, folders of masks, tables) as one Parquet file of labels."""
 

@@ -43,6 +43,7 @@ WRONG = [
     ),
     ("runs empty", "holds no run"),
     ("top nothere", "holds no run"),
+    ("completion tcsh", "'bash', 'zsh' or 'fish'"),
     ("scan nothere --output out", "nothere"),
     ("scan *.png --output out", "*.png"),
     ("scan empty --output out", "nothing to scan"),
