@@ -72,7 +72,7 @@ def _models(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_train_kill_resume_evaluate_gate_promote_roll_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,7 +124,7 @@ def test_photographs_without_outlines_are_refused(photos: Path, tmp_path: Path) 
     ("fields", "message"),
     [
         ({"photos": "nowhere"}, "nowhere has no photographs"),
-        ({"labels": "nowhere.parquet"}, "no such labels file"),
+        ({"labels": "nowhere.parquet"}, "nowhere.parquet: no such file or folder"),
         ({"prompt_set": "gone.safetensors"}, "--prompt-set cannot be read"),
         ({"workers": 3, "max_workers": 2}, "--max-workers 2 is less"),
         ({"samples": 4}, "--samples"),
