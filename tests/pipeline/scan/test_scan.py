@@ -578,8 +578,9 @@ def test_a_part_that_was_damaged_is_made_again(scanned: Scanned) -> None:
     (scanned.output / "_runs" / "one" / "manifest.json").unlink()
     part, *_ = sorted((scanned.output / "results").iterdir())
     data = bytearray(part.read_bytes())
-    footer = int.from_bytes(data[-8:-4], "little")
-    data[(len(data) - footer) // 2] ^= 1  # of a page
+    column = pq.read_metadata(part).row_group(0).column(0)
+    end = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size
+    data[end - 1] ^= 1  # the last byte of a page
     part.write_bytes(data)
     scanned.again()
     assert part.read_bytes() != data
