@@ -18,7 +18,6 @@ from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 
 MAX_PIXELS = 210_000_000
 MAX_BYTES = 256 * 2**20
-MOST_THREADS = 8  # one tile gains little from more, and each holds two decoded pictures
 
 
 class Detector:
@@ -29,7 +28,8 @@ class Detector:
     Args:
         model: name of a packaged model, or path of a model folder.
         engine: runtime that computes the network: auto, openvino, onnxruntime, torch or tensorrt.
-        threads: CPU threads; None: one for each CPU of this process, at most `MOST_THREADS`.
+        threads: CPU threads. With one, results are those of a scan to the last digit; more add
+            the same numbers in another order.
         max_pixels: pictures with more pixels are refused before decoding, at 10 bytes a pixel.
 
     Raises:
@@ -41,7 +41,7 @@ class Detector:
         model: str | Path = "prompt-iml-micro",
         *,
         engine: str = "auto",
-        threads: int | None = None,
+        threads: int = 1,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         opened = load_model(model)
@@ -49,7 +49,7 @@ class Detector:
             model=opened.reference,
             model_digest=opened.digest,
             engine=engine,
-            threads=threads or default_threads(),
+            threads=threads,
             max_pixels=max_pixels,
             max_object_bytes=MAX_BYTES,
             heatmap=False,
@@ -97,9 +97,3 @@ class Detector:
 def finding(found: Result, spec: RowSpec) -> Finding:
     """Return the finding of a picture that was scanned."""
     return Finding(found.row, partial(pixels_of, found.picture, spec, found.row.get("sha256")))
-
-
-def default_threads() -> int:
-    """Return the number of CPUs that this process may use, at most `MOST_THREADS`."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MOST_THREADS)

@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 from prompt_iml.engine.errors import EmptySource
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import read_policy
-from prompt_iml.pipeline.detect.detector import default_threads, finding
+from prompt_iml.pipeline.detect.detector import finding
 from prompt_iml.pipeline.detect.lines import counts_line, ending, until_closed, verdict_line
 from prompt_iml.pipeline.detect.pictures import Result, results
 from prompt_iml.pipeline.logs import configure, log
@@ -106,7 +106,7 @@ def print_verdicts(settings: ScanSettings) -> Json:
         raise EmptySource(f"share {settings.slice} of the inputs holds nothing to scan")
     for note in model.notes:
         log(f"note: {note}")
-    spec = replace(row_spec(settings, model, prompt_set), threads=default_threads())
+    spec = row_spec(settings, model, prompt_set)
     maker, counts = RowMaker(spec), Counts()
     overlays = Overlays(settings.overlay, spec) if settings.overlay else None
     with until_closed():

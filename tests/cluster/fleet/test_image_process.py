@@ -72,5 +72,5 @@ def test_a_process_killed_while_it_loads_is_started_again(monkeypatch: pytest.Mo
 
 
 def test_a_process_that_cannot_load_the_engine_says_why() -> None:
-    with pytest.raises(Crashed, match="here, not the model of the run"):
-        ImageProcess(replace(SPEC, model_sha256="0" * 64))
+    with pytest.raises(Crashed, match="are those of the run"):
+        ImageProcess(replace(SPEC, model_digest="0" * 64))
