@@ -153,6 +153,8 @@ def test_a_store_that_does_not_answer_is_named(
             server.listen()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         assert url in error_of(["scan", str(tmp_path), "--output", "s3://bucket/out"], capsys)
 
 
