@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlparse
@@ -138,10 +138,9 @@ def pip(command: str) -> str:
 
 def _from_sources() -> str:
     """Return the command that installs prompt-iml again from its folder; empty if it is unknown."""
-    try:
-        origin = json.loads(distribution("prompt-iml").read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:
-        origin = {}
+    # The folder of the sources, where one may stand, has metadata too, which names no origin.
+    found = [each.read_text("direct_url.json") for each in distributions(name="prompt-iml")]
+    origin = json.loads(next(filter(None, found), "{}"))
     if "dir_info" not in origin:
         return ""
     editable = "--editable " if origin["dir_info"].get("editable") else ""
