@@ -19,6 +19,7 @@ from prompt_iml.engine.build.builder import emulated_error, float32_operators
 from prompt_iml.engine.build.precision import choose_float32
 from prompt_iml.engine.errors import InferError, MissingDependency
 from prompt_iml.engine.model.folder import GRAPH, Model, load_model, open_folder
+from prompt_iml.engine.model.graph_file import seal
 from prompt_iml.engine.runtimes import plans
 from prompt_iml.engine.runtimes.blob_cache import VARIABLE, BlobCache
 from prompt_iml.engine.runtimes.open import open_engine
@@ -122,11 +123,11 @@ def rename(graph: onnx.ModelProto, output: str) -> None:
 
 
 def engine_of(model: Model, folder: Path, edit: Edit) -> Engine:
-    """Return an engine of the model with an edited graph."""
+    """Return an engine of the model with an edited graph, which is sealed as an exported one."""
     shutil.copytree(model.folder, folder, dirs_exist_ok=True)
     graph = onnx.load(model.graph, load_external_data=False)
     edit(graph)
-    onnx.save(graph, folder / GRAPH)
+    (folder / GRAPH).write_bytes(seal(graph.SerializeToString()))
     return open_engine(open_folder(folder), "onnxruntime")
 
 
