@@ -81,14 +81,15 @@ def test_operators_are_added_while_they_help() -> None:
 
 
 def scale_a_weight(graph: onnx.ModelProto) -> None:
-    """Scale the weight of the last convolution by 1.05."""
-    node = [node for node in graph.graph.node if node.op_type == "Conv"][-1]
+    """Scale the weight of the mask features by 1.05."""
+    nodes = list(graph.graph.node)
+    at = [list(node.input) for node in nodes].index(["pixel_decoder.mask_features.weight"])
+    (weight,) = nodes[at].output
+    for node in nodes:
+        node.input[:] = ["scaled" if name == weight else name for name in node.input]
     factor = helper.make_node("Constant", [], ["factor"], value_float=1.05)
-    scaled = helper.make_node("Mul", [node.input[1], "factor"], ["scaled"])
-    at = list(graph.graph.node).index(node)
-    node.input[1] = "scaled"
-    graph.graph.node.insert(at, scaled)
-    graph.graph.node.insert(at, factor)
+    graph.graph.node.insert(at + 1, factor)
+    graph.graph.node.insert(at + 2, helper.make_node("Mul", [weight, "factor"], ["scaled"]))
 
 
 def scale_the_mask(graph: onnx.ModelProto) -> None:
