@@ -50,7 +50,7 @@ from prompt_iml.pipeline.registry.registry import (
     with_prompt_set,
 )
 from prompt_iml.pipeline.run.folder import Json
-from prompt_iml.pipeline.run.schema import to_batch
+from prompt_iml.pipeline.run.schema import row_to_json
 from prompt_iml.pipeline.scan.rows import Row
 from prompt_iml.pipeline.scan.scanner import RowSpec
 from prompt_iml.pipeline.scan.session import ray_session
@@ -155,13 +155,7 @@ class Endpoint:
 
 def as_json(row: Row) -> Json:
     """Return the columns as a table holds them (float32), without `OMITTED_COLUMNS`."""
-    answer: Json
-    (answer,) = to_batch([row]).drop_columns(OMITTED_COLUMNS).to_pylist()
-    mask = answer["mask_rle"]
-    return answer | {
-        "mask_rle": mask and mask.decode("ascii"),
-        "scanned_at": answer["scanned_at"].isoformat(),
-    }
+    return row_to_json(row, OMITTED_COLUMNS)
 
 
 def status_code(row: Row) -> int:

@@ -24,7 +24,7 @@ SHOWN_SIDE = 640  # pixels of a picture in a notebook
 
 
 class Finding:
-    """What was found in one picture; in a notebook it shows itself.
+    """Label, score and mask of one picture; in a notebook it shows itself.
 
     It holds the mask compressed, and no pixels: a list of many findings takes little memory.
 

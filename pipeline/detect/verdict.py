@@ -141,11 +141,9 @@ def _print(row: Row, as_json: bool) -> None:
 
 def columns(row: Row) -> Json:
     """Return a row's columns as a table holds them (float32), without `NOT_PRINTED`."""
-    from prompt_iml.pipeline.run.schema import to_batch
+    from prompt_iml.pipeline.run.schema import row_to_json
 
-    answer: Json
-    (answer,) = to_batch([row]).drop_columns(NOT_PRINTED).to_pylist()
-    return answer | {"scanned_at": answer["scanned_at"].isoformat()}
+    return row_to_json(row, NOT_PRINTED)
 
 
 class Overlays:

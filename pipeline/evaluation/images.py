@@ -73,7 +73,7 @@ class ImageResult:
 
     @property
     def has_known_pixels(self) -> bool:
-        """Whether it is known which pixels are forged: not in a forged image without a mask."""
+        """True where the truth knows each pixel: not for a forged image without a mask."""
         return not self.forged or bool(self.hits.any())
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation writes of each image: a row of its result, and the mask that was found."""
+"""Files of an evaluation for each image: a row of its result, and the mask that was found."""
 
 from __future__ import annotations
 

@@ -164,6 +164,15 @@ def to_batch(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
+def row_to_json(row: dict[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
+    """Return a row for JSON with the values that a table holds (float32), without some columns."""
+    answer: dict[str, Any]
+    (answer,) = to_batch([row]).drop_columns(list(left_out)).to_pylist()
+    if mask := answer.get("mask_rle"):
+        answer["mask_rle"] = mask.decode("ascii")
+    return answer | {"scanned_at": answer["scanned_at"].isoformat()}
+
+
 def merge_parts(parts: Iterable[bytes]) -> bytes:
     """Merge the rows of several parts of one run, in order, into one part.
 

@@ -49,7 +49,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """What is known of an image.
+    """Known state of an image: manipulated or not, and where.
 
     Attributes:
         manipulated: whether it is.

@@ -276,7 +276,7 @@ class Peer:
     namespace_labels: Document = dataclasses.field(default_factory=dict)
 
     def is_meant(self, place: Document) -> bool:
-        """Whether an entry of `to` or `from` in a policy of ours names it."""
+        """Return whether an entry of `to` or `from` in a network policy names this peer."""
         if self.address:
             block = place.get("ipBlock", {"cidr": "0.0.0.0/32"})
             within = [ipaddress.ip_network(each) for each in block.get("except", [])]
@@ -307,7 +307,7 @@ def selects(selector: Document, labels: Document) -> bool:
 
 
 def passes(overlay: str, way: str, pod: Document, peer: Peer, port: int | str) -> bool:
-    """Whether the policies let a pod of ours and a peer talk; `way` is `ingress` or `egress`."""
+    """Return whether the network policies let a pod and a peer talk, by `ingress` or `egress`."""
     policies = [
         each["spec"]
         for each in render(KUBERNETES / "overlays" / overlay)

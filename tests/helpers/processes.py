@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from prompt_iml.cluster.training.curves import read_curves
 
@@ -18,6 +21,21 @@ def scan_command(source: Path, output: Path) -> list[str]:
     """Return `prompt-iml scan SOURCE --output OUTPUT`, for more flags to follow."""
     scan = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan"]
     return [*scan, str(source), "--output", str(output)]
+
+
+def kill_first_two(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Kill the next two processes that are started; their exit codes are added to the list."""
+    start, killed = subprocess.Popen, list[int]()
+
+    def popen(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = start(*arguments, **options)
+        if len(killed) < 2:
+            process.kill()
+            killed.append(process.wait())
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    return killed
 
 
 def wait_for_reports(curves: str, number: int, driver: subprocess.Popen[bytes]) -> None:

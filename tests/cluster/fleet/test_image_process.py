@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +15,7 @@ from prompt_iml.cluster.fleet.image_process import ImageProcess, blank_png
 from prompt_iml.cluster.fleet.serve import endpoint_spec
 from prompt_iml.cluster.settings import EndpointSettings
 from prompt_iml.engine.errors import Crashed
-from tests.helpers.processes import processes_below
+from tests.helpers.processes import kill_first_two, processes_below
 
 ROOT = Path(__file__).parents[3]
 SPEC = replace(endpoint_spec(EndpointSettings()), image_timeout=10, max_pixels=10**6)
@@ -55,16 +53,7 @@ def test_a_process_that_died_idle_costs_no_image(process: ImageProcess) -> None:
 
 
 def test_a_process_killed_while_it_loads_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, killed = subprocess.Popen, list[int]()
-
-    def popen(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        process = start(*arguments, **options)
-        if len(killed) < 2:
-            process.kill()
-            killed.append(process.wait())
-        return process
-
-    monkeypatch.setattr("prompt_iml.cluster.fleet.image_process.subprocess.Popen", popen)
+    killed = kill_first_two(monkeypatch)
     made = ImageProcess(SPEC)
     assert made.row(blank_png())["status"] == "ok"
     assert killed == [-signal.SIGKILL] * 2

@@ -1,4 +1,4 @@
-"""What doctor advises are commands: pip and prompt-iml take them."""
+"""Advice of doctor is commands that pip and prompt-iml take."""
 
 from __future__ import annotations
 

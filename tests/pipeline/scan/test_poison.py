@@ -26,6 +26,7 @@ from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
 from tests.bench.null_model import write_null_model
 from tests.helpers.archives import TarOf
+from tests.helpers.processes import kill_first_two
 
 ROOT = Path(__file__).parents[3]
 EXPECTED = {"segfault": "crashed", "allocate": "out_of_memory"}
@@ -250,16 +251,7 @@ def test_a_process_killed_while_it_loads_is_started_again(
     settings = ScanSettings(
         inputs=[str(tmp_path)], output=str(tmp_path), model=str(tmp_path / "model")
     )
-    start, killed = subprocess.Popen, list[int]()
-
-    def popen(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        process = start(*arguments, **options)
-        if len(killed) < 2:
-            process.kill()
-            killed.append(process.wait())
-        return process
-
-    monkeypatch.setattr("prompt_iml.pipeline.scan.isolated.subprocess.Popen", popen)
+    killed = kill_first_two(monkeypatch)
     rows = list(isolated_rows(row_spec(settings, model), unit))
     assert [row["status"] for row in rows] == ["ok"]
     assert killed == [-signal.SIGKILL] * 2

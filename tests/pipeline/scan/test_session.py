@@ -1,4 +1,4 @@
-"""What ends or prevents a scan from outside is one line, and the same command resumes."""
+"""A scan that is ended or prevented from outside says so in one line, and can be resumed."""
 
 from __future__ import annotations
 
