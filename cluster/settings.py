@@ -8,6 +8,7 @@ from pydantic import ByteSize, Field, model_validator
 
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline.settings import (
+    AccessFlags,
     EngineFlags,
     LimitFlags,
     RayFlags,
@@ -20,7 +21,7 @@ from prompt_iml.pipeline.settings import (
 Variant = Literal["semantic", "high_frequency", "add", "align", "fuse", "full"]
 
 
-class TrainingFlags(RayFlags):
+class TrainingFlags(AccessFlags, RayFlags):
     """Flags of the commands that train."""
 
     photos: str
@@ -45,6 +46,11 @@ class TrainingFlags(RayFlags):
     """Give each training process a GPU and use NCCL, instead of CPUs and Gloo."""
     seed: int = 0
     """Seed of the initial weights and the generated examples."""
+
+    @property
+    def own_folders(self) -> list[str | None]:
+        """Return the folder of the training."""
+        return [self.output]
 
     @model_validator(mode="after")
     def _check_samples(self) -> Self:
@@ -149,15 +155,21 @@ class RetrainSettings(EngineFlags, TrainingFlags):
     """Evaluate at most N images of each set."""
     samples: int = Field(20_000, ge=1)
     """Number of examples to train on."""
-    lease_seconds: float = Field(600, gt=0)
-    """Seconds without a sign of life of a cycle after which another one may take over."""
+    lease_seconds: float = Field(600, gt=0, le=7 * 24 * 3600)
+    """Seconds without a sign of life of a cycle after which another one may take over; at most a
+    week."""
+
+    @property
+    def own_folders(self) -> list[str | None]:
+        """Return the folder of the training and the registry."""
+        return [self.output, self.registry]
 
     def check(self) -> None:
         """Check that the labels and the test sets exist."""
         from prompt_iml.pipeline.checks import find_inputs
 
-        find_inputs([self.labels, *self.eval_sets])
         super().check()
+        find_inputs([self.labels, *self.eval_sets])
 
 
 class SubmitSettings(ScanSettings):

@@ -420,7 +420,7 @@ class TopSettings(LinesFlags):
     """Run to read; without it, the only one there is."""
 
 
-class ExportSettings(ResultsFlags):
+class ExportSettings(AccessFlags, ResultsFlags):
     """Write the findings of a scan for other tools: COCO, masks, overlays, CSV or JSON lines."""
 
     to: Literal["coco", "masks", "overlays", "csv", "jsonl"]
@@ -431,6 +431,11 @@ class ExportSettings(ResultsFlags):
     """Export only the images with these labels; without any, all images."""
     path: str | None = None
     """File or folder to write; without it, one in OUTPUT/exports."""
+
+    @property
+    def own_folders(self) -> list[str | None]:
+        """Return the folder of the results and what is written."""
+        return [self.output, self.path]
 
 
 class CompactSettings(ResultsFlags):
@@ -490,13 +495,18 @@ class CompletionSettings(Command):
     """Shell of the script: bash, zsh or fish."""
 
 
-class ImportSettings(Command):
+class ImportSettings(AccessFlags):
     """Write labels of any form (COCO, folders of masks, tables) as one Parquet file of labels."""
 
     truths: CliPositionalArg[list[str]] = Field(min_length=1)
     """Tables of images and masks, JSON lists, COCO files or folders such as Tp, Gt, Au."""
     output: str = "labels.parquet"
     """Parquet file to write, local or s3://."""
+
+    @property
+    def own_folders(self) -> list[str | None]:
+        """Return the file that is written."""
+        return [self.output]
 
     def check(self) -> None:
         """Find the truths."""
@@ -506,7 +516,7 @@ class ImportSettings(Command):
         find_inputs(self.truths)
 
 
-class EvaluationFlags(EngineFlags):
+class EvaluationFlags(AccessFlags, EngineFlags):
     """Flags that name the images of an evaluation, and the model."""
 
     manifests: CliPositionalArg[list[str]] = Field(min_length=1)
@@ -518,8 +528,8 @@ class EvaluationFlags(EngineFlags):
         """Find the truths."""
         from prompt_iml.pipeline.checks import find_inputs
 
-        find_inputs(self.manifests)
         super().check()
+        find_inputs(self.manifests)
 
 
 class EvaluateSettings(EvaluationFlags):

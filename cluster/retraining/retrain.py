@@ -199,6 +199,7 @@ def train_settings(
         workers=settings.workers,
         gpus=settings.gpus,
         address=settings.address,
+        s3_access=settings.s3_access,
         **settings.model_dump(include=set(TRAINING)),
     )
 
@@ -310,7 +311,7 @@ def _record(
             "new": [result.to_dict() for result in after],
             "base": [result.to_dict() for result in base],
         },
-        "settings": settings.model_dump(exclude={"address", "workers", "gpus"}),
+        "settings": settings.model_dump(exclude={"address", "workers", "gpus", "s3_access"}),
         "by": owner,
         "at": timestamp(),
     }

@@ -23,6 +23,7 @@ from prompt_iml.engine.detection.context import COEFFICIENTS, Context
 from prompt_iml.engine.network.beyond.dct import zigzag
 from prompt_iml.pipeline.forgery.generator import Example, Generator
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
+from prompt_iml.pipeline.storage.s3 import SIGNED, Access, use
 
 Columns = dict[str, NDArray[np.generic]]
 
@@ -54,6 +55,7 @@ class GeneratedExamples:
         labels: URI of a labels file, or None.
         seed: of all examples.
         autoencoders: folder of autoencoders for generated regions, or None.
+        access: access to the labels and their images.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class GeneratedExamples:
         labels: str | None,
         seed: int,
         autoencoders: str | None = None,
+        access: Access = SIGNED,
     ) -> None:
+        use(access)
         self._generator = Generator.read(photos, read_autoencoders(autoencoders))
         self._labelled = _labelled(labels) if labels else None
         self._seed = seed
@@ -105,6 +109,7 @@ def examples(settings: TrainSettings, first: int) -> Dataset:
             settings.labels,
             settings.seed,
             settings.autoencoders,
+            settings.access,
         ),
         batch_size=BATCH,
         num_cpus=1.0 if settings.gpus else GENERATOR_CPUS,

@@ -35,6 +35,7 @@ from prompt_iml.engine.network.swin import load_official
 from prompt_iml.engine.runtimes.torch_cpu import load_network
 from prompt_iml.pipeline.forgery.generator import Example
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.s3 import use
 
 DECAY = 0.02
 CLIP = 2.0
@@ -222,6 +223,7 @@ def _read_weights(uri: str) -> dict[str, Tensor]:
 def train_worker(fields: dict[str, Any]) -> None:
     """Run one training process on Ray Train; `fields` are those of `TrainSettings`."""
     settings, context = TrainSettings(**fields), ray.train.get_context()
+    use(settings.access)
     torch.set_num_threads(1)
     run = Run(start_network(settings), settings.train)
     objective = ray.train.torch.prepare_model(Objective(run.network))

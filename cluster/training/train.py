@@ -67,8 +67,9 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 BEST_BY = "f1"  # the field of a report that chooses the best checkpoint
-# Settings that may change when a run resumes: they say where it runs and not what it learns.
-PLACE = {"workers", "max_workers", "gpus", "address", "output"}
+# Settings that may change when a run resumes: they say where it runs and what it may read,
+# and not what it learns.
+PLACE = {"workers", "max_workers", "gpus", "address", "output", "s3_access"}
 
 
 @dataclass(frozen=True, slots=True)

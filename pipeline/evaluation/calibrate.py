@@ -66,6 +66,7 @@ def calibrate(settings: CalibrateSettings) -> Json:
     report = {
         "model": model.id,
         "model_sha256": model.sha256,
+        "model_digest": model.digest,
         "manifests": settings.manifests,
         "perturbations": perturbations,
         "failed": failed,

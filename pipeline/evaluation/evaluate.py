@@ -92,6 +92,7 @@ def _model(settings: EvaluateSettings) -> tuple[Json, Evaluate]:
     about = {
         "model": model.id,
         "model_sha256": model.sha256,
+        "model_digest": replace(model, policy=policy).digest,
         "prompt_set": model.prompts.id,
         "policy": policy.to_dict(),
     }

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import io
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from PIL import Image
 
+from prompt_iml.cluster.retraining.retrain import train_settings
+from prompt_iml.cluster.settings import RetrainSettings
 from prompt_iml.engine.errors import Denied, OutputNotWritable
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.cli import main
@@ -81,6 +86,27 @@ def test_a_public_bucket_is_read_without_credentials(
         read_all(public)
 
 
+def test_labels_in_a_public_bucket_are_read_without_credentials(
+    s3: Bucket, behind: Behind, tmp_path: Path
+) -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(photo, "PNG")
+    table = b"image,label\nphoto.png,0\n"
+    for key, body in {"photo.png": photo.getvalue(), "labels.csv": table}.items():
+        s3.client.put_object(Bucket=s3.name, Key=key, Body=body, ACL="public-read")
+    into = str(tmp_path / "labels.parquet")
+    with behind(signs):
+        assert main(["import", f"{s3.uri}/labels.csv", "--output", into]) == 2
+        flags = ["--s3-access", "anonymous", "--output", into]
+        assert main(["import", f"{s3.uri}/labels.csv", *flags]) == 0
+    assert pq.read_table(into)["uri"].to_pylist() == [f"{s3.uri}/photo.png"]
+
+
+def signs(method: str, path: str, headers: Headers) -> Answer | None:
+    signed = any(name.lower() == "authorization" for name in headers)
+    return Answer(403, "AccessDenied") if signed else None
+
+
 def pays(method: str, path: str, headers: Headers) -> Answer | None:
     payer = {name.lower(): value for name, value in headers.items()}.get("x-amz-request-payer")
     return None if payer == "requester" else Answer(403, "AccessDenied")
@@ -104,6 +130,14 @@ def test_the_access_travels_to_every_process() -> None:
     spec = row_spec(settings, load_model(settings.model))
     assert spec.access == Access("anonymous", ("mine",))
     assert RowSpec.from_json(spec.to_json()) == spec
+    folders = {"output": "s3://mine/runs", "registry": "s3://ours/prompts"}
+    cycle = RetrainSettings(
+        **folders, photos="-", labels="s3://public/l", eval_sets=["-"], s3_access="anonymous"
+    )
+    assert cycle.access == Access("anonymous", ("mine", "ours"))
+    model = load_model(cycle.model)
+    training = train_settings(cycle, model, None, [])
+    assert training.access == Access("anonymous", ("mine",))
 
 
 def no_list(method: str, path: str, headers: Headers) -> Answer | None:
