@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +13,16 @@ import pyarrow.parquet as pq
 from prompt_iml.engine.errors import DamagedShard, Empty, FetchError, Unsupported, UsageError
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, describe_stand_in, sniff
 from prompt_iml.pipeline.logs import one_line
+from prompt_iml.pipeline.sources.parquet_pages import unpacked_sizes
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
 BATCH_BYTES = 16 << 20  # of values that are unpacked together, unless one alone has more
 MAX_BATCH_ROWS = 1024
+# A page is unpacked whole, and takes thrice its size. Images hardly shrink when they are packed: of
+# columns that claim to be larger than both of these, each page is looked at first.
+UNPACKED_BYTES = 512 << 20
+UNPACKED_TIMES = 16
 TEXT_BYTES = 1 << 16  # of a path or an id
 MOST = 1 << 53  # rows or bytes; a footer with more is damaged
 ID_COLUMNS = ("content_id", "id")
@@ -36,8 +41,17 @@ _USUAL_NAMES = (
 )  # fmt: skip
 
 
+class ParquetFile(pq.ParquetFile):  # type: ignore[misc]
+    """A Parquet file, with the stream that it is read from."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        # Without pre_buffer a row group is streamed, not held in memory whole.
+        super().__init__(stream, pre_buffer=False, buffer_size=1 << 20)
+        self.stream = stream
+
+
 @contextmanager
-def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(uri: str) -> Iterator[ParquetFile]:
     """Open a file and read its footer.
 
     Raises:
@@ -45,8 +59,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     """
     with storage.open_stream(uri) as stream:
         try:
-            # Without pre_buffer a row group is streamed, not held in memory whole.
-            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+            file = ParquetFile(stream)
         except READER_ERRORS as error:
             stream.seek(0)
             stand_in = describe_stand_in(stream.read(HEAD_BYTES))
@@ -58,7 +71,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def batches(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def batches(file: ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield columns of a row group, in batches of some `BATCH_BYTES` or of one row.
 
     A value may be as large as all that is stored of its column, and be repeated in each row. Not
@@ -68,6 +81,7 @@ def batches(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa
         READER_ERRORS: a page is damaged, or does not fit into memory.
     """
     metadata, schema = file.metadata.row_group(group), file.schema_arrow
+    _check_pages(file, metadata, columns)
     types = {name: schema.field(name).type for name in columns}
     stored = sum(
         _column_bytes(metadata, name, "total_uncompressed_size")
@@ -76,6 +90,23 @@ def batches(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa
     )
     rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // (stored or 1)))
     yield from file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _check_pages(file: ParquetFile, row_group: Any, columns: list[str]) -> None:
+    """Raise `ValueError` if a column is far smaller in the file and a page of it is too large."""
+    for chunk in [chunk for name in columns for chunk in _chunks_of(row_group, name)]:
+        packed = chunk.total_compressed_size
+        if chunk.total_uncompressed_size <= max(UNPACKED_BYTES, UNPACKED_TIMES * packed):
+            continue
+        start = chunk.data_page_offset
+        if chunk.has_dictionary_page:
+            start = min(start, chunk.dictionary_page_offset)
+        largest = max(unpacked_sizes(file.stream, start, packed), default=0)
+        if largest > UNPACKED_BYTES:
+            raise ValueError(
+                f"a page of column {chunk.path_in_schema} unpacks to {largest} bytes: write pages "
+                f"of at most {UNPACKED_BYTES}"
+            )
 
 
 def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | None:
@@ -114,13 +145,13 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
     )
 
 
-def base64_column(file: pq.ParquetFile) -> str | None:
+def base64_column(file: ParquetFile) -> str | None:
     """Return the column whose first value is an image as base64 text; None without any."""
     single = [f for f in file.schema_arrow if file.schema_arrow.names.count(f.name) == 1]
     texts = [f.name for f in single if f.type in (pa.string(), pa.large_string())]
-    for name in [name for name in texts if name.lower() in _USUAL_NAMES]:
+    for name in [name for name in texts if name.lower() in _USUAL_NAMES and file.num_row_groups]:
         try:
-            batch = next(file.iter_batches(batch_size=1, columns=[name]), None)
+            batch = next(batches(file, 0, [name]), None)
         except READER_ERRORS:  # a damaged page
             continue
         value = text(batch.column(0)[0]) if batch and len(batch) else None
@@ -215,7 +246,7 @@ def read_parquet(unit: Unit, *, max_object_bytes: int) -> Iterator[Sample]:
         yield Sample(unit.uri, str(row) if row else None, error=damage)
 
 
-def _lack(file: pq.ParquetFile) -> str:
+def _lack(file: ParquetFile) -> str:
     if name := base64_column(file):
         return f"column {name} holds base64 text, which is not read: write it as bytes"
     if name := _nested_bytes(file.schema_arrow):
@@ -224,7 +255,7 @@ def _lack(file: pq.ParquetFile) -> str:
 
 
 def _read_row_group(
-    uri: str, file: pq.ParquetFile, group: int, row: int, column: str, max_object_bytes: int
+    uri: str, file: ParquetFile, group: int, row: int, column: str, max_object_bytes: int
 ) -> Iterator[Sample]:
     end = row + file.metadata.row_group(group).num_rows
     names = file.schema_arrow.names

@@ -100,6 +100,23 @@ def test_large_values_before_many_small_ones_are_read_one_by_one(tmp_path: Path)
     assert Counter(read_in_little_memory(path)) == {"too_large": 200, "1": 20_000}
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_page_that_unpacks_to_gigabytes_is_not_unpacked(version: str, tmp_path: Path) -> None:
+    bomb = pa.array([bytes(600 << 20)] * 2)
+    path = tmp_path / "bomb.parquet"
+    with pq.ParquetWriter(
+        path,
+        pa.schema({"image": pa.binary()}),
+        compression="zstd",
+        use_dictionary=False,
+        data_page_version=version,
+    ) as writer:
+        for rows in (bomb, pa.array([b"x"])):
+            writer.write_table(pa.table({"image": rows}))
+    assert path.stat().st_size < 200_000
+    assert read_in_little_memory(path) == ["damaged_shard", "1"]
+
+
 @pytest.mark.parametrize("has_dictionary", [False, True])
 def test_a_long_name_repeated_in_a_list_takes_memory_once(
     has_dictionary: bool, tmp_path: Path
