@@ -1,6 +1,6 @@
 """Measure rates and memory of planning, many images, many units and a soak: `make scale`.
 
-    python -m tests.bench.scale [NAME...]     names: plan, images, units, soak
+    python -m tests.bench.scale [NAME...]     names: plan, images, units, soak, fuzzed
 
 Prints one line for each, and writes the curves to --output as CSV and as one picture.
 """
@@ -25,10 +25,12 @@ from pathlib import Path
 from PIL import Image
 from skimage import data as photographs
 
+from prompt_iml.pipeline.cli import FAILURES
 from tests.bench.null_model import write_null_model
 from tests.bench.photographs import write_shards
 from tests.bench.scale.picture import draw
 from tests.bench.scale.recorder import Recorder, Sample, growth, rate
+from tests.fuzz.shards import shard
 from tests.helpers.archives import pack_tar
 from tests.helpers.ports import free_port, wait_for
 from tests.helpers.processes import scan_command
@@ -39,6 +41,7 @@ SIMULATED = 10_000_000
 IMAGES = 100_000
 UNITS = 10_000
 SOAK_SECONDS = 1800
+FUZZED = 300  # hostile shards, and as many of photographs
 TINY = 64  # pixels a side
 
 Curves = dict[str, list[Sample]]
@@ -75,6 +78,17 @@ def soak(folder: Path) -> Curves:
     return {"soak": scanned(folder / "shards", out, 60, "prompt-iml-micro", SOAK_SECONDS)}
 
 
+def fuzzed(folder: Path) -> Curves:
+    """Scan random hostile shards among good ones: all of it must end, with what was lost named."""
+    source = folder / "fuzzed"
+    write_tiny_shards(source, FUZZED, 8)
+    for number in range(FUZZED):
+        name, data = shard(number)
+        (source / f"{number:06d}-{name}").write_bytes(data)
+    out, model = folder / "out", str(write_null_model(folder / "null"))
+    return {"fuzzed": scanned(source, out, 1, model, ends=FAILURES)}
+
+
 def planned(source: str, output: Path, environment: dict[str, str] | None = None) -> list[Sample]:
     """Plan in another process and return the samples that it prints."""
     command = [sys.executable, "-m", "tests.bench.scale.planner", source, str(output)]
@@ -85,9 +99,14 @@ def planned(source: str, output: Path, environment: dict[str, str] | None = None
 
 
 def scanned(
-    source: Path, output: Path, per_part: int, model: str, seconds: float | None = None
+    source: Path,
+    output: Path,
+    per_part: int,
+    model: str,
+    seconds: float | None = None,
+    ends: int = 0,
 ) -> list[Sample]:
-    """Scan by the command line, until it ends or `seconds` are over."""
+    """Scan by the command line, until it `ends` with this exit code or `seconds` are over."""
     command = scan_command(source, output)
     chosen = ["--model", model, "--address", "local", "--max-actors", "2"]
     if model != "prompt-iml-micro":
@@ -102,7 +121,7 @@ def scanned(
         Recorder(scan.pid, done) as recorder,
     ):
         try:
-            assert scan.wait(seconds) == 0, "the scan failed"
+            assert (code := scan.wait(seconds)) == ends, f"the scan ended with exit code {code}"
         except subprocess.TimeoutExpired:
             scan.terminate()
     return recorder.samples
@@ -121,12 +140,12 @@ def write_tiny_shards(folder: Path, shards: int, members: int) -> None:
     """Write tar shards of crops of a photograph, as JPEG."""
     folder.mkdir()
     photograph = Image.fromarray(photographs.astronaut())
-    for shard in range(shards):
+    for place in range(shards):
         sink = io.BytesIO()
-        x = shard % (photograph.width - TINY)
+        x = place % (photograph.width - TINY)
         photograph.crop((x, x, x + TINY, x + TINY)).save(sink, "JPEG", quality=80)
         tiny = {f"{number:06d}.jpg": sink.getvalue() for number in range(members)}
-        (folder / f"{shard:06d}.tar").write_bytes(pack_tar(tiny))
+        (folder / f"{place:06d}.tar").write_bytes(pack_tar(tiny))
 
 
 @contextmanager
@@ -170,7 +189,8 @@ def keep(path: Path, samples: Sequence[Sample]) -> None:
 
 def main() -> None:
     """Run the named experiments."""
-    experiments = {"plan": plan, "images": images, "units": units, "soak": soak}
+    each = plan, images, units, soak, fuzzed
+    experiments = {experiment.__name__: experiment for experiment in each}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(experiments))
     parser.add_argument("--output", type=Path, default=Path("scale"))
