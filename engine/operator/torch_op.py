@@ -159,12 +159,12 @@ class CudaKernel(torch.autograd.Function):
 def _cuda_kernel_fits(value: Tensor, locations: Tensor, weights: Tensor) -> bool:
     """Return whether all tensors are on one GPU, in dtypes of the kernel, and not being traced."""
     return (
-        value.is_cuda
+        not torch.compiler.is_compiling()
+        and value.is_cuda
         and value.device == locations.device == weights.device
         and value.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and locations.dtype == torch.float32
         and weights.dtype in (torch.float32, value.dtype)
-        and not torch.compiler.is_compiling()
         and cuda.unavailable() is None
     )
 
@@ -201,9 +201,9 @@ def _kernel_fits(*tensors: Tensor) -> bool:
 def _on_cpu(dtypes: Sequence[torch.dtype], *tensors: Tensor) -> bool:
     """Return whether the kernel is available, and all tensors on the CPU, in `dtypes`, untraced."""
     return (
-        cpu.available()
+        not torch.compiler.is_compiling()  # first: a compiler cannot trace what follows
         and all(x.device.type == "cpu" and x.dtype in dtypes for x in tensors)
-        and not torch.compiler.is_compiling()
+        and cpu.available()
     )
 
 

@@ -157,3 +157,12 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"fit each other|out has|contiguous"):
             cpu.forward(*wrong)
+
+
+def test_a_compiler_traces_the_reference_in_one_graph() -> None:
+    """It asked whether the CPU's kernel is there first, which no compiler can trace."""
+    value, *rest = (torch.rand(1, 6, 2, 8), torch.rand(1, 3, 2, 1, 4, 2), torch.rand(1, 3, 2, 1, 4))
+    compiled = torch.compile(ms_deform_attn, backend="eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(value, [(2, 3)], *rest), ms_deform_attn(value, [(2, 3)], *rest)
+    )
