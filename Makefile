@@ -9,7 +9,7 @@ SHARDS ?= 10000
 # Processes that test at once, each with a Ray and a store of its own.
 TESTERS ?= 2
 
-.PHONY: scan test test-fast check wheel train-smoke chaos fuzz bench bench-gpu s3-servers scale audit
+.PHONY: scan test test-fast check wheel train-smoke chaos fuzz bench gpu s3-servers scale audit
 .PHONY: model clean
 
 scan: $(VENV)/scan.stamp  ## Manipulate real photographs, scan them, show what was found.
@@ -38,8 +38,9 @@ fuzz: $(VENV)/test.stamp  ## Read random hostile shards (SHARDS=10000) within bo
 bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
 	$(BIN)/python -m tests.bench
 
-bench-gpu: $(VENV)/test.stamp  ## Our CUDA kernel beside others; needs a GPU and PyTorch for CUDA.
-	$(BIN)/python -m tests.bench gpu
+# The PyTorch for CUDA is that of $(PYTHON): nothing is installed for it.
+gpu: $(if $(REHEARSE),$(VENV)/test.stamp)  ## Kernel, engine and training on a GPU, 8 minutes; REHEARSE=1: on a CPU.
+	$(if $(REHEARSE),$(BIN)/python,$(PYTHON)) -m tests.bench.gpu $(if $(REHEARSE),--rehearse)
 
 s3-servers: $(VENV)/test.stamp  ## Races on real S3 servers, which are installed for it, and the verdicts.
 	$(BIN)/python -m tests.bench.s3_servers

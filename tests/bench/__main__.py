@@ -1,6 +1,6 @@
 """`make bench`: every ratio of the README, printed as measured.
 
-python -m tests.bench [NAME...]      names: kernel, default, scan, null; gpu only if it is named
+python -m tests.bench [NAME...]      names: kernel, default, scan, null
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import gpu
 from tests.bench.kernel import engine_seconds, operator_seconds
 from tests.bench.null_model import write_null_model
 from tests.bench.photographs import write_shards
@@ -65,24 +64,6 @@ def bench_null(folder: Path) -> None:
     ratio("scan with a null network / plain decode loop", scan, decode, goal=0.9)
 
 
-def bench_gpu() -> None:
-    """The kernel on a GPU: 16 images, 21,760 queries, 256 channels, 8 heads, 4 levels, 4 points."""
-    if reason := gpu.unavailable():
-        print(f"bench gpu: {reason}", file=sys.stderr)
-        raise SystemExit(2)
-    print(gpu.name())
-    measured = gpu.milliseconds()
-    copy_ms, copied = measured["copy"]
-    print(f"{'':32} {'ms':>8} {'GB/s':>8}  of the copy's (least bytes)")
-    for name, (ms, least) in measured.items():
-        rate = least / ms / 1e6
-        print(f"{name:32} {ms:8.3f} {rate:8.0f}  {rate / (copied / copy_ms / 1e6):5.2f}")
-    ours, _ = measured["ours, float16"]
-    baseline, _ = measured["one thread a channel, float16"]
-    print(f"{'one thread a channel / ours, float16':41} {baseline / ours:8.2f}  (goal 2)")
-    print(f"{'ours, float16':41} {ours:8.3f}  ms (goal 0.6 on an H200)")
-
-
 def show(what: str, rate: Rate) -> None:
     """One measured rate."""
     start_up = f", start-up {rate.start_up:.1f} s apart" if rate.start_up else ""
@@ -97,8 +78,6 @@ def ratio(what: str, ours: Rate, other: Rate, goal: float) -> None:
 def main(names: list[str]) -> None:
     """Run the named benchmarks."""
     print(f"{platform.machine()}, {_processor()}, Python {platform.python_version()}\n")
-    if "gpu" in names:
-        bench_gpu()
     if "kernel" in names:
         bench_kernel()
     if "default" in names:

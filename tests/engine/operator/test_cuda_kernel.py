@@ -8,10 +8,8 @@ from torch import Tensor
 
 from prompt_iml.engine.operator import cuda, launch, ptx
 from prompt_iml.engine.operator.torch_op import CudaKernel, ms_deform_attn, reference
-from tests.bench import gpu
-from tests.bench.__main__ import main
 
-UNAVAILABLE = gpu.unavailable()
+UNAVAILABLE = cuda.unavailable() if torch.cuda.is_available() else "PyTorch finds no GPU"
 on_gpu = pytest.mark.skipif(UNAVAILABLE is not None, reason=f"{UNAVAILABLE}")
 
 Case = tuple[Tensor, Tensor, Tensor]
@@ -119,11 +117,3 @@ def test_a_cuda_graph_replays_it_on_new_input() -> None:
     value.copy_(_random_case(32, seed=1)[0])
     graph.replay()
     torch.testing.assert_close(out, ms_deform_attn(value, LEVELS, locations, weights))
-
-
-@pytest.mark.skipif(UNAVAILABLE is None, reason="this machine has a GPU")
-def test_the_bench_without_a_gpu_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["gpu"])
-    assert end.value.code == 2
-    assert capsys.readouterr().err == f"bench gpu: {UNAVAILABLE}\n"

@@ -12,7 +12,7 @@ import pytest
 
 from prompt_iml.engine.errors import MissingDependency
 from prompt_iml.engine.operator import cuda, launch, ptx
-from tests.bench.gpu import BASELINE
+from tests.bench.gpu.operator import BASELINE
 
 PTXAS = shutil.which("ptxas")
 compiler = pytest.mark.skipif(find_spec("cuda") is None, reason="no NVRTC: not on Linux")

@@ -1,4 +1,4 @@
-// What our kernel is compared with (tests/bench/gpu.py): the way of Deformable DETR's kernels and of
+// What our kernel is compared with (tests/bench/gpu/operator.py): the way of Deformable DETR's kernels and of
 // most after it, a thread for every output number, which locates each sample for itself and reads
 // its neighbours one channel at a time. Parameters are as in ms_deform_attn.cu.
 
