@@ -26,14 +26,14 @@ def unavailable() -> str | None:
     try:
         (error,) = driver.cuInit(0)
     except RuntimeError:  # no libcuda
-        return "no NVIDIA driver is installed: install version 580 or later"
+        return "no NVIDIA driver is installed: install version 525 or later"
     if error:
         return f"the NVIDIA driver finds no GPU ({error.name}): see nvidia-smi"
     _, version = driver.cuDriverGetVersion()
-    if version < 13000:
+    if version < 12000:
         return (
-            f"the NVIDIA driver knows CUDA {version // 1000} and the kernel needs 13: "
-            "install version 580 or later"
+            f"the NVIDIA driver knows CUDA {version // 1000} and the kernel needs 12: "
+            "install version 525 or later"
         )
     return None
 

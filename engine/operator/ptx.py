@@ -5,8 +5,9 @@ checked. After a change of `ms_deform_attn.cu`, compile it again:
 
     python -m prompt_iml.engine.operator.ptx
 
-This needs NVRTC 13.0, which writes PTX 9.0 for drivers of CUDA 13.0 and later. Later compilers
-write later PTX, which older drivers refuse.
+This needs NVRTC 13.0. A compiler names its own version of PTX, and older drivers refuse that; the
+kernels use nothing that PTX 8.0 lacks (a test assembles them as such), so they are named that, for
+drivers of CUDA 12.0 and later.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 SOURCE = Path(__file__).with_name("ms_deform_attn.cu")
 PACKAGED = Path(__file__).with_name("ms_deform_attn.ptx")
 ARCHITECTURE = "compute_75"
+VERSION = "8.0"  # of PTX
 ENTRY = ".visible .entry "
 
 
@@ -37,7 +39,8 @@ def of_kernel(name: str) -> str:
 
 
 def compile_source(architecture: str, source: Path = SOURCE) -> str:
-    """Compile a source to PTX (`compute_75`); a real architecture (`sm_90`) also assembles it.
+    """Compile a source to PTX of `VERSION` (`compute_75`); a real architecture (`sm_90`) also
+    assembles it, and keeps the compiler's version.
 
     Raises:
         RuntimeError: the source does not compile; with the compiler's log.
@@ -59,7 +62,10 @@ def compile_source(architecture: str, source: Path = SOURCE) -> str:
         raise RuntimeError(log.decode())
     text = bytes(checked(nvrtc.nvrtcGetPTXSize(program)))
     checked(nvrtc.nvrtcGetPTX(program, text))
-    return text.rstrip(b"\0").decode()
+    written = text.rstrip(b"\0").decode()
+    if architecture != ARCHITECTURE:
+        return written
+    return re.sub(r"^\.version .*$", f".version {VERSION}", written, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_tensorrt_missing_and_an_engine_not_built(
     ("message", "found", "fix"),
     [
         ("finds no GPU (E): see nvidia-smi", "finds no GPU (E)", "nvidia-smi"),
-        ("no driver: install version 580 or later", "no driver: install version 580 or later", ""),
+        ("no driver: install version 525 or later", "no driver: install version 525 or later", ""),
     ],
 )
 def test_advice_that_is_no_command_is_not_given_as_one(message: str, found: str, fix: str) -> None:
