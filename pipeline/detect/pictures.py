@@ -15,6 +15,7 @@ from PIL import Image as PilImage
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.errors import DecodeError, ImageError, UsageError
 from prompt_iml.pipeline.images.decode import Decoded, DecodeLimits, decode, decode_picture
+from prompt_iml.pipeline.images.provenance import perceptual_hash
 from prompt_iml.pipeline.scan.rows import Row, failure, result
 from prompt_iml.pipeline.scan.scanner import Opened, RowMaker, RowSpec
 from prompt_iml.pipeline.sources import read_unit
@@ -130,4 +131,5 @@ def _in_memory(picture: object, spec: RowSpec) -> Decoded:
         found = f"{picture.shape} {picture.dtype}"
         raise UsageError(f"an array of {found} is no picture: give (height, width, 3) uint8 RGB")
     height, width = picture.shape[:2]
-    return Decoded(Image(np.ascontiguousarray(picture)), {"width": width, "height": height})
+    facts = {"width": width, "height": height, "perceptual_hash": perceptual_hash(picture, None)}
+    return Decoded(Image(np.ascontiguousarray(picture)), facts)

@@ -52,6 +52,7 @@ from prompt_iml.engine.errors import (
     Truncated,
     Unsupported,
 )
+from prompt_iml.pipeline.images.provenance import metadata, perceptual_hash, provenance
 from prompt_iml.pipeline.images.sniff import (
     HEAD_BYTES,
     RAW_FORMATS,
@@ -149,7 +150,8 @@ class Decoded:
         facts: `media_type`, one of `ALLOWED`; `width` and `height` of the pixels;
             `exif_orientation`, 1..8, not applied, None when there is none; `frame_count`, None
             when the pictures in the file cannot be counted, or are more than `MAX_FRAMES` in a
-            format without their number; `jpeg_quality`, None if not JPEG.
+            format without their number; `jpeg_quality`, None if not JPEG; what the file says of
+            itself, and its hash (`pipeline.images.provenance`).
     """
 
     image: Image
@@ -193,7 +195,8 @@ def decode_picture(picture: PilImage.Image, limits: DecodeLimits) -> Decoded:
     and the like return has none. A TIFF is in the frame that Pillow has rotated it to.
 
     Returns:
-        The picture, with `width`, `height`, `exif_orientation` and `jpeg_quality` as facts.
+        The picture, with `width`, `height`, `exif_orientation`, `jpeg_quality`, the hash and
+        what its EXIF and XMP say as facts.
 
     Raises:
         DecodeError: the picture cannot be decoded.
@@ -205,10 +208,12 @@ def decode_picture(picture: PilImage.Image, limits: DecodeLimits) -> Decoded:
         image = Image(_to_rgb(picture, {"exif_orientation": None}), _luma_table(picture))
         is_tiff = isinstance(picture, TiffImagePlugin.TiffImageFile)
         orientation = None if is_tiff else _orientation(picture, b"")
+        said = metadata(picture)
     except _BROKEN as error:
         raise DecodeError(str(error) or type(error).__name__) from error
     height, width = image.pixels.shape[:2]
     facts = {"width": width, "height": height, "exif_orientation": orientation}
+    facts |= {"perceptual_hash": perceptual_hash(image.pixels, orientation)} | said
     return Decoded(image, facts | {"jpeg_quality": image.jpeg_quality})
 
 
@@ -234,6 +239,8 @@ def _decode_once(payload: bytes, facts: dict[str, Any], limits: DecodeLimits) ->
     _check_samples(picture, facts)
     pixels = _to_rgb(_load(picture, payload), facts)
     facts["height"], facts["width"] = pixels.shape[:2]
+    facts |= provenance(picture, payload, facts["media_type"])
+    facts["perceptual_hash"] = perceptual_hash(pixels, facts["exif_orientation"])
     facts["frame_count"] = _count_frames(payload, picture)
     return Decoded(Image(pixels, luma_table, quality), facts)
 

@@ -73,6 +73,7 @@ class Picture:
             "threshold": row["threshold"] and f"{row['threshold']:.3f}",
             "mask": covered if self.layer else None,
             "mask confidence": f"{confidence:.2f}" if self.layer and confidence else None,
+            **said(row),
             "source": source(row),
             "content id": row["content_id"],
             "image id": row["image_id"],
@@ -161,6 +162,19 @@ def render(content: Content) -> str:
 def source(row: Row) -> str:
     """Return the URI of a row's image, `shard#member` inside a shard."""
     return str(row["uri"] if row["member"] is None else f"{row['uri']}#{row['member']}")
+
+
+def said(row: Row) -> Row:
+    """Return what a row's file says of itself, by name; None where it says nothing."""
+    camera = " ".join(row[column] or "" for column in ("exif_make", "exif_model")).strip()
+    manifest = f"there, signed in the name of {row['c2pa_signer'] or 'nobody'}; not verified"
+    return {
+        "camera": camera or None,
+        "software": row["exif_software"],
+        "taken": row["exif_taken"],
+        "digital source type": row["digital_source_type"],
+        "C2PA manifest": manifest if row["has_c2pa"] else None,
+    }
 
 
 def name(row: Row) -> str:

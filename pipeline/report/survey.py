@@ -29,7 +29,8 @@ _COUNTED = ["image_id", "status", "error_code", "score", "scanned_at", *NEEDED, 
 _PICTURED = [
     "image_id", "uri", "member", "content_id", "sha256", "size_bytes", "media_type",
     "exif_orientation", "score", "manipulated_fraction", "regions", "mask_rle", "mask_height",
-    "mask_width", "mask_confidence", *NEEDED,
+    "mask_width", "mask_confidence", "exif_make", "exif_model", "exif_software", "exif_taken",
+    "digital_source_type", "has_c2pa", "c2pa_signer", *NEEDED,
 ]  # fmt: skip
 _UNSCORED = [
     "image_id", "uri", "member", "status", "error_stage", "error_code", "error_message",

@@ -76,6 +76,14 @@ SCHEMA: Final = pa.schema(
         pa.field("infer_ms", pa.float32()),
         pa.field("mask_confidence", pa.float32()),
         pa.field("model_digest", pa.string()),
+        pa.field("exif_make", pa.string()),
+        pa.field("exif_model", pa.string()),
+        pa.field("exif_software", pa.string()),
+        pa.field("exif_taken", pa.string()),
+        pa.field("digital_source_type", pa.string()),
+        pa.field("has_c2pa", pa.bool_()),
+        pa.field("c2pa_signer", pa.string()),
+        pa.field("perceptual_hash", pa.string()),
     ],
     metadata={"prompt_iml.schema_version": str(SCHEMA_VERSION)},
 )
@@ -84,7 +92,10 @@ SCHEMA: Final = pa.schema(
 _COLUMNS = frozenset(SCHEMA.names)
 
 # Columns whose values never repeat, so that a Parquet dictionary would only add bytes.
-_UNIQUE = {"image_id", "member", "content_id", "sha256", "mask_rle", "heatmap_png", "regions"}
+_UNIQUE = {
+    "image_id", "member", "content_id", "sha256", "mask_rle", "heatmap_png", "regions",
+    "perceptual_hash",
+}  # fmt: skip
 
 
 def image_id(uri: str, member: str | None) -> str:

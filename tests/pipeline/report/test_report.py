@@ -302,3 +302,13 @@ def test_a_contact_sheet_holds_three_pictures_an_example(disc: np.ndarray) -> No
     sheet = contact_sheet([("a", pixels, disc, disc), ("b", pixels, None, ~disc & disc)], 1, 100)
     assert sheet.shape == (2 * (75 + 15) + 2, 3 * 100 + 4 * 5 + 5, 3)
     assert (sheet == 100).all(axis=2).mean() > 0.3
+
+
+def test_what_a_file_says_of_itself_is_shown(output: str, photographs: Mapping[str, bytes]) -> None:
+    said = {"exif_make": HOSTILE, "exif_taken": "2024-05-06T07:08:09", "has_c2pa": True}
+    row = scored(f"{output}/a.jpg", photographs["rocket.jpg"], 0.9)
+    commit(output, [row | said | {"c2pa_signer": "Some Press"}, row | {"image_id": "0" * 32}])
+    page = page_of(output)
+    assert page.count("<dt>camera</dt>") == page.count("<dt>C2PA manifest</dt>") == 1
+    assert "in the name of Some Press; not verified" in page
+    assert "<script>alert" not in page

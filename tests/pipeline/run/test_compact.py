@@ -32,7 +32,7 @@ from tests.bench.null_model import write_null_model
 from tests.helpers.stores import Store
 
 UNITS, PER_UNIT = 12, 3
-SIZE = 50_000  # bytes: about four parts
+SIZE = 60_000  # bytes: about four parts
 
 
 def complete(output: str, run_id: str = "r") -> Run:

@@ -185,7 +185,8 @@ def test_a_part_says_what_of_its_shard_is_lost(
 
 @pytest.mark.parametrize("where", [0.3, 0.6, 0.9])
 def test_a_byte_that_flips_in_a_part_is_noticed(where: float) -> None:
-    payload = write(*(row(image_id=f"{n:032x}", mask_rle=bytes(40)) for n in range(200)))
+    rows = (row(image_id=f"{n:032x}", perceptual_hash=f"{n:016x}") for n in range(200))
+    payload = write(*rows)
     assert read_part(payload)[1].num_rows == 200
     pages = len(payload) - int.from_bytes(payload[-8:-4], "little") - 8  # before the footer
     flipped = bytearray(payload)
