@@ -216,6 +216,31 @@ def test_folders_of_images_and_masks(tmp_path: Path) -> None:
     assert [label.label for label in labels] == [None, None, "authentic"]
 
 
+def test_masks_beside_their_images_as_in_imd2020(tmp_path: Path) -> None:
+    files = Folder(tmp_path)
+    for name in ("a/a_orig.jpg", "a/b_0.jpg", "a/b_1.jpg"):
+        files.put(name, jpeg())
+    for name in ("a/b_0_mask.png", "a/b_1_mask.png"):
+        files.put(name, png(corner()))
+    labels = read_labels(tmp_path)
+    assert [label.label for label in labels] == ["authentic", "manipulated", "manipulated"]
+    check_images(labels, Faults("set"))
+    files.put("a/b_2.jpg", jpeg())
+    files.put("a/c_mask.png", png(corner()))
+    with pytest.raises(BadLabels, match=r"(?s)b_2.jpg has no mask beside it.*c_mask.png belongs"):
+        read_labels(tmp_path)
+
+
+def test_the_masks_of_coverage(tmp_path: Path) -> None:
+    files = Folder(tmp_path)
+    for name in ("image/1.tif", "image/1t.tif"):
+        files.put(name, jpeg())
+    for name in ("copy", "forged", "paste"):
+        files.put(f"mask/1{name}.tif", png(corner()))
+    found = {label.uri[-6:]: (label.mask or "none")[-11:] for label in read_labels(tmp_path)}
+    assert found == {"/1.tif": "none", "1t.tif": "1forged.tif"}
+
+
 def test_a_folder_of_tables_of_labels(tmp_path: Path) -> None:
     for name, uri in (("a", "file:///1.jpg"), ("b", "file:///2.jpg")):
         pq.write_table(
