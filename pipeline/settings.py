@@ -396,6 +396,30 @@ class ReportSettings(AccessFlags, ResultsFlags):
         return [self.output, self.path]
 
 
+class ReviewSettings(AccessFlags, ResultsFlags):
+    """Decide about the pictures of a scan on a page in your browser; decisions become labels."""
+
+    run_id: str | None = None
+    """Run to review; without it, the only one there is."""
+    label: list[Literal["authentic", "uncertain", "manipulated"]] = []
+    """Review only images with these labels; without any, those of every label."""
+    order: Literal["uncertainty", "score"] = "uncertainty"
+    """Order: closest to a threshold first, with a random tenth, or highest score first."""
+    limit: int = Field(1000, ge=1)
+    """Review at most this many images."""
+    reviewer: str | None = Field(None, pattern=r"^[^\x00-\x1f\x7f]{1,100}$")
+    """Name that your decisions bear; without it, your login name."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port of the page on 127.0.0.1; 0 takes one that is free."""
+    browser: bool = True
+    """Open the page in your browser."""
+
+    @property
+    def own_folders(self) -> list[str | None]:
+        """Return the folder of the results."""
+        return [self.output]
+
+
 class LinesFlags(ResultsFlags):
     """Flag of the commands that print lines of the results."""
 

@@ -76,5 +76,6 @@ def ending(summary: Facts) -> Iterator[str]:
         yield f"  {verdict_line({'status': 'ok', **found})}"
     output, run_id = shlex.quote(name_of(summary["output"])), summary["run_id"]
     yield f"next: prompt-iml report {output} --run-id {run_id}"
+    yield f"      prompt-iml review {output} --run-id {run_id}"
     if summary["failed"]:
         yield f"      prompt-iml scan --output {output} --retry-failed {run_id}"

@@ -7,7 +7,6 @@ read: so masks can be corrected in any editor, and go back.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -44,6 +43,7 @@ class Found:
 
     uri: str
     member: str | None
+    sha256: str
     row: Row
 
 
@@ -91,14 +91,14 @@ def _groups(selection: Selection) -> Iterator[list[Found]]:
     """Yield the rows with a mask: those of one shard together, plain ones by `GROUP`."""
     rows = (row for row in selection.scanned(COLUMNS) if row["mask_rle"] is not None)
     for shard, group in groupby(rows, lambda row: row["uri"] if row["member"] else None):
-        found = (Found(row["uri"], row["member"], row) for row in group)
+        found = (Found(row["uri"], row["member"], row["sha256"], row) for row in group)
         while part := list(islice(found, None if shard else GROUP)):
             yield part
 
 
 def _drawn(row: Row, sample: Sample, limits: DecodeLimits) -> bytes | None:
     """Return an image with its mask as a JPEG; None where it is not the one that was scanned."""
-    if sample.data is None or hashlib.sha256(sample.data).hexdigest() != row["sha256"]:
+    if sample.data is None:
         return None
     try:
         pixels = decode(sample.data, limits).image.pixels

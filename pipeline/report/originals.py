@@ -37,7 +37,7 @@ def thumbnails(rows: list[Row], config: Json, side: int) -> dict[Key, bytes]:
     limits = DecodeLimits(max_pixels=config["max_pixels"])
     jpegs: dict[Key, bytes] = {}
     for shard, of_shard in groups.items():
-        samples = _read_shard(shard, config) if shard else _read_objects(of_shard, config)
+        samples = read_shard(shard, config) if shard else read_objects(of_shard, config)
         with suppress(PromptImlError):  # the shard was removed
             for name, data in find(samples, {key(row) for row in of_shard}):
                 with suppress(DecodeError):  # the scan had another version of the decoder
@@ -50,12 +50,17 @@ def key(row: Row) -> Key:
     return row["image_id"], row["sha256"]
 
 
+def id_of(sample: Sample) -> str:
+    """Return the image_id of a sample, as the results have it."""
+    member = None if sample.member is None else storage.display_name(sample.member)
+    return image_id(storage.display_name(sample.uri), member)
+
+
 def find(samples: Iterable[Sample], keys: set[Key]) -> Iterator[tuple[Key, bytes]]:
     """Yield the samples that `keys` name, by name and content; stop reading after the last."""
     left, names = set(keys), {name for name, _ in keys}
     for sample in samples:
-        member = None if sample.member is None else storage.display_name(sample.member)
-        name = image_id(storage.display_name(sample.uri), member)
+        name = id_of(sample)
         if name in names and sample.data is not None:
             found = name, hashlib.sha256(sample.data).hexdigest()
             if found in left:
@@ -65,12 +70,14 @@ def find(samples: Iterable[Sample], keys: set[Key]) -> Iterator[tuple[Key, bytes
             return
 
 
-def _read_objects(rows: list[Row], config: Json) -> Iterator[Sample]:
+def read_objects(rows: list[Row], config: Json) -> Iterator[Sample]:
+    """Yield the rows' images, each with its bytes or an error; they lie in no shard."""
     objects = tuple(ObjectRef(row["uri"]) for row in rows)
     return _read([Unit("objects", objects[0].uri, -1, objects=objects)], config)
 
 
-def _read_shard(uri: str, config: Json) -> Iterator[Sample]:
+def read_shard(uri: str, config: Json) -> Iterator[Sample]:
+    """Yield the images of a shard (its URI), as a run with this configuration read them."""
     units = list_units(
         [uri],
         images_per_unit=config["images_per_unit"],

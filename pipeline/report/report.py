@@ -6,7 +6,11 @@ whose bytes have changed since the scan is not shown.
 
 from __future__ import annotations
 
+import shlex
+
 from prompt_iml.engine.errors import FetchError, MissingInput
+from prompt_iml.pipeline.detect.lines import name_of
+from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.report.originals import key, thumbnails
 from prompt_iml.pipeline.report.page import Content, Picture, render
 from prompt_iml.pipeline.report.pictures import mask_layer
@@ -22,9 +26,13 @@ MADE_BY = ["model", "policy", "prompt_set", "preprocess", "engine"]
 
 
 def report(settings: ReportSettings) -> Json:
-    """Write the report that the settings name; return its URI as `report`."""
+    """Write the report that the settings name, and log the next command; return its URI."""
     named = settings.model_dump(include={"run_id", "path", "limit", "sample", "side"})
-    return {"report": write_report(settings.output, **named)}
+    uri = write_report(settings.output, **named)
+    output = shlex.quote(name_of(storage.canonical(settings.output)))
+    run_id = f" --run-id {settings.run_id}" if settings.run_id else ""
+    log(f"next: prompt-iml review {output}{run_id}")
+    return {"report": uri}
 
 
 def write_report(

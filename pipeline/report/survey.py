@@ -24,8 +24,8 @@ LABELS = ("manipulated", "uncertain", "authentic")
 BINS = 40
 ROWS_AT_ONCE = 65_536
 
-_FILE = "__filename"  # Arrow's name for the file that a row comes from
-_COUNTED = ["image_id", "status", "error_code", "score", "scanned_at", *NEEDED, _FILE]
+FILE = "__filename"  # Arrow's name for the file that a row comes from
+_COUNTED = ["image_id", "status", "error_code", "score", "scanned_at", *NEEDED, FILE]
 _PICTURED = [
     "image_id", "uri", "member", "content_id", "sha256", "size_bytes", "media_type",
     "exif_orientation", "score", "manipulated_fraction", "regions", "mask_rle", "mask_height",
@@ -37,7 +37,7 @@ _UNSCORED = [
 ]  # fmt: skip
 _BEST = [("score", "descending"), ("image_id", "ascending")]
 _DRAWN = [("before", "ascending"), ("image_id", "ascending")]
-_KEPT = ["image_id", "score", "before", _FILE]
+_KEPT = ["image_id", "score", "before", FILE]
 
 
 @dataclass(slots=True)
@@ -83,26 +83,26 @@ def take_survey(
     the same one each time.
     """
     survey, start = Survey(), hashlib.sha256(run_id.encode()).hexdigest()[:32]
-    for rows in _batches(results, _COUNTED):
+    for rows in batches(results, _COUNTED):
         _count(survey, rows, policy)
         _keep_failures(survey, rows, limit)
         scored = rows.filter(pc.is_valid(rows["score"]))
         before = pc.cast(pc.less(scored["image_id"], start), pa.int8())
         scored = scored.append_column("before", before)
-        survey.best = _first(survey.best, scored.select(_KEPT), limit, _BEST)
+        survey.best = first_rows(survey.best, scored.select(_KEPT), limit, _BEST)
         for row, label in enumerate(LABELS):
             of_label = scored.filter(pc.equal(scored["label"], label))
             survey.histogram[row] += np.histogram(of_label["score"].to_numpy(), BINS, (0, 1))[0]
             drawn = of_label.select(_KEPT)
-            survey.samples[label] = _first(survey.samples.get(label), drawn, sample, _DRAWN)
+            survey.samples[label] = first_rows(survey.samples.get(label), drawn, sample, _DRAWN)
     return survey
 
 
 def highest(results: ds.Dataset, limit: int, columns: list[str]) -> list[Row]:
     """Return columns of the rows with the highest scores, highest first; equal ones by image_id."""
     best: pa.Table | None = None
-    for rows in _batches(results, ["image_id", "score", _FILE]):
-        best = _first(best, rows.filter(pc.is_valid(rows["score"])), limit, _BEST)
+    for rows in batches(results, ["image_id", "score", FILE]):
+        best = first_rows(best, rows.filter(pc.is_valid(rows["score"])), limit, _BEST)
     if best is None:
         return []
     found: list[Row] = _rows(results, best, columns).sort_by(_BEST).to_pylist()
@@ -129,14 +129,21 @@ def failures_to_show(results: ds.Dataset, survey: Survey, limit: int) -> list[Ro
     return rows[:limit]
 
 
+def pictured(results: ds.Dataset, chosen: pa.Table, more: list[str]) -> list[Row]:
+    """Return the rows of the chosen image_ids (with their `FILE`), in any order, with the columns
+    that a picture is shown with and some more."""
+    rows: list[Row] = _rows(results, chosen, [*_PICTURED, *more]).to_pylist()
+    return rows
+
+
 def _rows(results: ds.Dataset, chosen: pa.Table, columns: list[str]) -> pa.Table:
     """Return the rows of the chosen image_ids, from the files that contain them."""
-    files = sorted(set(chosen[_FILE].to_pylist()))
+    files = sorted(set(chosen[FILE].to_pylist()))
     few = ds.dataset(files, results.schema, filesystem=results.filesystem, format="parquet")
     return few.to_table(columns, pc.field("image_id").isin(pc.unique(chosen["image_id"])))
 
 
-def _batches(results: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:
+def batches(results: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:
     """Yield the rows as tables of some `ROWS_AT_ONCE`: parts may be small, and each step costs."""
     waiting: list[pa.RecordBatch] = []
     for batch in results.to_batches(columns=columns, cache_metadata=False):
@@ -148,7 +155,7 @@ def _batches(results: ds.Dataset, columns: list[str]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _first(
+def first_rows(
     kept: pa.Table | None, rows: pa.Table, count: int, order: list[tuple[str, str]]
 ) -> pa.Table:
     """Return the first `count` of the rows kept so far and new ones, in an order."""
@@ -160,7 +167,7 @@ def _keep_failures(survey: Survey, rows: pa.Table, count: int) -> None:
     rows = rows.filter(pc.not_equal(rows["status"], "ok"))
     codes = pc.coalesce(rows["error_code"], rows["status"])
     for code in pc.unique(codes).to_pylist():
-        of_code = rows.filter(pc.equal(codes, code)).select(["image_id", _FILE])
+        of_code = rows.filter(pc.equal(codes, code)).select(["image_id", FILE])
         kept = [survey.failures[code]] if code in survey.failures else []
         survey.failures[code] = pa.concat_tables([*kept, of_code]).slice(0, count)
 

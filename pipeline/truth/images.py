@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from prompt_iml.engine.errors import FetchError, ImageError, NotFound, UsageError
@@ -21,13 +23,16 @@ MAX_OBJECT_BYTES = 256 << 20
 
 
 class Named(Protocol):
-    """Image that is named as in the scan's results."""
+    """Image that is named as in the scan's results, with its digest, which may be empty."""
 
     @property
     def uri(self) -> str: ...
 
     @property
     def member(self) -> str | None: ...
+
+    @property
+    def sha256(self) -> str: ...
 
 
 N = TypeVar("N", bound=Named)
@@ -36,8 +41,18 @@ N = TypeVar("N", bound=Named)
 def read_images(names: Sequence[N]) -> Iterator[tuple[N, Sample]]:
     """Yield each image with its bytes or an error: plain ones in order, then shard by shard.
 
-    Each shard is read once. Some 32 images are held in memory at a time.
+    Each shard is read once. Some 32 images are held in memory at a time. An image that has other
+    bytes than its name says is an error.
     """
+    for name, sample in _read_all(names):
+        data = sample.data
+        if data is not None and name.sha256 not in ("", hashlib.sha256(data).hexdigest()):
+            error = FetchError("its bytes have changed since they were scanned")
+            sample = replace(sample, data=None, error=error)
+        yield name, sample
+
+
+def _read_all(names: Sequence[N]) -> Iterator[tuple[N, Sample]]:
     plain = [name for name in names if name.member is None]
     if plain:
         refs = tuple(ObjectRef(name.uri) for name in plain)

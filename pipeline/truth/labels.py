@@ -30,6 +30,7 @@ class Label:
         mask: where its manipulated pixels are; None without a mask.
         kind: kind of manipulation; empty where the row names none.
         photo: photograph that it was made from; empty where the row names none.
+        sha256: digest of the bytes that were labelled, hexadecimal; empty where it is not known.
     """
 
     row: int
@@ -39,6 +40,7 @@ class Label:
     mask: MaskSource | None = None
     kind: str = ""
     photo: str = ""
+    sha256: str = ""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Reading of a truth by its name: a table, a list, a COCO file or a folder."""
+"""Reading of a truth by its name: a table, a list, a COCO file, a folder or reviews."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from prompt_iml.engine.errors import EmptySource, FetchError, MissingInput, NotF
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.truth.folders import folder_labels
 from prompt_iml.pipeline.truth.labels import Faults, Label
+from prompt_iml.pipeline.truth.reviews import review_labels, reviews_folder
 from prompt_iml.pipeline.truth.tables import table_labels
 
 
@@ -15,8 +16,8 @@ def read_labels(name: str | Path, limit: int | None = None) -> list[Label]:
     """Read a truth, but not the images and masks that it names.
 
     Args:
-        name: path or URI of a table, a JSON list, a COCO file or a folder; see
-            `prompt_iml.pipeline.truth.tables` and `prompt_iml.pipeline.truth.folders`.
+        name: path or URI of a table, a JSON list, a COCO file or a folder, or of a scan's output
+            with reviews; see `tables`, `folders` and `reviews` in `prompt_iml.pipeline.truth`.
         limit: at most that many images, spread evenly over the truth.
 
     Raises:
@@ -28,8 +29,12 @@ def read_labels(name: str | Path, limit: int | None = None) -> list[Label]:
     faults = Faults(shown)
     uri = storage.canonical(str(name))
     try:
-        is_folder = storage.look_up(uri) is None
-        labels = folder_labels(uri, faults) if is_folder else table_labels(uri, shown, faults)
+        if storage.look_up(uri) is not None:
+            labels = table_labels(uri, shown, faults)
+        elif reviews := reviews_folder(uri):
+            labels = review_labels(reviews)
+        else:
+            labels = folder_labels(uri, faults)
     except NotFound as error:
         raise MissingInput(f"{shown}: no such file or folder") from error
     except FetchError as error:

@@ -53,10 +53,11 @@ def test_verdict_library_and_scan_are_one(
     summary = json.loads(out.splitlines()[-1])
     lines = err.splitlines()
     at = next(place for place, line in enumerate(lines) if line.startswith("7 images: "))
-    assert [line.split()[0] for line in lines[at + 1 : -2]] == ["manipulated"] * len(
+    assert [line.split()[0] for line in lines[at + 1 : -3]] == ["manipulated"] * len(
         summary["findings"]
     )
-    assert f"prompt-iml report {tmp_path}/out --run-id {summary['run_id']}" in lines[-2]
+    for line, command in zip(lines[-3:], ("report", "review"), strict=False):
+        assert f"prompt-iml {command} {tmp_path}/out --run-id {summary['run_id']}" in line
     assert f"--retry-failed {summary['run_id']}" in lines[-1]
     table = pq.read_table(tmp_path / "out/results").sort_by("uri").to_pylist()
     assert main(["scan", str(pictures), "--json"]) == 3
