@@ -36,7 +36,8 @@ def test_the_wheel_serves_every_python(packages: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"prompt_iml"}
     for name in ("py.typed", "engine/models/prompt-iml-micro/model.onnx",
                  "engine/operator/ms_deform_attn.ptx", "pipeline/report/page.html",
-                 "pipeline/report/page.js"):  # fmt: skip
+                 "pipeline/report/page.js", "pipeline/review/page.html", "pipeline/review/page.css",
+                 "pipeline/review/page.js"):  # fmt: skip
         assert f"prompt_iml/{name}" in names
 
 

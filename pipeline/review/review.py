@@ -135,10 +135,8 @@ def open_browser(link: str) -> None:
 def _ended(session: Session, subject: Subject) -> Json:
     """Log how many decisions were saved and what to do with them; return the summary."""
     count, output = len(session.decided), shlex.quote(name_of(subject.run.output))
-    log(
-        f"{count:,} picture{'s' * (count != 1)} decided; next: prompt-iml calibrate {output} "
-        "--output policy.json"
-    )
+    following = f"calibrate {output} --output policy.json" if count else f"review {output}"
+    log(f"{count:,} picture{'s' * (count != 1)} decided; next: prompt-iml {following}")
     return {
         "run_id": subject.run.run_id,
         "reviewer": subject.reviewer,

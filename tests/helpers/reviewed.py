@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from prompt_iml.pipeline.review.review import subject_of
@@ -42,6 +45,22 @@ def client_of(session: Session) -> TestClient:
     client.headers["Origin"] = ORIGIN
     assert client.get(f"/?token={TOKEN}").status_code == 200
     return client
+
+
+@contextmanager
+def running(session: Session) -> Iterator[str]:
+    """Serve a session from a thread of this process; yield its link."""
+    with socket.create_server(("127.0.0.1", 0)) as line:
+        port = line.getsockname()[1]
+        app = make_app(session, port, TOKEN)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([line],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port}/?token={TOKEN}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def commit_many(output: str, count: int) -> list[Row]:
