@@ -94,7 +94,8 @@ class TrainSettings(TrainingFlags):
     prompt_set: str | None = None
     """Prompt set file to start from; without it, the prompts of --start."""
     labels: str | None = None
-    """Labelled images to add to the examples: a table, a JSON list, a COCO file or a folder."""
+    """Labelled images to add to the examples: a table, a JSON list, a COCO file, a folder, or a
+    scan's output with reviews."""
     preset: str = "prompt-iml-micro"
     """Shape of the network, unless --start names a model."""
     fusion: Variant = "full"
@@ -137,7 +138,8 @@ class RetrainSettings(EngineFlags, TrainingFlags):
     }
 
     labels: str
-    """Reviewers' labels: a table, a JSON list, a COCO file or a folder, local or s3://."""
+    """Reviewers' labels: a scan's output with reviews, a table, a JSON list, a COCO file or a
+    folder, local or s3://."""
     registry: str
     """Registry of prompt sets, local or s3://."""
     eval_sets: list[str] = Field(min_length=1)

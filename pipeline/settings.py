@@ -523,7 +523,8 @@ class ImportSettings(AccessFlags):
     """Write labels of any form (COCO, folders of masks, tables) as one Parquet file of labels."""
 
     truths: CliPositionalArg[list[str]] = Field(min_length=1)
-    """Tables of images and masks, JSON lists, COCO files or folders such as Tp, Gt, Au."""
+    """Tables of images and masks, JSON lists, COCO files, folders such as Tp, Gt, Au, or outputs
+    with reviews."""
     output: str = "labels.parquet"
     """Parquet file to write, local or s3://."""
 
@@ -544,7 +545,8 @@ class EvaluationFlags(AccessFlags, EngineFlags):
     """Flags that name the images of an evaluation, and the model."""
 
     manifests: CliPositionalArg[list[str]] = Field(min_length=1)
-    """Truths: tables of images and masks, labels, JSON lists, COCO files or folders Tp, Gt, Au."""
+    """Truths: tables of images and masks, labels, JSON lists, COCO files, folders Tp, Gt, Au, or
+    outputs with reviews."""
     limit: int | None = Field(None, ge=1)
     """Evaluate at most N images of each truth, spread evenly over it."""
 

@@ -9,6 +9,7 @@ import shlex
 import socket
 import tempfile
 import threading
+import time
 import webbrowser
 from contextlib import closing, suppress
 from html import escape
@@ -31,6 +32,7 @@ from prompt_iml.pipeline.storage import storage
 
 HOST = "127.0.0.1"
 ENDING_SECONDS = 2  # for answers under way
+OPENING_SECONDS = 30  # in which the browser reads the file with the link
 
 
 def review(settings: ReviewSettings) -> Json:
@@ -130,6 +132,8 @@ def open_browser(link: str) -> None:
         with closing(os.fdopen(handle, "w")) as file:
             file.write(f'<meta http-equiv="refresh" content="0; url={escape(link)}">')
         browser.open(Path(path).as_uri())
+        time.sleep(OPENING_SECONDS)
+        Path(path).unlink()
 
 
 def _ended(session: Session, subject: Subject) -> Json:

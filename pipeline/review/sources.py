@@ -1,7 +1,7 @@
 """Bytes of the pictures in a queue, from where they were scanned: files, objects and shards.
 
-A shard is read once, from its start, and all pictures of the queue that lie in it are kept, so
-that the next one is there at once. Reading runs in threads that do not keep the process alive.
+A shard is read from its start, and the next pictures of the queue that lie in it are kept, so that
+they are there at once. Reading runs in threads that do not keep the process alive.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from prompt_iml.pipeline.report.reasons import Row
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.units import Sample
 
-KEPT_BYTES = 512 << 20  # of pictures that were read; the oldest are read again
+KEPT_BYTES = 256 << 20  # of pictures that were read; the oldest are read again
+READ_BYTES = 256 << 20  # of pictures of a shard that are read at a time
 POLL_SECONDS = 0.5
 
 CHANGED = "the file is gone or has changed since the scan"
@@ -62,10 +63,13 @@ class Sources:
         raise FetchError("the review has ended")
 
     def _begin(self, row: Row) -> Future[bytes]:
-        """Begin to read a picture, and the others of its shard that are not there."""
-        rows = self._shards[row["uri"]] if row["member"] is not None else [row]
-        wanted = [each for each in rows if each["image_id"] not in self._found]
+        """Begin to read a picture, and those of its shard that follow in the queue."""
         self._forget()
+        rows, wanted, size = self._shards[row["uri"]], [row], row["size_bytes"]
+        for each in rows[rows.index(row) + 1 :] if row["member"] is not None else []:
+            size += each["size_bytes"]
+            if each["image_id"] not in self._found and size <= READ_BYTES:
+                wanted.append(each)
         for each in wanted:
             self._found[each["image_id"]] = Future()
         Thread(target=self._read, args=(wanted,), daemon=True).start()

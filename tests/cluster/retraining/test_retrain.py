@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 import prompt_iml.engine.build.export
 from prompt_iml.cluster.retraining import retrain as cycle
-from prompt_iml.cluster.retraining.labels import LabelledExamples
+from prompt_iml.cluster.retraining.labels import LabelledExamples, fetch_images
 from prompt_iml.cluster.retraining.retrain import Steps, check_exported, retrain
 from prompt_iml.cluster.settings import RetrainSettings, TrainSettings
 from prompt_iml.engine.errors import (
@@ -48,7 +48,7 @@ from prompt_iml.engine.model.folder import (
     save_folder,
 )
 from prompt_iml.engine.model.graph_file import BLANK, GRAPH_DIGEST, WEIGHTS_DIGEST, seal
-from prompt_iml.engine.model.policy import Policy
+from prompt_iml.engine.model.policy import Policy, read_policy
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.network.config import PRESETS
 from prompt_iml.engine.runtimes.open import open_engine
@@ -56,7 +56,10 @@ from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.registry.promotion import promote, publish, roll_back
 from prompt_iml.pipeline.registry.registry import Registry, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json
+from prompt_iml.pipeline.run.masks import encode_mask
 from prompt_iml.pipeline.storage import storage
+from tests.helpers.outputs import commit, scored
+from tests.helpers.reviewed import client_of, session_on
 from tests.helpers.stores import Folder, Store
 
 CONFIG = PRESETS["prompt-iml-micro"]
@@ -285,6 +288,50 @@ def test_a_good_cycle_is_promoted_and_rolled_back(anywhere: Fleet) -> None:
     assert [r["set"] for r in again["results"]["base"]] == ["one", "two", "labels"]
     assert again["parent"] == summary["version"]
     assert roll_back(anywhere.registry, expected=again["version"], by="test").current == stored.id
+
+
+def reviewed(folder: Folder) -> str:
+    """Review a scan of 60 pictures that found every mask; return its output.
+
+    One is unsure, and of one the mask is said to be wrong.
+    """
+    rows = []
+    for number in range(60):
+        pixels, mask = photograph(4000 + number, forged=number % 2 == 0)
+        data = png(pixels)
+        uri = folder.put(f"scanned/{number}.png", data)
+        row = scored(uri, data, 0.6 if mask.any() else 0.4)
+        rows.append(row | {"mask_rle": encode_mask(mask)})
+    commit(f"{folder.uri}/out", rows)
+    client = client_of(session_on(f"{folder.uri}/out"))
+    for number, row in enumerate(rows):
+        right = "manipulated" if row["mask_rle"] else "authentic"
+        decision = {0: "unsure", 2: "mask_wrong"}.get(number, right)
+        answer = client.post(f"/decisions/{row['image_id']}", json={"decision": decision})
+        assert answer.json()["decision"] == decision
+    return f"{folder.uri}/out"
+
+
+def test_reviews_of_a_scan_retrain_calibrate_and_evaluate(
+    fleet: Fleet, folder: Folder, tmp_path: Path
+) -> None:
+    output, policy = reviewed(folder), tmp_path / "policy.json"
+    images = fetch_images(output)
+    assert len(images) == 59
+    assert [image.label.uri for image in images if image.manipulated and not image.mask] == [
+        f"{folder.uri}/scanned/2.png"
+    ]
+    summary = fleet.cycle(fit, labels=output)
+    assert (summary["verdict"], summary["reasons"]) == ("passed", [])
+    flags = ["--model", str(fleet.model.folder), "--engine", "onnxruntime"]
+    calibrate = ["calibrate", output, "--output", str(policy), "--perturbation", "none"]
+    assert main([*calibrate, *flags, "--min-side", "1"]) == 0
+    assert read_policy(str(policy)).manipulated_at is not None
+    results = str(tmp_path / "results.jsonl")
+    evaluation = str(tmp_path / "evaluation.json")
+    found = ["--policy", str(policy), "--results", results, "--output", evaluation]
+    assert main(["evaluate", f"{output}/reviews", *found, *flags]) == 0
+    assert len(Path(results).read_text().splitlines()) == 59
 
 
 def test_prompts_trained_on_shuffled_labels_are_refused(

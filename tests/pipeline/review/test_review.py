@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import socket
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
-from prompt_iml.engine.errors import EmptySource
+from prompt_iml.engine.errors import EmptySource, ImageError
 from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.review.sources import Sources
+from prompt_iml.pipeline.run.schema import image_id
 from prompt_iml.pipeline.truth import read_labels
 from prompt_iml.pipeline.truth.masks import load_mask
 from prompt_iml.pipeline.truth.reviews import read_reviews
@@ -97,6 +100,33 @@ def test_pictures_and_masks_come_through_the_server(output: str) -> None:
         mask = client.get(f"/masks/{facts['id']}")
         assert mask.status_code == (200 if facts["has_mask"] else 404)
         assert client.get(f"/heat/{facts['id']}").json()["error"].endswith("scan with --heatmap")
+
+
+def test_a_shard_is_read_for_several_pictures_and_read_again_when_they_were_forgotten(
+    folder: Folder, tar_of: TarOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {f"{number}.jpg": bytes([number]) * 100 for number in range(4)}
+    shard = folder.put("s.tar", tar_of(members))
+    rows = [
+        {"image_id": image_id(shard, name), "uri": shard, "member": name, "size_bytes": 100,
+         "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in members.items()
+    ]  # fmt: skip
+    config = {"images_per_unit": 8, "image_column": None, "max_object_bytes": 1000}
+    read = [*members.values()]
+    sources = Sources(rows, config, lambda: False)
+    assert sources.read(rows[0]) == read[0]
+    folder.remove("s.tar")
+    assert [sources.read(row) for row in rows] == read
+    with pytest.raises(ImageError):
+        Sources(rows, config, lambda: False).read(rows[0])
+    folder.put("s.tar", tar_of(members | {"1.jpg": b"another"}))
+    for limit in ("KEPT_BYTES", "READ_BYTES"):
+        monkeypatch.setattr(f"prompt_iml.pipeline.review.sources.{limit}", 200)
+    sources = Sources(rows, config, lambda: False)
+    assert [sources.read(rows[place]) for place in (0, 2, 3, 0)] == [read[i] for i in (0, 2, 3, 0)]
+    with pytest.raises(ImageError, match="gone or has changed since the scan"):
+        sources.read(rows[1])
 
 
 def test_an_undone_decision_does_not_count_and_the_file_stays(output: str) -> None:

@@ -14,6 +14,7 @@ from pydantic_settings import CliApp
 
 from prompt_iml.pipeline.settings import CalibrateSettings
 from prompt_iml.pipeline.truth import read_labels
+from tests.helpers.processes import listening
 from tests.helpers.reviewed import commit_many, served
 
 
@@ -43,6 +44,7 @@ def test_a_killed_server_loses_nothing_and_a_signal_ends_with_the_next_command(
     output = str(tmp_path / "out")
     rows = commit_many(f"file://{output}", 5)
     with served(output, ["--reviewer", "ann"]) as server:
+        assert listening(server.process.pid) == {"127.0.0.1"}
         client = Opened(server.link)
         for row in rows[:3]:
             client.decide(row["image_id"], "authentic")
