@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, utils
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from prompt_iml.engine.errors import PromptImlError, UsageError
@@ -35,6 +35,7 @@ LIMITS = {
     resource.RLIMIT_NOFILE: (1024, "open files", "-n"),
     resource.RLIMIT_AS: (16 << 30, "bytes of address space", "-v"),
 }
+RAY_UTILS = vars(utils)  # of Ray
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable that Ray sets in a submitted job
 
 
@@ -147,13 +148,15 @@ def _connect(folder: Path, address: str, **options: Any) -> None:
     switches = {} if IN_A_JOB in os.environ else {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": False}
     arguments, sys.argv = sys.argv, [str(folder / "driver")]
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Ray would exit silently on SIGTERM while it starts, and drain the node first.
+    handlers = {"set_sigterm_handler": lambda _: None}
     try:
-        with chdir(folder), _changed(vars(ray_constants), switches):
+        with chdir(folder), _changed(vars(ray_constants), switches), _changed(RAY_UTILS, handlers):
             ray.init(address, **options)
     finally:
         sys.argv = arguments
         # Ray's core would print a trace on SIGTERM and abort.
-        if on_sigterm is signal.default_int_handler:
+        if callable(on_sigterm):
             signal.signal(signal.SIGTERM, on_sigterm)
 
 
