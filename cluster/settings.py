@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline.settings import (
@@ -19,6 +20,9 @@ from prompt_iml.pipeline.settings import (
 # Variants of the paper's ablation: one branch alone; the branches added; added after alignment;
 # fused by deformable attention without alignment; the whole network.
 Variant = Literal["semantic", "high_frequency", "add", "align", "fuse", "full"]
+
+# Name of a host, which no IP address is, and perhaps a port.
+HOST = r"([a-z0-9-]+\.)*[a-z][a-z0-9-]*(:[0-9]{1,5})?"
 
 
 class TrainingFlags(AccessFlags, RayFlags):
@@ -207,8 +211,21 @@ class EndpointSettings(RegistryFlags, EngineFlags, LimitFlags):
     """GPUs of each replica, for engines that run on GPUs; below 1, replicas share a GPU."""
     max_queued: int = Field(32, ge=1)
     """Largest number of requests that wait for a replica; more are refused (503)."""
+    max_images: int = Field(16, ge=1)
+    """Largest number of images in one request; more are refused (400)."""
+    url_hosts: list[str] = Field([])
+    """Hosts, as HOST or HOST:PORT, from which a request may have an image fetched over HTTPS;
+    without any, requests with a URL are refused (403)."""
     require_token: bool = False
     """Refuse to start unless PROMPT_IML_SERVE_TOKEN is set."""
+
+    @field_validator("url_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            if not re.fullmatch(HOST, host):
+                raise UsageError(f"--url-hosts {host}: give the name of a host, such as a.example")
+        return hosts
 
 
 class ServeSettings(EndpointSettings, RayFlags):

@@ -1,7 +1,7 @@
 """Process of a replica that scans one image after another, and may die of one.
 
-    replica ------ spec; then the bytes of an image, and of the next -----> child
-            <- ready PROVENANCE, or failed REASON; then decode, infer, done ROW -
+    replica --------- spec; then `row` or `overlay`, and the bytes of an image ---------> child
+            <- ready PROVENANCE, or failed REASON; then decode, infer, done ROW OVERLAY -
 
 A decoder that crashes, hangs or takes all memory ends the child alone. Its image gets a failed row
 (`crashed`, `timeout`, `out_of_memory`), and another child, with an engine of its own, is begun at
@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from PIL import Image as PilImage
 
 from prompt_iml.engine.errors import Crashed, Fatal, OutOfMemory, PromptImlError, TimedOut
+from prompt_iml.pipeline.detect.detector import finding
+from prompt_iml.pipeline.detect.pictures import Result
 from prompt_iml.pipeline.scan.isolated import (
     KILLS,
     START_SECONDS,
@@ -33,6 +35,9 @@ from prompt_iml.pipeline.scan.isolated import (
 from prompt_iml.pipeline.scan.rows import Row, failure, identity
 from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.units import Sample
+
+OVERLAY = "overlay_png"  # name beside the columns of a row
+OVERLAY_SIDE = 2048  # most pixels of its longer side
 
 
 class ImageProcess:
@@ -55,13 +60,18 @@ class ImageProcess:
         self._child = _Child(spec)
         self.provenance = self._loaded()
 
-    def row(self, body: bytes) -> Row:
-        """Return the row of an image; a failed one if it ends the child."""
+    def row(self, body: bytes, overlay: bool = False) -> Row:
+        """Return the row of an image; a failed one if it ends the child.
+
+        Args:
+            body: bytes of the image.
+            overlay: whether the row also gets the image with its mask drawn over it, as PNG.
+        """
         if self._child.has_ended():  # by no fault of this image
             self._begin_again()
         try:
             self._loaded()
-            return self._child.row(body)
+            return self._child.row(body, overlay)
         except Fatal as death:
             self._begin_again()
             return identity(Sample("", data=body)) | failure(death)
@@ -111,13 +121,16 @@ class _Child:
                 self._provenance = json.loads(text)
         return self._provenance
 
-    def row(self, body: bytes) -> Row:
+    def row(self, body: bytes, overlay: bool) -> Row:
         """Return the row of an image; raise `Fatal` if the process ends or is stuck."""
+        self._send(b"overlay" if overlay else b"row")
         self._send(body)
         stage = "decode"
         while (word := self._receive(self._seconds, stage).decode()) != "done":
             stage = word
-        return row_of(self._receive(self._seconds, stage))
+        row = row_of(self._receive(self._seconds, stage))
+        drawn = self._receive(self._seconds, stage)
+        return row | {OVERLAY: drawn} if drawn else row
 
     def has_ended(self) -> bool:
         """Return whether the process has ended."""
@@ -153,6 +166,13 @@ def blank_png() -> bytes:
     return sink.getvalue()
 
 
+def overlay_png(row: Row, sample: Sample, spec: RowSpec) -> bytes:
+    """Return the overlay of a scanned image as PNG."""
+    sink = io.BytesIO()
+    finding(Result(sample, row, None), spec).overlay(OVERLAY_SIDE).save(sink, "PNG")
+    return sink.getvalue()
+
+
 def _started(spec: RowSpec, line: Line) -> RowMaker:
     """Load the engine, and compile it for one shape of tiles; raises `PromptImlError`."""
     maker = RowMaker(spec, line)
@@ -176,11 +196,20 @@ def main() -> None:
     line.send(f"ready {json.dumps(maker.provenance)}")
     while True:
         try:
-            body = connection.recv_bytes()
+            wanted, body = connection.recv_bytes(), connection.recv_bytes()
         except EOFError:  # the replica has ended
             return
-        for row in maker.rows([Sample("", data=body)]):
-            line.send("done", row)
+        _answer(maker, line, Sample("", data=body), wanted == b"overlay")
+
+
+def _answer(maker: RowMaker, line: Line, sample: Sample, overlay: bool) -> None:
+    (row,) = maker.rows([sample])
+    drawn = b""
+    if overlay and row["status"] == "ok":
+        with line.working("decode"):
+            drawn = overlay_png(row, sample, maker.spec)
+    line.send("done", row)
+    line.send_bytes(drawn)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ BODY_SECONDS = 30.0
 LINGER_SECONDS = 2.0  # of reading on after a refusal, so that a client that sends can read it
 CONNECTIONS = 500  # of a proxy, below the limit of open files
 BODIES = 8  # as many of the largest bodies fit in a proxy's memory
-FORWARDED = (b"authorization", b"content-type")  # others can change what Serve does
+# Headers that are passed on: others can change what Serve does.
+FORWARDED = (b"authorization", b"content-type", b"accept", b"idempotency-key")
+METHODS = {"/": "POST", "/v1/scan": "POST", "/openapi.json": "GET"}  # of each path
 ADMITTED = "prompt_iml.admitted"  # key of the scope of a request that has the token
 
 
@@ -126,12 +128,13 @@ def check_head(scope: Scope, token: bytes) -> None:
     if token and not (is_known and scheme.lower() == "bearer"):
         message = "A token is needed: send it as `Authorization: Bearer TOKEN`."
         raise Refused(401, {"error_message": message}, {"WWW-Authenticate": "Bearer"})
-    if scope["path"] != "/":
-        message = "There is no such path: POST the bytes of an image to /."
+    method = METHODS.get(scope["path"])
+    if method is None:
+        message = "There is no such path: POST an image to /v1/scan; /openapi.json describes more."
         raise Refused(404, {"error_message": message})
-    if scope["method"] != "POST":
-        message = "There is no such method: POST the bytes of an image."
-        raise Refused(405, {"error_message": message}, {"Allow": "POST"})
+    if scope["method"] != method:
+        message = f"There is no such method: {scope['path']} takes {method}."
+        raise Refused(405, {"error_message": message}, {"Allow": method})
 
 
 class Bodies:
@@ -188,20 +191,24 @@ class Bodies:
 
 
 class Front:
-    """ASGI application before Serve's, that passes on whole requests with the token alone.
+    """ASGI application before another, that passes on whole requests with the token alone.
 
     Args:
-        app: Serve's.
+        app: Serve's, or a replica's.
         token: token that clients need; empty: none.
         max_bytes: largest body.
+        bodies: as many of the largest bodies are held at once.
     """
 
-    def __init__(self, app: ASGIApp, token: bytes, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, token: bytes, max_bytes: int, bodies: int = BODIES) -> None:
         self._app, self._token = app, token
-        self._images, self._nothing = Bodies(max_bytes, BODIES * max_bytes), Bodies(0, 0)
+        self._images, self._nothing = Bodies(max_bytes, bodies * max_bytes), Bodies(0, 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
+        if scope["type"] != "http":  # a replica's start and end
+            await self._app(scope, receive, send)
+            return
         try:
             async with self._checked(scope, receive) as body:
                 headers = [pair for pair in scope["headers"] if pair[0] in FORWARDED]
@@ -217,7 +224,7 @@ class Front:
             check_head(scope, self._token)
             if self._token:
                 scope[ADMITTED] = True
-        bodies = self._nothing if is_serves else self._images
+        bodies = self._images if scope["method"] == "POST" else self._nothing
         async with bodies.whole(scope, receive) as body:
             yield body
 

@@ -1,12 +1,15 @@
 """Online endpoint on Ray Serve, `prompt-iml serve`: an image is posted over HTTP and scanned.
 
-    POST /   the bytes of one image -> the columns of its row, as JSON
+    POST /          the bytes of one image -> the columns of its row, as JSON
+    POST /v1/scan   the same; or several images as a form; or {"url": ...} of a host that is allowed
+    GET /openapi.json   all of it as OpenAPI    GET /-/healthz   health, from Serve's proxy
     200 scanned    401 no valid token    404 another path    405 another method
-    400 not HTTP, or a head that is too large    408 the body did not arrive in time
+    400 not HTTP, a head that is too large, or a wrong parameter    403 a URL that is not allowed
+    406 several images as PNG    408 the body did not arrive in time    409 a key used before
     413 the body is larger than --max-bytes    422 the image cannot be scanned; with its row
     500 the engine failed, with its row; or the replica died    503 overloaded; with Retry-After
 
-    client -> proxy of a node: `limits` -> replica: `Endpoint` -> its process: `image_process`
+    client -> proxy of a node: `limits` -> replica: `limits`, `api` -> its process: `image_process`
 
 A replica scans one image after another. Only tiles of the same image share a batch. An image that
 crashes or hangs its decoder costs its own row alone.
@@ -25,20 +28,22 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from types import FrameType
 
 import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
+from prompt_iml.cluster.fleet import api
+from prompt_iml.cluster.fleet.https import Fetcher
 from prompt_iml.cluster.fleet.image_process import ImageProcess
-from prompt_iml.cluster.fleet.limits import CALLBACK, TOKEN, Bodies, Refused, check_head
+from prompt_iml.cluster.fleet.limits import CALLBACK, TOKEN, Front
 from prompt_iml.cluster.settings import EndpointSettings, ServeSettings
-from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.errors import ImageError, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.checks import ray_address
@@ -50,16 +55,14 @@ from prompt_iml.pipeline.registry.registry import (
     with_prompt_set,
 )
 from prompt_iml.pipeline.run.folder import Json
-from prompt_iml.pipeline.run.schema import row_to_json
-from prompt_iml.pipeline.scan.rows import Row
+from prompt_iml.pipeline.scan.rows import Row, failure, identity
 from prompt_iml.pipeline.scan.scanner import RowSpec
 from prompt_iml.pipeline.scan.session import ray_session
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.units import Sample
 
 NAME = "prompt-iml"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Columns that name an input or a run; a posted image has neither.
-OMITTED_COLUMNS = ["image_id", "uri", "member", "content_id", "run_id", "heatmap_png"]
 ONGOING = 4  # requests of a replica; one is scanned while the bodies of others arrive
 RETRY_SECONDS = 1.0
 MAX_STARTS = 3  # attempts to start a replica before the deployment fails
@@ -89,8 +92,8 @@ def application(args: Json) -> Application:
         max_queued_requests=settings.max_queued,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_SECONDS),
         max_constructor_retry_count=MAX_STARTS,
-    )(Endpoint)
-    return deployment.bind(endpoint_spec(settings), settings.max_bytes, settings.require_token)
+    )(serve.ingress()(Endpoint))
+    return deployment.bind(endpoint_spec(settings), settings)
 
 
 def endpoint_spec(settings: EndpointSettings) -> RowSpec:
@@ -118,51 +121,50 @@ class Endpoint:
 
     Args:
         spec: row settings.
-        max_bytes: largest request body, in bytes.
-        require_token: whether to refuse to start without a token.
+        settings: limits of requests, and whether to refuse to start without a token.
 
     Raises:
         UsageError: the token is missing.
         Fatal: this node has a different model, or the engine does not run.
     """
 
-    def __init__(self, spec: RowSpec, max_bytes: int, require_token: bool) -> None:
+    def __init__(self, spec: RowSpec, settings: EndpointSettings) -> None:
         self._token = os.environ.get(TOKEN, "").encode()
-        if require_token and not self._token:
+        if settings.require_token and not self._token:
             raise UsageError(f"The token is missing: set {TOKEN} where the replicas run")
-        self._bodies = Bodies(max_bytes, ONGOING * max_bytes)
+        self._settings = settings
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")  # one image at a time
         self._process = self._thread.submit(ImageProcess, spec).result()
 
-    async def __call__(self, request: Request) -> Response:
-        """Answer a request with the row of its image, or with an error.
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application, as Serve asks for it.
 
-        The proxy has checked it, unless the cluster's proxies were started without the limits.
+        The proxy has checked requests, unless the cluster's proxies were started without the
+        limits.
         """
-        try:
-            check_head(request.scope, self._token)
-            async with self._bodies.whole(request.scope, request.receive) as body:
-                loop = asyncio.get_running_loop()
-                row = await loop.run_in_executor(self._thread, self._row, body)
-        except Refused as refused:
-            return refused.response
-        return JSONResponse(as_json(row), status_code(row))
+        settings, max_bytes = self._settings, int(self._settings.max_bytes)
+        fetcher = Fetcher(settings.url_hosts, max_bytes)
+        interface = api.Api(self.row, fetcher, settings.max_images)
+        app = api.application(interface, settings.max_images, bool(self._token))
+        return Front(app, self._token, max_bytes, ONGOING)
 
-    def _row(self, body: bytes) -> Row:
-        row = self._process.row(body)
+    async def row(self, picture: bytes | ImageError, overlay: bool) -> Row:
+        """Return the row of a picture, or of the error of fetching it.
+
+        Args:
+            picture: its bytes, or the error.
+            overlay: as `ImageProcess.row` has it.
+        """
+        if isinstance(picture, ImageError):
+            row = identity(Sample("")) | failure(picture)
+        else:
+            loop = asyncio.get_running_loop()
+            row = await loop.run_in_executor(self._thread, self._process.row, picture, overlay)
         return row | self._process.provenance | {"scanned_at": datetime.now(UTC)}
 
-
-def as_json(row: Row) -> Json:
-    """Return the columns as a table holds them (float32), without `OMITTED_COLUMNS`."""
-    return row_to_json(row, OMITTED_COLUMNS)
-
-
-def status_code(row: Row) -> int:
-    """Return the HTTP status of a row: 200, 422 (a bad image) or 500 (the engine failed)."""
-    if row["status"] == "ok":
-        return 200
-    return 500 if row["error_stage"] == "infer" else 422
+    def close(self) -> None:
+        """End the replica's process."""
+        self._process.close()
 
 
 def serve_until_signal(settings: ServeSettings) -> Json:
@@ -184,10 +186,15 @@ def serve_until_signal(settings: ServeSettings) -> Json:
         log(f"Warning: Every client that reaches {settings.host} is served. Set {TOKEN}.")
     # A private Ray, with its proxies, inherits this environment.
     os.environ.update(CALLBACK | {"PROMPT_IML_MAX_BYTES": str(int(settings.max_bytes))})
-    with ray_session(settings.address, None), _deployed(target, settings) as url:
+    with (
+        _noted_signals() as ended,
+        ray_session(settings.address, None),
+        _deployed(target, settings) as url,
+    ):
         started = time.monotonic()
         log(f"serving at {url}")
-        _wait_for_signal()
+        with suppress(KeyboardInterrupt):
+            ended.wait()
         seconds = time.monotonic() - started
     return {"url": url, "seconds": round(seconds, 2)}
 
@@ -234,8 +241,21 @@ def _reason(error: Exception) -> str:
     return ("".join(messages).strip() or str(error)).splitlines()[-1]
 
 
-def _wait_for_signal() -> None:
+@contextmanager
+def _noted_signals() -> Iterator[threading.Event]:
+    """Set an event and raise `KeyboardInterrupt` on SIGINT and SIGTERM, while the block runs.
+
+    Callbacks of Ray can swallow the exception while it starts; the event stays.
+    """
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    ended.wait()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -20,6 +20,7 @@ from prompt_iml.pipeline.report.pictures import overlay
 from prompt_iml.pipeline.run.masks import decode_mask
 from prompt_iml.pipeline.scan.rows import Row
 
+BOX = PilImage.Resampling.BOX
 SHOWN_SIDE = 640  # pixels of a picture in a notebook
 
 
@@ -69,17 +70,25 @@ class Finding:
         """Connected regions of the mask, largest first, at most 16."""
         return tuple(Region(**region) for region in self.row["regions"])
 
-    def overlay(self) -> PilImage.Image:
+    def overlay(self, side: int | None = None) -> PilImage.Image:
         """Return the picture with its mask drawn over it, upright as viewers show it.
 
         The picture is read and decoded again.
+
+        Args:
+            side: most pixels of its longer side; None: as many as the picture has.
 
         Raises:
             ImageError: it cannot be read any more.
             UsageError: it has changed since it was scanned.
         """
-        pixels = self._pixels()
-        marked = PilImage.fromarray(overlay(pixels, self.mask) if self.regions else pixels)
+        marked = PilImage.fromarray(self._pixels())
+        if side:
+            marked.thumbnail((side, side))
+        if self.regions:
+            mask = PilImage.fromarray(self.mask).convert("L").resize(marked.size, BOX)
+            # A mask that covers a quarter of a pixel is visible.
+            marked = PilImage.fromarray(overlay(np.asarray(marked), np.asarray(mask) >= 64))
         marked.getexif()[ExifTags.Base.Orientation] = self.row.get("exif_orientation") or 1
         return ImageOps.exif_transpose(marked)
 
@@ -90,10 +99,9 @@ class Finding:
     def _repr_png_(self) -> bytes | None:
         """Return the overlay for a notebook; None where the picture cannot be read any more."""
         try:
-            shown = self.overlay()
+            shown = self.overlay(SHOWN_SIDE)
         except PromptImlError:
             return None
-        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         file = io.BytesIO()
         shown.save(file, "png")
         return file.getvalue()

@@ -203,6 +203,10 @@ class Line:
                 writer.write_batch(batch)
             self._connection.send_bytes(sink.getvalue())
 
+    def send_bytes(self, message: bytes) -> None:
+        """Send what belongs to the word and the row before it."""
+        self._connection.send_bytes(message)
+
     @contextmanager
     def working(self, stage: Stage) -> Iterator[None]:
         """Announce a stage; see `Watch`."""

@@ -13,13 +13,13 @@ from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
 import pytest
-import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from prompt_iml.cluster.fleet import limits
 from prompt_iml.cluster.fleet.limits import BODIES, Bodies, Connection, Front
+from tests.helpers.endpoint import listening
 
 TOKEN = "of-a-test"
 MAX_BYTES = 100_000
@@ -59,17 +59,9 @@ def held() -> Held:
 def port(held: Held, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(Bodies, "seconds", SECONDS)
     monkeypatch.setattr(limits, "LINGER_SECONDS", SECONDS)
-    app = Front(held, TOKEN.encode(), MAX_BYTES)
-    server = uvicorn.Server(
-        uvicorn.Config(app, http=Short, lifespan="off", log_level="critical", loop="asyncio")
-    )
-    with socket.create_server(("127.0.0.1", 0), backlog=200) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield listening.getsockname()[1]
+    with listening(Front(held, TOKEN.encode(), MAX_BYTES), Short) as port:
+        yield port
         held.free.set()
-        server.should_exit = server.force_exit = True
-        thread.join(30)
 
 
 @pytest.fixture

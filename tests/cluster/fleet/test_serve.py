@@ -158,6 +158,20 @@ def test_other_paths_and_methods_are_refused(server: Server) -> None:
     assert server.ask(b"", method="GET")[0] == 405
     assert server.ask(b"", path="/other")[0] == 404
     assert server.ask(b"", {}, method="GET", path="/-/healthz")[0] == 200
+    assert server.ask(b"", {}, method="GET", path="/openapi.json")[0] == 401
+
+
+def test_the_whole_interface_is_served(server: Server, forged: bytes) -> None:
+    status, document = server.ask(b"", method="GET", path="/openapi.json")
+    assert (status, set(document["paths"])) == (200, {"/", "/v1/scan", "/-/healthz"})
+    form = b"--x\r\nContent-Disposition: form-data; name=images; filename=a\r\n\r\n%b\r\n--x--"
+    kind = {"Content-Type": "multipart/form-data; boundary=x", "Idempotency-Key": "form"}
+    status, answer = server.ask(form % forged, BEARER | kind, path="/v1/scan?overlay=true")
+    assert (status, answer["images"][0]["name"], answer["images"][0]["status"]) == (200, "a", "ok")
+    assert answer["images"][0]["overlay_png"]
+    assert server.ask(form % b"other", BEARER | kind, path="/v1/scan")[0] == 409
+    accept = BEARER | {"Accept": "image/png"}
+    assert server.ask(forged, accept, path="/v1/scan") == (200, {})  # no JSON
 
 
 def test_concurrent_requests_get_their_own_rows(server: Server, forged: bytes) -> None:
@@ -198,7 +212,7 @@ def test_clients_do_not_steer_serve(server: Server) -> None:
 
 def test_without_the_required_token_no_replica_starts() -> None:
     with pytest.raises(UsageError, match="PROMPT_IML_SERVE_TOKEN"):
-        Endpoint(endpoint_spec(EndpointSettings()), MAX_BYTES, require_token=True)
+        Endpoint(endpoint_spec(EndpointSettings()), EndpointSettings(require_token=True))
 
 
 def test_prompts_are_looked_up_at_deployment(tmp_path: Path) -> None:

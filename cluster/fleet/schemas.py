@@ -1,0 +1,129 @@
+"""Requests and answers of the endpoint as OpenAPI describes them; rows as the results table has
+them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, get_args
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from prompt_iml.engine.model.policy import Label
+from prompt_iml.pipeline.run.folder import Json
+from prompt_iml.pipeline.run.schema import SCHEMA
+from prompt_iml.pipeline.scan.rows import known_codes
+
+# Columns that name an input or a run; a posted image has neither.
+OMITTED_COLUMNS = ("image_id", "uri", "member", "content_id", "run_id", "heatmap_png")
+
+CODES = known_codes()
+CHOICES: Json = {
+    "status": Literal[tuple(sorted({*CODES.values()}))],
+    "error_stage": Literal["fetch", "decode", "infer"],
+    "error_code": Literal[tuple(sorted(code for code in CODES if code))],
+    "label": Literal[get_args(Label)],
+}
+KINDS = (
+    (pa.types.is_boolean, bool),
+    (pa.types.is_integer, int),
+    (pa.types.is_floating, float),
+    (pa.types.is_timestamp, datetime),
+)
+
+
+class Strict(BaseModel):
+    """Object with the fields that are named, and no others."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+def _json(kind: pa.DataType, name: str) -> Any:
+    """Return the type in JSON of an Arrow type; a struct is a model with a name."""
+    if pa.types.is_list(kind):
+        return list[_json(kind.value_type, name.removesuffix("s"))]  # type: ignore[misc]
+    if pa.types.is_struct(kind):
+        fields: Json = {field.name: (_json(field.type, field.name), ...) for field in kind}
+        return create_model(name.title(), __base__=Strict, **fields)
+    for is_kind, python in KINDS:
+        if is_kind(kind):
+            return python
+    return str
+
+
+def _columns() -> Json:
+    """Return type and default of each column of an answer, by name."""
+    columns: Json = {}
+    for field in SCHEMA:
+        if field.name not in OMITTED_COLUMNS:
+            kind = CHOICES.get(field.name) or _json(field.type, field.name)
+            columns[field.name] = (kind | None if field.nullable else kind, ...)
+    return columns
+
+
+class _Beside(Strict):
+    """What a picture's answer has beside its columns."""
+
+    name: str | None = Field(None, description="File name of the picture, where several are sent.")
+    overlay_png: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})] | None = (
+        Field(None, description="With `overlay=true`: the picture with its mask drawn over it.")
+    )
+
+
+Row = create_model(
+    "Row",
+    __base__=_Beside,
+    __doc__="Columns of the results table, docs/table.md, that a scan would write.",
+    **_columns(),
+)
+
+
+class Rows(Strict):
+    """Answer to several pictures, in their order; each has a status of its own."""
+
+    images: list[Row]  # type: ignore[valid-type]
+
+
+class Error(Strict):
+    """Reason for which a request was not answered."""
+
+    error_message: str
+    status: Literal["failed"] | None = None
+    error_stage: str | None = None
+    error_code: str | None = None
+
+
+class UrlRequest(Strict):
+    """Request to fetch a picture from a host that the endpoint allows."""
+
+    url: str = Field(min_length=9, max_length=2000, examples=["https://images.example/photo.jpg"])
+    """Address of the picture, https:// only."""
+
+
+EXAMPLE: Json = dict.fromkeys(_columns()) | {
+    "sha256": "3cc9a2e4b2a9d1d24b8e1f0c7d5a6f9e8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e",
+    "size_bytes": 71023,
+    "media_type": "image/jpeg",
+    "width": 451,
+    "height": 300,
+    "exif_orientation": 1,
+    "frame_count": 1,
+    "jpeg_quality": 90,
+    "status": "ok",
+    "score": 0.999989,
+    "score_raw": 11.4,
+    "label": "manipulated",
+    "threshold": 0.77,
+    "policy": "prompt-iml-micro@9",
+    "manipulated_fraction": 0.0594,
+    "regions": [
+        {"x": 272, "y": 141, "width": 92, "height": 80, "area": 5510, "mean_score": 0.97,
+         "max_score": 1.0}
+    ],
+    "mask_rle": "aZk0;k72N1O2N2N2O5J3N1O1N3N1O001N2O1O1O1",
+    "mask_height": 300,
+    "mask_width": 451,
+    "mask_threshold": 0.5,
+    "model": "prompt-iml-micro@9",
+    "scanned_at": "2026-11-30T03:32:07.123456+00:00",
+}  # fmt: skip
