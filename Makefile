@@ -9,7 +9,7 @@ SHARDS ?= 10000
 # Processes that test at once, each with a Ray and a store of its own.
 TESTERS ?= 2
 
-.PHONY: scan test test-fast check wheel train-smoke chaos fuzz bench gpu s3-servers scale audit
+.PHONY: scan test test-fast check wheel train-smoke chaos fuzz bench load gpu s3-servers scale audit
 .PHONY: model clean
 
 scan: $(VENV)/scan.stamp  ## Manipulate real photographs, scan them, show what was found.
@@ -37,6 +37,9 @@ fuzz: $(VENV)/test.stamp  ## Read random hostile shards (SHARDS=10000) within bo
 
 bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
 	$(BIN)/python -m tests.bench
+
+load: $(VENV)/test.stamp  ## The endpoint under load, beside its engine alone: minutes.
+	$(BIN)/python -m tests.bench.load
 
 # The PyTorch for CUDA is that of $(PYTHON): nothing is installed for it.
 gpu: $(if $(REHEARSE),$(VENV)/test.stamp)  ## Kernel, engine and training on a GPU, 8 minutes; REHEARSE=1: on a CPU.
