@@ -9,8 +9,8 @@ SHARDS ?= 10000
 # Processes that test at once, each with a Ray and a store of its own.
 TESTERS ?= 2
 
-.PHONY: scan test test-fast check wheel train-smoke chaos fuzz bench load gpu s3-servers scale audit
-.PHONY: model clean
+.PHONY: scan test test-fast check wheel train-smoke chaos fuzz bench load gpu docs s3-servers scale
+.PHONY: audit model clean
 
 scan: $(VENV)/scan.stamp  ## Manipulate real photographs, scan them, show what was found.
 	$(BIN)/prompt-iml demo --output demo
@@ -40,6 +40,9 @@ bench: $(VENV)/test.stamp  ## Ratios, each measured in one run on this machine.
 
 load: $(VENV)/test.stamp  ## The endpoint under load, beside its engine alone: minutes.
 	$(BIN)/python -m tests.bench.load
+
+docs: $(VENV)/test.stamp  ## Build the site of docs/ in build/docs; a link that leads nowhere fails.
+	$(BIN)/python docs/build.py build/docs
 
 # The PyTorch for CUDA is that of $(PYTHON): nothing is installed for it.
 gpu: $(if $(REHEARSE),$(VENV)/test.stamp)  ## Kernel, engine and training on a GPU, 8 minutes; REHEARSE=1: on a CPU.
