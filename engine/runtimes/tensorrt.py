@@ -12,7 +12,7 @@ from typing import Any
 
 from prompt_iml.engine.errors import DamagedModel, DeviceFull, InferError, MissingDependency
 from prompt_iml.engine.model.folder import Model
-from prompt_iml.engine.runtimes.blob_cache import BlobCache
+from prompt_iml.engine.runtimes.blob_cache import PLAN, BlobCache
 from prompt_iml.engine.runtimes.cuda_device import CudaDevice
 from prompt_iml.engine.runtimes.overlap import Buffers, OverlappingEngine, Shape
 from prompt_iml.engine.runtimes.plans import current
@@ -94,7 +94,7 @@ def open_tensorrt(model: Model) -> OverlappingEngine:
         MissingDependency: there is no TensorRT, no GPU, or no built engine.
     """
     trt, device = import_tensorrt(), CudaDevice()
-    built = current(BlobCache(), model, machine(trt, device))
+    built = current(BlobCache(kind=PLAN), model, machine(trt, device))
     if built is None:
         raise MissingDependency(
             f"no engine was built of {model.id} for {device.name}: "

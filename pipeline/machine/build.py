@@ -18,7 +18,7 @@ import numpy as np
 from prompt_iml.engine.detection.context import whole_pictures
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.runtimes import plans
-from prompt_iml.engine.runtimes.blob_cache import BlobCache
+from prompt_iml.engine.runtimes.blob_cache import PLAN, BlobCache
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.parity import TOLERANCES, Case, Parity, compare, noise
 from prompt_iml.engine.runtimes.plans import Recipe, Tile
@@ -113,7 +113,9 @@ def build(settings: BuildSettings, builder: Builder | None = None) -> Json:
     builder = TensorRtBuilder() if builder is None else builder
     recipe = recipe_for(model, settings)
     about = {"model": model.id, "machine": list(builder.machine)}
-    if not settings.force and (built := plans.load(BlobCache(), model, recipe, builder.machine)):
+    if not settings.force and (
+        built := plans.load(BlobCache(kind=PLAN), model, recipe, builder.machine)
+    ):
         log(f"already built and compared: {built.about['parity']['worst']}")
         return {**about, "stored": True, "parity": built.about["parity"]}
     outcome = build_and_compare(model, recipe, builder)
@@ -154,7 +156,7 @@ def build_and_compare(model: Model, recipe: Recipe, builder: Builder) -> Outcome
     parity = check_parity(builder.open(model, recipe, built), model, recipe)
     key = None
     if parity.passed:
-        key = plans.store(BlobCache(), model, recipe, builder.machine, built, parity)
+        key = plans.store(BlobCache(kind=PLAN), model, recipe, builder.machine, built, parity)
     return Outcome(parity, float32, time.monotonic() - started, key)
 
 

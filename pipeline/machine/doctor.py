@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 from prompt_iml.engine.errors import MissingDependency
 from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.operator import cpu
-from prompt_iml.engine.runtimes.blob_cache import BlobCache, default_folder
+from prompt_iml.engine.runtimes.blob_cache import PLAN, BlobCache, default_folder
 from prompt_iml.engine.runtimes.open import DEFAULT, check_engine
 from prompt_iml.engine.runtimes.plans import current
 from prompt_iml.pipeline.logs import log
@@ -106,7 +106,7 @@ def _gpu(model: Model) -> list[Check]:
     except MissingDependency as error:
         return [*checks, unmet("TensorRT", error)]
     checks.append(Check("TensorRT", "ok", trt.__version__))
-    built = current(BlobCache(), model, machine(trt, device))
+    built = current(BlobCache(kind=PLAN), model, machine(trt, device))
     if built is None:
         fix = build_command(model.folder)
         return [*checks, Check("engine tensorrt", "optional", "not built", fix)]

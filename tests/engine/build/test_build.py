@@ -21,7 +21,7 @@ from prompt_iml.engine.errors import InferError, MissingDependency
 from prompt_iml.engine.model.folder import GRAPH, Model, load_model, open_folder
 from prompt_iml.engine.model.graph_file import seal
 from prompt_iml.engine.runtimes import plans
-from prompt_iml.engine.runtimes.blob_cache import VARIABLE, BlobCache
+from prompt_iml.engine.runtimes.blob_cache import PLAN, VARIABLE, BlobCache
 from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.overlap import OverlappingEngine
 from prompt_iml.engine.runtimes.parity import TOLERANCES, Parity, compare, noise
@@ -199,7 +199,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobCache:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(command, "recipe_for", lambda model, settings: RECIPE)
     monkeypatch.setattr(tensorrt_build, "float32_operators", lambda *_: (frozenset(), 0.0))
-    return BlobCache()
+    return BlobCache(kind=PLAN)
 
 
 def test_what_passed_is_stored_once_and_found_again(model: Model, cache: BlobCache) -> None:

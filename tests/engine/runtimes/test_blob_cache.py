@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,9 @@ import openvino
 import pytest
 
 from prompt_iml.engine.detection.context import whole_pictures
+from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.engine.runtimes.blob_cache import BlobCache
+from prompt_iml.engine.runtimes.blob_cache import PLAN, BlobCache
 from prompt_iml.engine.runtimes.openvino import OpenVinoEngine
 
 
@@ -50,6 +54,64 @@ def test_only_blobs_unused_for_long_are_removed(folder: Path) -> None:
         os.utime(path, (0, 0))
     BlobCache().write("new", b"blob")
     assert {path.name for path in folder.iterdir()} == {"letter.txt", "new.blob"}
+
+
+def test_the_least_recently_used_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPT_IML_CACHE_GIB", str(250 / 2**30))
+    BlobCache(kind=PLAN).write("plan", bytes(1000))
+    for number, name in enumerate("abc"):
+        BlobCache().write(name, bytes(50))
+        os.utime(folder / f"{name}.blob", (now := time.time() - 10 + number, now))
+    BlobCache().read("a")
+    BlobCache().write("d", bytes(50))
+    assert {path.stem for path in folder.glob("*.blob")} == {"a", "c", "d"}
+    assert BlobCache(kind=PLAN).read("plan") == bytes(1000)
+    BlobCache().write("large", bytes(300))
+    assert not list(folder.glob("*.blob"))
+
+
+@pytest.mark.parametrize("size", ["many", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_size_is_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPT_IML_CACHE_GIB", size)
+    with pytest.raises(UsageError, match="PROMPT_IML_CACHE_GIB"):
+        BlobCache()
+
+
+def test_many_processes_write_read_and_make_room_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPT_IML_CACHE_GIB", str(2e6 / 2**30))
+    with ProcessPoolExecutor(4, get_context("spawn")) as pool:
+        written = list(pool.map(_write_and_read, range(4)))
+    assert min(written) > 0  # in none did another's removal hide what was just written, each time
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2e6
+    assert {path.suffix for path in folder.iterdir()} == {".blob"}
+
+
+def _write_and_read(process: int) -> int:
+    """Write blobs that soon have no room; return how many could be read back, whole."""
+    found = 0
+    for number in range(100):
+        blob = bytes([process]) * 200_000
+        BlobCache().write(f"{process}-{number % 10}", blob)
+        again = BlobCache().read(f"{process}-{number % 10}")
+        assert again in (None, blob)
+        found += again is not None
+    return found
+
+
+def test_an_engine_whose_blob_made_room_compiles_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPT_IML_CACHE_GIB", "0.04")  # room for one compiled network, not two
+    model, pixels = load_model("prompt-iml-micro"), np.zeros((1, 256, 512, 3), np.uint8)
+    table, found = np.ones((1, 64), np.float32), []
+    for image in (pixels[:, :, :256], pixels.transpose(0, 2, 1, 3), pixels[:, :, :256]):
+        batch = whole_pictures(np.ascontiguousarray(image), table)
+        found.append(OpenVinoEngine(model, threads=1).run(batch))
+        (blob,) = folder.iterdir()
+        assert 1e7 < blob.stat().st_size < 0.04 * 2**30
+    np.testing.assert_array_equal(found[0].mask_logits, found[2].mask_logits)
 
 
 def test_a_user_without_a_home_caches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
