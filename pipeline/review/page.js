@@ -61,7 +61,7 @@ class View {
     this.y = inside(this.y, this.height, stage.clientHeight);
     this.element.style.transform = `translate(${this.x}px, ${this.y}px) scale(${this.scale})`;
     this.element.classList.toggle("close", this.scale > 2);
-    find("zoom").textContent = `${Math.round(100 * this.scale)}%`;
+    find("zoom").textContent = this.width > 1 ? `${Math.round(100 * this.scale)}%` : "Fit";
   }
 
   /** Return the point of the sheet below a pointer. */
@@ -435,6 +435,10 @@ class Review {
   async decide(decision) {
     const { item, sheet } = this;
     if (!this.isShown) return; // nobody decides about what is not seen yet
+    if (!find("problem").hidden && decision !== "unsure") {
+      this.say("Nobody has seen this picture: unsure (4), or the next one.", true);
+      return;
+    }
     const mask = decision === "manipulated" && sheet.steps.length
       ? sheet.canvas.toDataURL("image/png") : null;
     if (!await this.post(item, { decision, mask, note: find("note").value })) return;

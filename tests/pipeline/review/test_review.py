@@ -6,11 +6,14 @@ import base64
 import hashlib
 import io
 import socket
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -100,6 +103,35 @@ def test_pictures_and_masks_come_through_the_server(output: str) -> None:
         mask = client.get(f"/masks/{facts['id']}")
         assert mask.status_code == (200 if facts["has_mask"] else 404)
         assert client.get(f"/heat/{facts['id']}").json()["error"].endswith("scan with --heatmap")
+
+
+def zipped(data: bytes) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as file:
+        file.writestr("rocket.jpg", data)
+    return sink.getvalue()
+
+
+def in_parquet(data: bytes) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [data]}), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "packed"),
+    [("s.zip", "rocket.jpg", zipped), ("s.parquet", "0", in_parquet)],
+)
+def test_pictures_lie_in_other_shards_too(
+    name: str, member: str, packed: Callable[[bytes], bytes], store: Store,
+    photographs: Mapping[str, bytes],
+) -> None:  # fmt: skip
+    data = photographs["rocket.jpg"]
+    row = scored(store.put(name, packed(data)), data, 0.5, member)
+    commit(f"{store.uri}/out", [row])
+    client = client_of(session_on(f"{store.uri}/out"))
+    answer = client.get(f"/pictures/{row['image_id']}")
+    assert answer.headers["content-type"] == "image/jpeg"
 
 
 def test_a_shard_is_read_for_several_pictures_and_read_again_when_they_were_forgotten(

@@ -260,6 +260,8 @@ def test_a_picture_that_is_gone_says_so_and_is_passed_over(
     page.keyboard.press("ArrowRight")
     expect(page.locator("#problem")).to_contain_text("This picture cannot be shown: not_found: ")
     expect(page.locator("#name")).to_have_text("b.jpg")
+    page.keyboard.press("1")
+    expect(page.locator("#status")).to_contain_text("Nobody has seen this picture")
     page.keyboard.press("ArrowRight")
     expect(page.locator("#name")).to_have_text(HOSTILE.replace("\u202e", "\\u202e"))
     expect(page.locator("#view")).to_be_visible()
