@@ -369,17 +369,17 @@ class Review {
     const [picture, found] = await Promise.all([
       this.load(item), this.maskOf(item).catch(() => null)]);
     if (this.item !== item) return;
-    find("loading").hidden = true;
-    if (picture.error) {
-      find("problem").textContent = `This picture cannot be shown: ${picture.error}`;
-      find("problem").hidden = false;
-    } else {
-      find("view").hidden = false;
+    if (picture.url) {
       this.view.open(picture.url, item.sheet);
       this.sheet.open(item.sheet, found);
       await find("picture").decode().catch(() => null);
+      if (this.item !== item) return;
     }
-    this.isShown = this.item === item;
+    find("loading").hidden = true;
+    find("view").hidden = !picture.url;
+    find("problem").hidden = Boolean(picture.url);
+    find("problem").textContent = `This picture cannot be shown: ${picture.error}`;
+    this.isShown = true;
     this.ahead();
   }
 
@@ -414,7 +414,8 @@ class Review {
     find("label").className = `chip ${item.label}`;
     find("name").textContent = find("picture").alt = item.name;
     find("folder").textContent = item.folder;
-    find("reasons").textContent = item.reasons.join(" ");
+    const drawn = item.shown_for === "sample" ? ["A random picture of this label."] : [];
+    find("reasons").textContent = [...item.reasons, ...drawn].join(" ");
     find("thresholds").hidden = !item.has_heat;
     find("threshold").value = item.threshold ?? 0.5;
     find("thresholds").querySelector("output").textContent = "";
@@ -488,6 +489,7 @@ class Review {
     }
     if (sheet.steps.at(-1)?.kind === "threshold") sheet.steps.pop();
     sheet.add({ kind: "threshold", value });
+    find("thresholds").querySelector("output").textContent = value.toFixed(2);
   }
 
   say(text, isError = false) {
@@ -613,9 +615,8 @@ function listen(parts) {
   click("keys", () => find("help").showModal());
   find("opacity").addEventListener("input", () => setOpacity(find("opacity").value));
   find("threshold").addEventListener("input", (event) => {
-    const value = event.target.valueAsNumber;
-    find("thresholds").querySelector("output").textContent = value.toFixed(2);
-    review.setThreshold(value);
+    review.setThreshold(event.target.valueAsNumber)
+      .catch((error) => review.say(`No threshold: ${error.message}`, true));
   });
   document.addEventListener("keydown", (event) => press(event, parts));
 }

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Lock
-from typing import Any
 
 from prompt_iml.engine.errors import NotFound
 from prompt_iml.pipeline.images.decode import DecodeLimits
 from prompt_iml.pipeline.logs import printable
 from prompt_iml.pipeline.report.page import Picture, folder, name
-from prompt_iml.pipeline.report.reasons import Row, believed, reasons_of, sentences
+from prompt_iml.pipeline.report.reasons import Row, reasons_of, sentences
 from prompt_iml.pipeline.review.pictures import (
     drawn_mask,
     heat_png,
@@ -75,11 +74,10 @@ class Session:
         rows = [shown.row for shown in subject.queue]
         said = zip(rows, reasons_of(rows, policy), strict=True)
         self._reasons = {row["image_id"]: sentences(names, row, policy) for row, names in said}
-        self._policy = policy
         self._limits = DecodeLimits(max_pixels=subject.config["max_pixels"])
         self._files: dict[str, list[Review]] = {}
         self._lock = Lock()
-        self._last = datetime.min.replace(tzinfo=UTC)
+        self._last = datetime.min.replace(tzinfo=UTC)  # decision, whatever the clock says later
         self.decided: set[str] = set()
         self.refresh()
 
@@ -91,7 +89,10 @@ class Session:
     def refresh(self) -> None:
         """Read what others have decided since. Raises `BadLabels` or `FetchError`."""
         with self._lock:
-            self._files |= read_reviews(self.folder, self._files)
+            new = read_reviews(self.folder, self._files)
+            self._files |= new
+            own = [each for file in new.values() for each in file if self._is_own(each)]
+            self._last = max([self._last, *(each.decided_at for each in own)])
 
     def document(self) -> Json:
         """Return the queue with all facts of its pictures, and what is decided."""
@@ -145,6 +146,9 @@ class Session:
                 self.decided.discard(image_id)
         return self._state(image_id, self._held())
 
+    def _is_own(self, review: Review) -> bool:
+        return review.reviewer == self._subject.reviewer
+
     def _mask(self, image_id: str, drawn: str | None) -> Rle:
         row, own = self._row(image_id), self._own(image_id, self._held())
         if drawn is not None:
@@ -185,15 +189,10 @@ class Session:
             return current(review for file in self._files.values() for review in file)
 
     def _own(self, image_id: str, held: dict[str, list[Review]]) -> Review | None:
-        mine, row = self._subject.reviewer, self._row(image_id)
-        return next(
-            (
-                each
-                for each in held.get(image_id, [])
-                if each.reviewer == mine and each.sha256 == row["sha256"]
-            ),
-            None,
-        )
+        """Return the reviewer's own decision on the bytes that the scan saw."""
+        sha256 = self._row(image_id)["sha256"]
+        found = filter(self._is_own, held.get(image_id, []))
+        return next((each for each in found if each.sha256 == sha256), None)
 
     def _facts(self, image_id: str) -> Json:
         """Return what the scan found of a picture."""
@@ -210,7 +209,6 @@ class Session:
             "shown_for": shown.shown_for,
             "sheet": sheet_size(row),
             "has_mask": row["mask_rle"] is not None,
-            "believed": believed(row, self._policy),
             "threshold": row["mask_threshold"],
             "has_heat": row["heatmap_png"] is not None,
             "facts": {key: printable(str(value), "") for key, value in facts.items()},
@@ -220,13 +218,12 @@ class Session:
         """Return what is decided about a picture."""
         own, reviews = self._own(image_id, held), held.get(image_id, [])
         disagree = len(verdicts(reviews)) > 1
-        state: dict[str, Any] = {
+        return {
             "decision": own.decision if own else "",
             "note": own.note if own else "",
             "has_own_mask": bool(own and own.mask),
             "said": [[each.reviewer, each.decision] for each in reviews] if disagree else [],
         }
-        return state
 
 
 def _png(url: str) -> bytes:

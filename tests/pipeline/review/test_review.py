@@ -8,6 +8,7 @@ import io
 import socket
 import zipfile
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,17 @@ from prompt_iml.pipeline.review.sources import Sources
 from prompt_iml.pipeline.run.schema import image_id
 from prompt_iml.pipeline.truth import read_labels
 from prompt_iml.pipeline.truth.masks import load_mask
-from prompt_iml.pipeline.truth.reviews import read_reviews
+from prompt_iml.pipeline.truth.reviews import read_reviews, write_review
 from tests.helpers.archives import TarOf
 from tests.helpers.outputs import Row, commit, scored
-from tests.helpers.reviewed import POLICY, client_of, commit_many, label_of, session_on
+from tests.helpers.reviewed import (
+    POLICY,
+    client_of,
+    commit_many,
+    label_of,
+    review_of,
+    session_on,
+)
 from tests.helpers.stores import Folder, Store
 
 PICTURES = {"rocket.jpg": 0.85, "astronaut.jpg": 0.97, "coffee.webp": 0.05}
@@ -159,6 +167,17 @@ def test_a_shard_is_read_for_several_pictures_and_read_again_when_they_were_forg
     assert [sources.read(rows[place]) for place in (0, 2, 3, 0)] == [read[i] for i in (0, 2, 3, 0)]
     with pytest.raises(ImageError, match="gone or has changed since the scan"):
         sources.read(rows[1])
+
+
+def test_a_later_decision_counts_though_the_clock_went_back(folder: Folder) -> None:
+    (row,) = commit_many(f"{folder.uri}/out", 1)
+    ahead = datetime.now(UTC) + timedelta(days=1)
+    early = review_of(row, "authentic", decided_at=ahead)
+    write_review(f"{folder.uri}/out/reviews", early)
+    client = client_of(session_on(f"{folder.uri}/out"))
+    client.post(f"/decisions/{row['image_id']}", json={"decision": "mask_wrong"})
+    (label,) = read_labels(f"{folder.uri}/out")
+    assert label.label == "manipulated"
 
 
 def test_an_undone_decision_does_not_count_and_the_file_stays(output: str) -> None:
