@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from prompt_iml.cluster.training.curves import read_curves
 
 TIMEOUT = 240  # seconds
+MARK = "TEST_MARK"  # environment variable that the processes of a test share
 
 
 def scan_command(source: Path, output: Path) -> list[str]:
@@ -48,11 +50,45 @@ def wait_for_reports(curves: str, number: int, driver: subprocess.Popen[bytes]) 
     raise TimeoutError(f"no report number {number}: {driver.poll()}")
 
 
+def _all() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
 def processes_below(driver: int, title: str) -> list[int]:
     """Return the ids of a driver's descendants whose command line contains `title`."""
-    names = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    titled = [int(n) for n in names if title in _read(f"/proc/{n}/cmdline")]
+    titled = [pid for pid in _all() if title in _read(f"/proc/{pid}/cmdline")]
     return [pid for pid in titled if driver in _ancestors(pid)]
+
+
+def wait_for_process(driver: subprocess.Popen[str], title: str) -> None:
+    """Wait until a descendant of the driver has a command line that contains `title`."""
+    deadline = time.monotonic() + TIMEOUT
+    while not processes_below(driver.pid, title):
+        if driver.poll() is not None or time.monotonic() > deadline:
+            raise TimeoutError(f"no process {title}: {driver.poll()}")
+        time.sleep(0.05)
+
+
+def assert_ends(process: subprocess.Popen[str], number: int, code: int, line: str) -> None:
+    """Assert that a process, started by `begin`, ends on a signal within a minute, with this exit
+    code and last line on stderr, and that it leaves no process behind."""
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (code, line), err
+    mark = f"{MARK}={process.args[-1]}"  # type: ignore[index]
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in _all() if mark in _read(f"/proc/{pid}/environ")]:
+        assert time.monotonic() < deadline, [_read(f"/proc/{pid}/cmdline") for pid in left]
+        time.sleep(0.2)
+
+
+def begin(*arguments: str) -> subprocess.Popen[str]:
+    """Start `prompt-iml ARGUMENTS`; what it starts carries the last argument, a path or port."""
+    command = [sys.executable, "-m", "prompt_iml.pipeline.cli", *arguments]
+    environment = os.environ | {MARK: arguments[-1]}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def _ancestors(pid: int) -> list[int]:

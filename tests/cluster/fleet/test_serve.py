@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from prompt_iml.cluster.fleet.limits import CONNECTIONS
 from prompt_iml.cluster.fleet.serve import ONGOING, Endpoint, application, endpoint_spec
 from prompt_iml.cluster.settings import EndpointSettings
 from prompt_iml.engine.errors import UsageError
-from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.cli import INTERRUPTED, main
 from prompt_iml.pipeline.demo.photographs import generate_set
 from prompt_iml.pipeline.registry.registry import PromptSetRef
 from prompt_iml.pipeline.run.folder import Json
@@ -32,6 +33,7 @@ from prompt_iml.pipeline.run.schema import RowWriter
 from prompt_iml.pipeline.scan.scanner import RowMaker
 from prompt_iml.pipeline.units import Sample
 from tests.helpers.ports import free_port
+from tests.helpers.processes import assert_ends, begin, wait_for_process
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[3]
@@ -208,6 +210,13 @@ def test_strangers_and_slow_clients_keep_nobody_out(server: Server, forged: byte
 
 def test_clients_do_not_steer_serve(server: Server) -> None:
     assert server.ask(b"", BEARER | {"X-Request-Timeout-Seconds": "1e-9"})[0] == 422
+
+
+def test_sigterm_while_it_starts_ends_it_as_sigint_does() -> None:
+    with begin("serve", "--address=local", f"--port={free_port()}") as starting:
+        wait_for_process(starting, "raylet/raylet")
+        line = "interrupted: the same command begins again"
+        assert_ends(starting, signal.SIGTERM, INTERRUPTED, line)
 
 
 def test_without_the_required_token_no_replica_starts() -> None:

@@ -8,9 +8,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +17,18 @@ import pytest
 from PIL import Image
 
 from prompt_iml.cluster.training.curves import CURVES, read_curves
-from prompt_iml.pipeline.cli import main
+from prompt_iml.engine.model.folder import load_model
+from prompt_iml.pipeline.cli import INTERRUPTED, main
+from prompt_iml.pipeline.registry.promotion import leased
+from prompt_iml.pipeline.registry.registry import Registry
 from tests.helpers.photos import write_photos
-from tests.helpers.processes import processes_below, wait_for_reports
+from tests.helpers.processes import (
+    assert_ends,
+    begin,
+    processes_below,
+    wait_for_process,
+    wait_for_reports,
+)
 
 
 def _forged(photo: Path, folder: Path) -> tuple[Path, bytes]:
@@ -57,13 +63,24 @@ def _write_set(photo: Path, folder: Path) -> Path:
     return folder / "manifest.csv"
 
 
-def _kill_a_training_process(cycle: subprocess.Popen[bytes], output: Path) -> None:
-    """Kill a process after the first report, so that a new process makes the next ones."""
-    while not list(output.glob("cycle-*")) and cycle.poll() is None:
-        time.sleep(0.2)
-    (folder,) = (path for path in output.glob("cycle-*") if path.is_dir())
-    wait_for_reports(f"file://{folder}/{CURVES}", 1, cycle)
-    os.kill(processes_below(cycle.pid, "ray::RayTrainWorker")[0], signal.SIGKILL)
+def _command(folder: Path, samples: int) -> list[str]:
+    """Write photographs, labels and a set; return the flags of a cycle on them."""
+    photos = write_photos(folder / "photos")
+    pictures = sorted(photos.rglob("*.jpg"))
+    flags = {
+        "photos": str(photos),
+        "labels": str(_write_labels(pictures, folder)),
+        "registry": f"file://{folder}/registry",
+        "eval-sets": str(_write_set(pictures[0], folder)),
+        "samples": str(samples),
+        "workers": "2",
+        "margin": "1",  # the effect of so few samples on the metrics is not tested here
+        "fpr-margin": "1",
+        "min-gain": "-1",
+        "address": "local",
+        "output": str(folder / "output"),
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
 
 
 def _models(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -76,31 +93,16 @@ def _models(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_train_kill_resume_evaluate_gate_promote_roll_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos = write_photos(tmp_path / "photos")
-    pictures = sorted(photos.rglob("*.jpg"))
-    registry, output = f"file://{tmp_path}/registry", tmp_path / "output"
-    flags = {
-        "photos": str(photos),
-        "labels": str(_write_labels(pictures, tmp_path)),
-        "registry": registry,
-        "output": str(output),
-        "eval-sets": str(_write_set(pictures[0], tmp_path)),
-        "samples": "16",
-        "workers": "2",
-        "margin": "1",  # the effect of so few samples on the metrics is not tested here
-        "fpr-margin": "1",
-        "min-gain": "-1",
-        "address": "local",
-    }
-    command = [f"--{name}={value}" for name, value in flags.items()]
-    with subprocess.Popen(
-        [sys.executable, "-m", "prompt_iml.pipeline.cli", "retrain", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as cycle:
-        _kill_a_training_process(cycle, output)
+    command, output = _command(tmp_path, samples=16), tmp_path / "output"
+    registry = f"file://{tmp_path}/registry"
+    with begin("retrain", *command) as cycle:
+        # Killed after the first report, so that a new process makes the next ones.
+        wait_for_process(cycle, "ray::RayTrainWorker")
+        (folder,) = (path for path in output.glob("cycle-*") if path.is_dir())
+        wait_for_reports(f"file://{folder}/{CURVES}", 1, cycle)
+        os.kill(processes_below(cycle.pid, "ray::RayTrainWorker")[0], signal.SIGKILL)
         out, err = cycle.communicate()
-    assert cycle.returncode == 0, err.decode()[-2000:]
+    assert cycle.returncode == 0, err[-2000:]
     summary = json.loads(out.splitlines()[-1])
     assert summary["verdict"] == "passed"
     (curves,) = output.glob(f"cycle-*/{CURVES}")
@@ -115,3 +117,15 @@ def test_train_kill_resume_evaluate_gate_promote_roll_back(
     assert "was rolled back" in capsys.readouterr().err
     assert main(["retrain", *command, "--min-gain=1"]) == 3
     assert "nothing gained" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(600)
+def test_sigterm_ends_a_cycle_as_sigint_does(tmp_path: Path) -> None:
+    """It also gives its lease back, so that the same command need not wait for it."""
+    with begin("retrain", *_command(tmp_path, samples=4000)) as cycle:
+        wait_for_process(cycle, "ray::RayTrainWorker")
+        line = "interrupted: the same command resumes"
+        assert_ends(cycle, signal.SIGTERM, INTERRUPTED, line)
+    model = load_model("prompt-iml-micro")
+    with leased(Registry(f"file://{tmp_path}/registry", model.sha256), "another", 60):
+        pass

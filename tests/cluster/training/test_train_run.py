@@ -21,7 +21,7 @@ from prompt_iml.engine.errors import MissingInput, PromptImlError, UsageError
 from prompt_iml.pipeline.cli import INTERRUPTED
 from prompt_iml.pipeline.storage import storage
 from tests.helpers.photos import write_photos
-from tests.helpers.processes import wait_for_reports
+from tests.helpers.processes import assert_ends, begin, wait_for_process, wait_for_reports
 from tests.helpers.stores import Bucket
 
 
@@ -62,6 +62,15 @@ def test_a_killed_driver_resumes(cluster: None, photos: Path, s3: Bucket, lost: 
     assert {"prompts", "fusion", "high_frequency"} <= {name.split(".")[0] for name in moved}
     assert storage.read_bytes(f"{output}/{PICTURE}").startswith(b"\x89PNG")
     assert len(storage.read_bytes(f"{output}/{EVENTS}")) > 100
+
+
+@pytest.mark.timeout(600)
+def test_sigterm_ends_a_training_as_sigint_does(photos: Path, tmp_path: Path) -> None:
+    command = [f"--photos={photos}", "--samples=4000", "--address=local", f"--output={tmp_path}"]
+    with begin("train", *command) as driver:
+        wait_for_process(driver, "ray::RayTrainWorker")
+        line = "interrupted: the same command resumes"
+        assert_ends(driver, signal.SIGTERM, INTERRUPTED, line)
 
 
 def test_a_run_without_improvement_stops_early(cluster: None, photos: Path, tmp_path: Path) -> None:
