@@ -29,7 +29,7 @@ LONG = (
 
 # Files whose tests start Ray or servers, train, export, build or compile.
 SLOW = {
-    *LONG, "test_autoscaler", "test_bad_images", "test_blob_cache", "test_build",
+    *LONG, "test_api", "test_autoscaler", "test_bad_images", "test_blob_cache", "test_build",
     "test_cuda_emulated", "test_cuda_kernel_text", "test_demo", "test_estimate",
     "test_evaluation_commands", "test_fuzz", "test_gpu_bench", "test_hostile",
     "test_hostile_folder", "test_metrics", "test_package", "test_preflight", "test_retrain",

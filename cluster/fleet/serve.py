@@ -162,10 +162,6 @@ class Endpoint:
             row = await loop.run_in_executor(self._thread, self._process.row, picture, overlay)
         return row | self._process.provenance | {"scanned_at": datetime.now(UTC)}
 
-    def close(self) -> None:
-        """End the replica's process."""
-        self._process.close()
-
 
 def serve_until_signal(settings: ServeSettings) -> Json:
     """Serve until SIGINT or SIGTERM.

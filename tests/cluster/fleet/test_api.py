@@ -49,7 +49,7 @@ def client() -> Iterator[Client]:
         endpoint = Endpoint(endpoint_spec(SETTINGS), SETTINGS)
     with listening(endpoint.__serve_build_asgi_app__()) as port:
         yield Client(port)
-    endpoint.close()
+    endpoint._process.close()
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,13 @@ def test_a_form_has_an_answer_for_each_picture_in_order(client: Client, forged: 
         ({"data": b"", "headers": {"Content-Type": "multipart/form-data"}}, "Missing boundary"),
         (
             {"data": b"nonsense", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+            "Invalid multipart data.",
+        ),
+        (
+            {
+                "data": b"--x\r\n" + b"a:\r\n" * 100_000,
+                "headers": {"Content-Type": "multipart/form-data; boundary=x"},
+            },
             "Invalid multipart data.",
         ),
         ({"json": {"uri": "https://a.example/b"}}, 'Send {"url"'),
