@@ -76,6 +76,7 @@ def serving() -> Iterator[str]:
     with subprocess.Popen(
         [*command, f"--port={port}"],
         env={name: value for name, value in os.environ.items() if "SERVE_TOKEN" not in name},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
