@@ -21,6 +21,7 @@
         │   ├── Denied         denied
         │   │   └── BadCredentials bad_credentials ends a scan: all that is left would be denied
         │   ├── FetchTimeout   timeout
+        │   ├── BadAnswer      bad_answer
         │   ├── DamagedShard   damaged_shard
         │   └── AlreadyScanned already_scanned     status=skipped, not failed
         ├── DecodeError        corrupt             stage "decode"
@@ -179,6 +180,12 @@ class FetchTimeout(FetchError):
     """The store did not answer in time."""
 
     code = "timeout"
+
+
+class BadAnswer(FetchError):
+    """A web server answers with what cannot be used, and would do so again."""
+
+    code = "bad_answer"
 
 
 class DamagedShard(FetchError):

@@ -23,7 +23,7 @@ HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + 
 def find_inputs(names: Sequence[str]) -> None:
     """Raise `MissingInput` for a path that cannot be read; globs are not expanded."""
     for name in names:
-        if not has_magic(name) or storage.is_s3(storage.canonical(name)):
+        if not has_magic(name) or not storage.is_local(storage.canonical(name)):
             _status(name)
 
 
@@ -43,7 +43,10 @@ def find_results(output: str) -> None:
 
 
 def check_output(output: str, flag: str = "--output") -> None:
-    """Raise `OutputNotWritable` for a local folder that cannot be created or written to."""
+    """Raise `OutputNotWritable` for a folder that cannot be created or written to."""
+    uri = storage.canonical(output)
+    if not storage.is_local(uri) and not storage.is_s3(uri):
+        raise OutputNotWritable(f"{flag}: {storage.READ_ONLY.format(uri.partition('://')[0])}")
     path = _local(output)
     if path is None:
         return
@@ -98,7 +101,7 @@ def _local(name: str) -> Path | None:
         UsageError: the store cannot be reached, or has no such bucket.
     """
     uri = storage.canonical(name)
-    if not storage.is_s3(uri):
+    if storage.is_local(uri):
         return storage.local_path(uri)
     storage.check_reachable(uri)
     return None

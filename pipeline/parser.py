@@ -16,7 +16,7 @@ REQUIRED, OTHER = "Required", "Other"
 GROUPS = {
     "Selection": (
         "format", "image_column", "limit", "sample", "slice", "images_per_unit", "trust_lists",
-        "label", "order", "s3_access",
+        "label", "order", "s3_access", "allow_private_addresses",
     ),
     "Model": ("model", "engine", "registry", "prompts", "refresh_prompts", "policy"),
     "Where it runs": (

@@ -170,6 +170,8 @@ class AccessFlags(Command):
 
     s3_access: Literal["signed", "anonymous", "requester-pays"] = "signed"
     """Access to s3:// inputs: signed by your credentials, anonymous, or signed and paid by you."""
+    allow_private_addresses: bool = False
+    """Let https:// inputs and redirects reach addresses of this machine and of private networks."""
 
     @property
     def own_folders(self) -> list[str | None]:
@@ -178,12 +180,13 @@ class AccessFlags(Command):
 
     @property
     def access(self) -> Access:
-        """Access to the buckets of inputs and of the command's own folders."""
+        """Access to the stores of inputs and of the command's own folders."""
         from prompt_iml.pipeline.storage.s3 import Access
         from prompt_iml.pipeline.storage.storage import canonical, is_s3, split_s3
 
         uris = [canonical(folder) for folder in self.own_folders if folder]
-        return Access(self.s3_access, tuple(split_s3(uri)[0] for uri in uris if is_s3(uri)))
+        signed = tuple(split_s3(uri)[0] for uri in uris if is_s3(uri))
+        return Access(self.s3_access, signed, self.allow_private_addresses)
 
     def check(self) -> None:
         """Use the access from here on."""
@@ -197,7 +200,7 @@ class InputFlags(AccessFlags):
     """Flags that name the inputs and say what they are and how they are divided."""
 
     inputs: CliPositionalArg[list[str]] = Field(min_length=1)
-    """Directory, glob, file, list of URIs, tar or Parquet shard; local or s3://."""
+    """Directory, glob, file, list of URIs, tar or Parquet shard; local, s3://, https:// ..."""
     format: Literal["auto", "objects", "tar", "parquet", "list"] = "auto"
     """Type of the inputs, where detecting it is not wanted."""
     image_column: str | None = None
@@ -267,7 +270,7 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
     removed: ClassVar[dict[str, str]] = {"decoder": "JPEG files are decoded by Pillow"}
 
     inputs: CliPositionalArg[list[str]] = Field([])
-    """Directory, glob, file, list of URIs, tar or Parquet shard; local or s3://."""
+    """Directory, glob, file, list of URIs, tar or Parquet shard; local, s3://, https:// ..."""
     output: str | None = None
     """Folder for the results, local or s3://; without one, a verdict on each image is printed."""
     json_lines: bool = False

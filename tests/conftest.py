@@ -35,7 +35,7 @@ SLOW = {
     "test_hostile_folder", "test_metrics", "test_package", "test_preflight", "test_retrain",
     "test_retry", "test_review_in_browser", "test_review_process", "test_runtimes", "test_scan",
     "test_serve", "test_session", "test_store_faults", "test_stored_output", "test_train",
-    "test_validation",
+    "test_validation", "test_web",
 }  # fmt: skip
 SERVED = {"cluster", "s3_endpoint"}  # fixtures that start Ray or a server
 

@@ -62,9 +62,9 @@ class Detector:
         """Return what is found in one picture.
 
         Args:
-            picture: path or `s3://` URI, the bytes of a file, a picture of Pillow, or an array
-                (H, W, 3) uint8 RGB. A JPEG tells more as a file, as bytes or just opened than
-                as an array, which has lost its quantisation table.
+            picture: path or URI (`s3://`, `https://`), the bytes of a file, a picture of Pillow,
+                or an array (H, W, 3) uint8 RGB. A JPEG tells more as a file, as bytes or just
+                opened than as an array, which has lost its quantisation table.
 
         Raises:
             ImageError: the picture cannot be read or decoded; `code` says why.

@@ -53,7 +53,7 @@ def verdict_line(row: Facts) -> str:
 def name_of(uri: str, member: str | None = None) -> str:
     """Return a short name that is safe to print: a path relative to the working folder."""
     name = uri
-    if not storage.is_s3(uri):
+    if storage.is_local(uri):
         path = storage.local_path(uri)
         name = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     return printable(name if member is None else f"{name}: {member}", "")

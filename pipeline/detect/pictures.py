@@ -24,7 +24,7 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import ObjectRef, Sample
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | PilImage.Image | NDArray[np.uint8]
-"""Path or `s3://` URI, the bytes of a file, a picture of Pillow, or (H, W, 3) uint8 RGB."""
+"""Path or URI, the bytes of a file, a picture of Pillow, or (H, W, 3) uint8 RGB."""
 
 
 class Result(NamedTuple):

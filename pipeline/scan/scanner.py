@@ -71,7 +71,7 @@ class RowSpec:
         image_timeout: seconds that an image's decode, or a run of the engine, may take.
         prompt_set: stored set to take prompts and policy from; None: the model's own.
         policy: JSON of a policy to apply in place of theirs; None: theirs.
-        access: access to buckets.
+        access: access to stores.
         read_timeout: seconds that reading the next image may take.
         memory: bytes that an actor may take beside its engine; None: not limited.
     """
@@ -102,7 +102,7 @@ class RowSpec:
         return cls(
             **fields,
             prompt_set=PromptSetRef(**ref) if ref else None,
-            access=Access(access["kind"], tuple(access["signed"])),
+            access=Access(**access | {"signed": tuple(access["signed"])}),
         )
 
 

@@ -84,9 +84,10 @@ def resolve(name: str) -> Source:
     with _usage_errors(uri):
         try:
             file = storage.look_up(uri)
-            return Source(name, uri, None if storage.is_s3(uri) and name.endswith("/") else file)
+            is_folder = name.endswith("/") and not uri.startswith(("file://", "https://"))
+            return Source(name, uri, None if is_folder else file)
         except NotFound:
-            wildcard = _WILDCARD.search(uri)
+            wildcard = None if storage.is_web(uri) else _WILDCARD.search(uri)
             if wildcard is None:
                 raise
     return _glob(name, uri, wildcard.start())
@@ -131,7 +132,7 @@ def _usage_errors(uri: str) -> Iterator[None]:
     except BadCredentials as error:
         raise CredentialsFailed(f"{error}; {storage.CREDENTIALS_FIX}") from error
     except Denied as error:
-        fix = "" if storage.is_s3(uri) else "; check its permissions"
+        fix = "; check its permissions" if storage.is_local(uri) else ""
         raise CredentialsFailed(f"{error}{fix}") from error
     except FetchError as error:
         raise UsageError(f"cannot read {error}") from error

@@ -33,20 +33,26 @@ _BOOKKEEPING = frozenset(
 
 def claims_to_be_image(name: str) -> bool:
     """Return whether a name has the extension of an image, of a supported format or not."""
-    return name.lower().endswith(_IMAGE_SUFFIXES)
+    return _path(name).endswith(_IMAGE_SUFFIXES)
 
 
 def is_unread_archive(name: str) -> bool:
     """Return whether a name has the extension of an archive of an unsupported format."""
-    return bool(_UNREAD_ARCHIVE.search(name.lower()[-16:]))
+    return bool(_UNREAD_ARCHIVE.search(_path(name)[-16:]))
 
 
 def kind_of_name(name: str) -> Kind:
     """Return the kind of a shard by its extension (`tar` for a zip); other files are objects."""
-    lowered = name.lower()
+    lowered = _path(name)
     if lowered.endswith(_TAR_SUFFIXES):
         return "tar"
     return "parquet" if lowered.endswith(".parquet") else "objects"
+
+
+def _path(name: str) -> str:
+    """Return a name in lower case; of a URL the part before a query."""
+    is_url = name.startswith("https://")
+    return (re.split("[?#]", name, maxsplit=1)[0] if is_url else name).lower()
 
 
 def is_hidden(name: str) -> bool:

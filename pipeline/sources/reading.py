@@ -113,7 +113,7 @@ def _fetch(ref: ObjectRef, max_object_bytes: int) -> Sample:
             raise Unsupported(f"{storage.display_name(ref.uri)} is {UNREAD_ARCHIVE}")
         size = ref.size_bytes if ref.size_bytes >= 0 else _size_bytes(ref.uri)
         error: ImageError | None = too_large(size, max_object_bytes)
-        data = None if error else storage.read_bytes(ref.uri, size)
+        data = None if error else storage.read_bytes(ref.uri, size, max_object_bytes)
     except ImageError as failure:
         data, error = None, failure
     except MemoryError as failure:
@@ -123,8 +123,10 @@ def _fetch(ref: ObjectRef, max_object_bytes: int) -> Sample:
 
 
 def _size_bytes(uri: str) -> int:
+    """Return the size of a file; -1 for one on a web server, which says it with the file."""
     try:
-        found = storage.look_up(storage.canonical(uri))
+        uri = storage.canonical(uri)
+        found = ObjectRef(uri) if storage.is_web(uri) else storage.look_up(uri)
     except UsageError as error:
         raise Unsupported(str(error)) from error
     if found is None:

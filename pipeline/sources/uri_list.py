@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from urllib.parse import urljoin
 
 import pyarrow as pa
 
@@ -29,7 +30,7 @@ from prompt_iml.pipeline.units import ObjectRef
 
 PARQUET_MAGIC = b"PAR1"
 MAX_NAME = 8192  # bytes that are kept of an entry: longer ones are in no store
-OUTSIDE = "a list in a bucket names a file outside of it: add --trust-lists to read it"
+OUTSIDE = "a list in a bucket or on a server names a file elsewhere: add --trust-lists to read it"
 
 Entry = tuple[str, str | None]
 
@@ -44,14 +45,14 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
 
     Args:
         uri: URI of the list.
-        trust_lists: whether a list in a bucket may name other buckets, and files of the machines
-            that scan; the authors of a list need not be allowed to read those.
+        trust_lists: whether a list in a bucket or on a server may name other places, and files of
+            the machines that scan; the authors of a list need not be allowed to read those.
 
     Raises:
         FetchError: the list cannot be read.
         UsageError: the list is damaged, or has no such column.
     """
-    folder = uri.rpartition("/")[0]
+    folder = _folder(uri)
     with storage.open_stream(uri) as stream:
         is_parquet = stream.read(4) == PARQUET_MAGIC
         stream.seek(0)
@@ -60,7 +61,7 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
         try:
             for name, content_id in entries:
                 named = located(name[: MAX_NAME + 1], folder)
-                refused = "" if trust_lists or not _leaves_bucket(uri, named) else OUTSIDE
+                refused = "" if trust_lists or not _leaves(uri, named) else OUTSIDE
                 shown_id = storage.display_name((content_id or "")[:MAX_NAME]) or None
                 yield ObjectRef(named, content_id=shown_id, refused=refused)
         except csv.Error as error:
@@ -69,11 +70,11 @@ def read_list(uri: str, *, trust_lists: bool = False) -> Iterator[ObjectRef]:
             raise UsageError(f"{shown} is damaged: {one_line(error)[:200]}") from error
 
 
-def _leaves_bucket(uri: str, named: str) -> bool:
-    """Return whether a list in a bucket names a readable file that is not in the bucket."""
-    if not storage.is_s3(uri) or not storage.is_canonical(named):
+def _leaves(uri: str, named: str) -> bool:
+    """Return whether a list that is not local names a readable file in another place."""
+    if storage.is_local(uri) or not storage.is_canonical(named):
         return False
-    return not storage.is_s3(named) or storage.split_s3(named)[0] != storage.split_s3(uri)[0]
+    return storage.place(named) != storage.place(uri)
 
 
 def is_list(uri: str, head: bytes) -> bool:
@@ -86,13 +87,15 @@ def is_list(uri: str, head: bytes) -> bool:
     lines = [line for line in text_head.splitlines() if not is_blank(line)]
     if not lines:
         return bool(head) or uri.lower().endswith((".txt", ".csv", ".tsv", ".lst", ".list"))
-    folder = uri.rpartition("/")[0]
+    folder = _folder(uri)
     if layout_of(lines[: ROWS_TRIED + 1], partial(_exists, folder=folder)):
         return True
     return any(_may_exist(line.strip(), folder) for line in lines[:ROWS_TRIED])
 
 
 def _exists(name: str, folder: str) -> bool:
+    if name.startswith("https://"):  # a name, not a sentence; it is asked for once, by the scan
+        return True
     try:
         return storage.look_up(located(name, folder)) is not None
     except (FetchError, UsageError):
@@ -100,6 +103,8 @@ def _exists(name: str, folder: str) -> bool:
 
 
 def _may_exist(name: str, folder: str) -> bool:
+    if name.startswith("https://"):
+        return True
     try:
         return storage.look_up(_absolute(name, folder)) is not None
     except Denied:  # which a store may also return for a missing object
@@ -144,7 +149,7 @@ def _name(cell: Any) -> str:
 def located(name: str, folder: str) -> str:
     """Return the URI of an entry: in the list's folder or, if only there, where the user is."""
     named = _absolute(name, folder)
-    is_relative = not (name.startswith("/") or "://" in name or storage.is_s3(folder))
+    is_relative = not (name.startswith("/") or "://" in name) and storage.is_local(folder)
     if is_relative and name and not os.path.lexists(storage.local_path(named)):
         here = storage.canonical(name)
         return here if os.path.lexists(storage.local_path(here)) else named
@@ -158,7 +163,25 @@ def _absolute(name: str, folder: str) -> str:
             return storage.canonical(name)
         except UsageError:
             return name
-    if name.startswith("/") or not storage.is_s3(folder):
+    if storage.is_web(folder):
+        return _url(name, folder)
+    if name.startswith("/"):
+        return storage.canonical(name)
+    if storage.is_local(folder):
         return storage.canonical(str(storage.local_path(folder) / name))
-    bucket, key = storage.split_s3(folder)
-    return f"s3://{bucket}/{posixpath.normpath(posixpath.join(key, name))}"
+    scheme, _, rest = folder.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}/{posixpath.normpath(posixpath.join(key, name))}"
+
+
+def _url(name: str, folder: str) -> str:
+    """Return the URL of an entry of a list on a server; one that is none is left unchanged."""
+    try:
+        return storage.canonical(urljoin(f"{folder}/", name))
+    except (UsageError, ValueError):
+        return name
+
+
+def _folder(uri: str) -> str:
+    """Return the folder of a list; a URL may have slashes in its query as well."""
+    return (uri.partition("?")[0] if storage.is_web(uri) else uri).rpartition("/")[0]

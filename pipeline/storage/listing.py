@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from prompt_iml.engine.errors import FetchError
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.remote import version
+from prompt_iml.pipeline.storage.retries import retry
 from prompt_iml.pipeline.units import ObjectRef
 
 LISTING_THREADS = 16
@@ -44,9 +46,13 @@ def list_objects(
         FetchError: the folder, or a folder below it, cannot be listed, or links lead to it in too
             many ways.
     """
+    if storage.is_local(folder):
+        return _list_local(folder, skip, starts)
     if storage.is_s3(folder):
         return _list_s3(folder, skip, starts)
-    return _list_local(folder, skip, starts)
+    if storage.is_web(folder):
+        raise FetchError(f"{folder}: a web server lists no files: give a list of URLs")
+    return _list_remote(folder, skip, starts)
 
 
 def _list_local(folder: str, skip: Skip, starts: str) -> Iterator[ObjectRef]:
@@ -118,6 +124,30 @@ def _local_ref(path: str) -> ObjectRef:
     except OSError:
         return ObjectRef(uri)
     return storage.local_ref(uri, status) if stat.S_ISREG(status.st_mode) else ObjectRef(uri)
+
+
+def _list_remote(folder: str, skip: Skip, starts: str) -> Iterator[ObjectRef]:
+    """Yield the files of a store that fsspec lists: memory holds a folder on each level."""
+    scheme, _, path = folder.partition("://")
+    beginning = f"{path}/{starts}"
+
+    def below(path: str) -> Iterator[ObjectRef]:
+        for entry in retry(lambda: entries(path), storage.RETRIES):
+            name = entry["name"].rstrip("/")
+            is_wanted = name.startswith(beginning) and name != path
+            if not is_wanted or skip(name.rpartition("/")[2]):
+                continue
+            if entry["type"] == "directory":
+                yield from below(name)
+            else:
+                yield ObjectRef(f"{scheme}://{name}", entry["size"], version(entry))
+
+    def entries(path: str) -> list[dict[str, Any]]:
+        with storage.fetching(f"{scheme}://{path}"):
+            found = storage.filesystem(scheme).ls(path, detail=True)
+        return sorted(found, key=lambda e: e["name"] + "/" * (e["type"] == "directory"))
+
+    return below(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Clients of S3: how their requests are signed, and what their errors mean.
+"""Access to stores; clients of S3: how their requests are signed, and what their errors mean.
 
 S3 is configured by the usual variables of AWS tools: AWS_ENDPOINT_URL, AWS_PROFILE,
 AWS_ACCESS_KEY_ID and so on. Beyond these, `use` chooses anonymous or requester-pays access.
@@ -52,16 +52,18 @@ AccessKind = Literal["signed", "anonymous", "requester-pays"]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Access to buckets.
+    """Access to stores.
 
     Attributes:
-        kind: `signed` with the credentials of the environment, `anonymous`, or `requester-pays`:
-            signed, and every request says that the caller pays for it.
+        kind: of buckets: `signed` with the credentials of the environment, `anonymous`, or
+            `requester-pays`: signed, and every request says that the caller pays for it.
         signed: buckets that are never anonymous, such as that of the output.
+        private_addresses: whether https:// may reach addresses that are not public.
     """
 
     kind: AccessKind = "signed"
     signed: tuple[str, ...] = ()
+    private_addresses: bool = False
 
 
 SIGNED = Access()
@@ -96,6 +98,11 @@ _REQUESTS = _Requests()
 def use(access: Access) -> None:
     """Make every request of this process with this access from now on."""
     _REQUESTS.access = access
+
+
+def current() -> Access:
+    """Return the access that the requests of this process have."""
+    return _REQUESTS.access
 
 
 @functools.cache

@@ -1,12 +1,14 @@
 """Access to files and objects: look up, read, stream and write them by URI.
 
 A URI is `file:///abs/path` or `s3://bucket/key`, and is literal: nothing in it is
-percent-encoded. Names need not be UTF-8 (surrogateescape); `display_name` makes them so.
+percent-encoded. Names need not be UTF-8 (surrogateescape); `display_name` makes them so. Files of
+web servers (`https://`, as URLs are written) and of other stores (`storage.remote`) are read, and
+not written.
 
 Reads use fsspec (s3fs) and raise `FetchError`. Reads from an object store are retried for several
 minutes (`RETRIES`) and checked against the object's size. Writes to an object store use boto3,
 which retries by itself; its conditional PUT creates an object once and whole. On a disk a hard link
-does the same. Writes raise `UsageError`. `storage.s3` has the clients.
+does the same. Writes raise `UsageError`. `storage.s3` has the clients, `storage.web` reads https.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +28,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
 
 import fsspec
 from botocore.exceptions import (
@@ -35,6 +39,7 @@ from botocore.exceptions import (
 )
 
 from prompt_iml.engine.errors import (
+    BadAnswer,
     BadCredentials,
     CredentialsFailed,
     Denied,
@@ -45,7 +50,7 @@ from prompt_iml.engine.errors import (
     UsageError,
 )
 from prompt_iml.pipeline.logs import one_line
-from prompt_iml.pipeline.storage import s3
+from prompt_iml.pipeline.storage import remote, s3, web
 from prompt_iml.pipeline.storage.retries import RetryPolicy, retry
 from prompt_iml.pipeline.units import ObjectRef
 
@@ -55,9 +60,12 @@ if TYPE_CHECKING:
 STREAM_BLOCK = 8 << 20  # bytes of one ranged GET of a stream
 
 _ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{16}", re.DOTALL)  # as `_write_aside` names files
+_STORES = ("s3", *remote.PACKAGES)
+_ALIASES = {"gcs": "gs", "abfs": "az"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 RETRIES = RetryPolicy()  # of one read from an object store
 PROBE_BYTES = 1 << 20
+READ_ONLY = "{}:// is read and not written: choose a folder or s3://bucket/key"
 CREDENTIALS_FIX = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or read a public bucket with "
     "--s3-access anonymous"
@@ -65,27 +73,49 @@ CREDENTIALS_FIX = (
 
 
 def canonical(name: str) -> str:
-    """Return the canonical URI of a path or URI, without a trailing slash.
+    """Return the canonical URI of a path or URI, without a trailing slash but in a URL.
 
     Raises:
-        UsageError: the name is neither a path nor a `file://` or `s3://` URI.
+        UsageError: the name is neither a path nor a URI of a scheme that is read.
     """
     match = _SCHEME.match(name)
     if match is None and name:
         return f"file://{os.path.normpath(Path(name).absolute())}"
     scheme, rest = (match[1].lower(), match[2]) if match else ("", "")
+    scheme = _ALIASES.get(scheme, scheme)
     if scheme == "file" and rest.startswith("/"):
         return f"file://{os.path.normpath(rest)}"
-    if scheme == "s3" and rest.partition("/")[0]:
-        return f"s3://{rest.rstrip('/')}"
+    if scheme == "https":
+        return _url(rest)
+    if scheme in _STORES and rest.partition("/")[0]:
+        return f"{scheme}://{rest.rstrip('/')}"
+    more = ", https://" if scheme == "http" else ""
     raise UsageError(
-        f"cannot read {display_name(name)!r}: use a path, file:///abs/path or s3://bucket/key"
+        f"cannot read {display_name(name)!r}: use a path, file:///abs/path or s3://bucket/key{more}"
     )
+
+
+def _url(rest: str) -> str:
+    """Return the URL of https with this rest; raise `UsageError` for one that is not asked for."""
+    url, problem = f"https://{rest}", "it names no server"
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and parts.port != 0 and parts.username is None:
+            return url
+        problem = "it has a user or a password in it" if parts.username is not None else problem
+    except ValueError as error:
+        problem = str(error)
+    raise UsageError(f"cannot read {display_name(url)!r}: {problem}")
 
 
 def is_canonical(uri: str) -> bool:
     """Return whether a URI has a scheme that can be read."""
-    return uri.startswith(("file://", "s3://"))
+    return uri.partition("://")[0] in ("file", "https", *_STORES)
+
+
+def is_local(uri: str) -> bool:
+    """Return whether a canonical URI lies on this machine."""
+    return uri.startswith("file://")
 
 
 def is_s3(uri: str) -> bool:
@@ -93,8 +123,23 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def is_web(uri: str) -> bool:
+    """Return whether a canonical URI lies on a web server, which lists no folders."""
+    return uri.startswith("https://")
+
+
+def place(uri: str) -> str:
+    """Return the scheme and the bucket, server or data set of a URI; `file://` on this machine."""
+    scheme, _, rest = uri.partition("://")
+    names = 3 if scheme == "hf" else 0 if scheme == "file" else 1
+    return f"{scheme}://{'/'.join(rest.split('/')[:names])}"
+
+
 def local_path(uri: str) -> Path:
-    """Return the path of a `file://` URI."""
+    """Return the path of a `file://` URI; raise `OutputNotWritable` for one of a store."""
+    if not is_local(uri):
+        scheme = uri.partition("://")[0]
+        raise OutputNotWritable(f"{display_name(uri)}: {READ_ONLY.format(scheme)}")
     return Path(uri.removeprefix("file://"))
 
 
@@ -115,17 +160,18 @@ def look_up(uri: str) -> ObjectRef | None:
     Raises:
         FetchError: `NotFound`, `Denied`, or the path is not a regular file.
     """
-    if not is_s3(uri):
+    if is_local(uri):
         return _look_up_local(uri)
     found = retry(lambda: _info(uri), RETRIES)
     if found["type"] == "directory":
         return None
-    return ObjectRef(uri, found["size"], found["ETag"].strip('"'))
+    return ObjectRef(uri, found["size"], remote.version(found))
 
 
 def _info(uri: str) -> dict[str, Any]:
+    scheme, _, path = uri.partition("://")
     with fetching(uri):
-        found: dict[str, Any] = _filesystem("s3").info(uri.removeprefix("s3://"))
+        found: dict[str, Any] = filesystem(scheme).info(path)
     return found
 
 
@@ -145,7 +191,7 @@ def local_ref(uri: str, status: os.stat_result) -> ObjectRef:
 
 
 def modified(uri: str) -> datetime:
-    """Return when a file or object was last written, in UTC. Raises `FetchError`."""
+    """Return when a file or object of S3 was last written, in UTC. Raises `FetchError`."""
     if not is_s3(uri):
         with fetching(uri):
             return datetime.fromtimestamp(local_path(uri).stat().st_mtime, UTC)
@@ -162,20 +208,24 @@ def exists(uri: str) -> bool:
     return True
 
 
-def read_bytes(uri: str, size_bytes: int = -1) -> bytes:
+def read_bytes(uri: str, size_bytes: int = -1, most: int = sys.maxsize) -> bytes:
     """Read all bytes of a file or object.
 
     Args:
         uri: URI of the file or object.
         size_bytes: its listed size; -1 when unknown. The bytes of an object must match this size
             or the one that the store reports now: a truncated body can look complete.
+        most: limit of the bytes that are read from a web server, whose files have any size.
 
     Raises:
         FetchError: `NotFound`, `Denied`, `FetchTimeout`, or another reason.
+        TooLarge: a web server sends more than `most` bytes.
     """
-    if uri.startswith("file://"):
+    if is_local(uri):
         look_up(uri)  # a pipe would be waited for, and a device has no end
         return _read_once(uri)
+    if is_web(uri):  # its client compares the length
+        return retry(lambda: _read_once(uri, most=most), RETRIES)
     return retry(lambda: _read_whole(uri, size_bytes), RETRIES)
 
 
@@ -186,10 +236,10 @@ def _read_whole(uri: str, size_bytes: int) -> bytes:
     return data
 
 
-def _read_once(uri: str) -> bytes:
+def _read_once(uri: str, **options: int) -> bytes:
     scheme, _, path = uri.partition("://")
     with fetching(uri):
-        data: bytes = _filesystem(scheme).cat_file(path)
+        data: bytes = filesystem(scheme).cat_file(path, **options)
     return data
 
 
@@ -199,7 +249,7 @@ def open_stream(uri: str) -> BinaryIO:
     Raises:
         FetchError: from this call and from every method of the stream.
     """
-    if uri.startswith("file://"):
+    if is_local(uri):
         look_up(uri)  # as `read_bytes`
     return io.BufferedReader(_Stream(uri), 1 << 20)
 
@@ -209,7 +259,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._retries = RETRIES if is_s3(uri) else RetryPolicy(attempts=1)
+        self._retries = RetryPolicy(attempts=1) if is_local(uri) else RETRIES
         self._position = 0
         self._file: Any = None
         retry(self._opened, self._retries)
@@ -256,8 +306,8 @@ class _Stream(io.RawIOBase):
             scheme, _, path = self._uri.partition("://")
             options = {"block_size": STREAM_BLOCK, "cache_type": "readahead"}
             with fetching(self._uri):
-                filesystem = _filesystem(scheme)
-                file = filesystem.open(path, "rb", **(options if is_s3(self._uri) else {}))
+                options = {} if is_local(self._uri) else options
+                file = filesystem(scheme).open(path, "rb", **options)
                 file.seek(self._position)
             self._file = file
         return self._file
@@ -338,12 +388,15 @@ def _decides_races(uri: str) -> bool:
 
 def check_reachable(uri: str) -> None:
     """Send one request to the store of a URI: what all requests lack is found in seconds here, not
-    after the retries of a read.
+    after the retries of a read. Of stores other than S3 only the package is looked for.
 
     Raises:
         CredentialsFailed: the store refuses the credentials.
         UsageError: nothing answers, or there is no such bucket.
     """
+    if not is_s3(uri):
+        _check_answers(uri)
+        return
     bucket, _ = split_s3(uri)
     try:
         with fetching(f"s3://{bucket}"):
@@ -352,6 +405,18 @@ def check_reachable(uri: str) -> None:
         raise CredentialsFailed(f"cannot use {error}; {CREDENTIALS_FIX}") from error
     except Denied:
         return  # to list the bucket: a file in it may be read all the same
+    except FetchError as error:
+        raise UsageError(f"cannot use {error}") from error
+
+
+def _check_answers(uri: str) -> None:
+    """Check that a web server answers, or that the package of a store is there."""
+    filesystem(uri.partition("://")[0])
+    try:
+        if is_web(uri):
+            _info(uri)
+    except (NotFound, Denied, BadAnswer):
+        return  # reading it reports them, and at once
     except FetchError as error:
         raise UsageError(f"cannot use {error}") from error
 
@@ -368,7 +433,7 @@ def fetching(uri: str) -> Iterator[None]:
         yield
     except (OSError, BotoCoreError, ClientError, ValueError) as error:
         raise _fetch_error(uri, error) from error
-    except _wire_errors() as error:
+    except remote.errors() as error:
         raise _fetch_error(uri, error) from error
 
 
@@ -409,13 +474,6 @@ def _as_os_error(error: ClientError) -> Exception:
 
     translated: Exception = translate_boto_error(error)
     return translated
-
-
-def _wire_errors() -> tuple[type[Exception], ...]:
-    """Return more types that s3fs raises; called late, as importing them takes half a second."""
-    from aiohttp import ClientError as WireError
-
-    return (WireError,)
 
 
 def _put_once(uri: str, data: bytes, retries: int = 5) -> bool:
@@ -470,9 +528,19 @@ def _write_aside(path: Path, data: bytes) -> Path:
     return aside
 
 
-def _filesystem(scheme: str) -> Any:
+def filesystem(scheme: str) -> Any:
+    """Return the file system of fsspec for a scheme, in this process.
+
+    Raises:
+        FetchError: the scheme is not read: fsspec has many, some of which are the local disk.
+        MissingDependency: its package is not installed.
+    """
     if scheme == "file":
         return fsspec.filesystem("file")
-    if scheme != "s3":  # fsspec has many more, some of which are aliases of the local disk
+    if scheme == "https":
+        return web.filesystem(os.getpid())
+    if scheme in remote.PACKAGES:
+        return remote.filesystem(scheme, os.getpid())
+    if scheme != "s3":
         raise FetchError(f"{scheme}:// is not read: use a path, file:///abs/path or s3://")
     return s3.filesystem(os.getpid())

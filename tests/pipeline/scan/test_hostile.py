@@ -152,9 +152,11 @@ def test_a_list_in_a_bucket_names_no_local_file(s3: Bucket, tmp_path: Path) -> N
     s3.put("one.jpg", b"1234")
     lines = f"file://{tmp_path}/secret.jpg\n{tmp_path}/secret.tar\none.jpg\n"
     lines += f"local://{tmp_path}/secret.tar\ngs://bucket/secret.parquet\n"  # fsspec knows both
+    lines += "https://server/secret.jpg\nhttp://server/secret.jpg\n"
     listed = s3.put("list.txt", lines.encode())
     found = [sample.error.code if sample.error else sample.data for sample in read(listed)]
-    assert found == ["denied", "denied", b"1234", "unsupported", "unsupported"]
+    refused = ["unsupported", "denied", "denied", "unsupported"]
+    assert found == ["denied", "denied", b"1234", *refused]
     assert b"secret" in [sample.data for sample in read(listed, trust_lists=True)]
 
 

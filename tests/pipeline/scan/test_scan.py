@@ -435,7 +435,7 @@ def test_prompts_are_refreshed_between_units(
         ({"refresh_prompts": True}, "need --registry"),
         ({"registry": "REGISTRY", "prompts": "12345678"}, "no prompt set 12345678"),
         ({"registry": "REGISTRY", "prompts": "1" * 8, "refresh_prompts": True}, "leave out"),
-        ({"registry": "gs://b/r"}, "cannot read"),
+        ({"registry": "ftp://b/r"}, "cannot read"),
     ],
 )
 def test_bad_prompts(inputs: str, options: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_an_empty_bucket_and_folder(s3: Bucket, tmp_path: Path) -> None:
 
 def test_a_foreign_scheme_as_input() -> None:
     with pytest.raises(UsageError, match="s3://bucket/key"):
-        units("gs://bucket/photos")
+        units("ftp://server/photos")
 
 
 def test_strangers_cannot_list(strangers: Bucket) -> None:
@@ -394,7 +394,7 @@ def test_objects_that_cannot_be_read(store: Store) -> None:
 def test_list_entries_that_cannot_be_read(store: Store) -> None:
     store.put("folder/big.jpg", b"x" * 100)
     entries = [
-        "https://h/a.jpg",
+        "ftp://h/a.jpg",
         "none.jpg",
         "none.parquet",
         "none.tar",

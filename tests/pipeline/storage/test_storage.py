@@ -35,6 +35,10 @@ if TYPE_CHECKING:
         ("file:///a/%20", "file:///a/%20"),
         ("s3://bucket", "s3://bucket"),
         ("S3://bucket/a//b/", "s3://bucket/a//b"),
+        ("gcs://bucket/a/", "gs://bucket/a"),
+        ("abfs://container/a", "az://container/a"),
+        ("hf://datasets/owner/name", "hf://datasets/owner/name"),
+        ("HTTPS://server:8443/a/?b=/", "https://server:8443/a/?b=/"),
     ],
 )
 def test_canonical(name: str, uri: str) -> None:
@@ -46,7 +50,9 @@ def test_canonical_of_a_relative_path(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert storage.canonical("a/b") == f"file://{tmp_path}/a/b"
 
 
-@pytest.mark.parametrize("name", ["", "gs://b/k", "https://h/k", "s3:///k", "file://host/k"])
+@pytest.mark.parametrize(
+    "name", ["", "memory://b/k", "http://h/k", "s3:///k", "gs:///k", "file://host/k"]
+)
 def test_canonical_names_what_is_allowed(name: str) -> None:
     with pytest.raises(UsageError, match="use a path, file:///abs/path or s3://bucket/key"):
         storage.canonical(name)
