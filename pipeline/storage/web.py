@@ -53,6 +53,7 @@ _SHUT = ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48")
 _METADATA = tuple(map(ipaddress.ip_network, _SHUT))
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _PRIVATE = f"is a private address: it is read only with {ALLOW}"
+_REFUSED = re.compile(rf"[^\s\[]+ {re.escape(_PRIVATE)}")
 
 
 def is_public(address: str) -> bool:
@@ -200,8 +201,8 @@ def _failure(url: str, error: Exception) -> FetchError:
     import aiohttp
 
     message = f"{url}: {one_line(error) or type(error).__name__}"
-    if _PRIVATE in message:
-        return Denied(message)
+    if refused := _REFUSED.search(message):
+        return Denied(f"{url}: {refused[0]}")
     if isinstance(error, TimeoutError):
         return FetchTimeout(f"{url}: no answer, or not all of it, in time")
     if isinstance(error, aiohttp.TooManyRedirects):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -126,9 +127,10 @@ def test_who_does_not_pay_is_pointed_to_the_setting(s3: Bucket, behind: Behind) 
 
 
 def test_the_access_travels_to_every_process() -> None:
-    settings = ScanSettings(inputs=["s3://public/a"], output="s3://mine/out", s3_access="anonymous")
+    flags: Any = {"s3_access": "anonymous", "allow_private_addresses": True}
+    settings = ScanSettings(inputs=["s3://public/a"], output="s3://mine/out", **flags)
     spec = row_spec(settings, load_model(settings.model))
-    assert spec.access == Access("anonymous", ("mine",))
+    assert spec.access == Access("anonymous", ("mine",), private_addresses=True)
     assert RowSpec.from_json(spec.to_json()) == spec
     folders = {"output": "s3://mine/runs", "registry": "s3://ours/prompts"}
     cycle = RetrainSettings(
