@@ -45,7 +45,7 @@ def find_results(output: str) -> None:
 def check_output(output: str, flag: str = "--output") -> None:
     """Raise `OutputNotWritable` for a folder that cannot be created or written to."""
     uri = storage.canonical(output)
-    if not storage.is_local(uri) and not storage.is_s3(uri):
+    if not storage.is_written(uri):
         raise OutputNotWritable(f"{flag}: {storage.READ_ONLY.format(uri.partition('://')[0])}")
     path = _local(output)
     if path is None:

@@ -272,7 +272,7 @@ class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
     inputs: CliPositionalArg[list[str]] = Field([])
     """Directory, glob, file, list of URIs, tar or Parquet shard; local, s3://, https:// ..."""
     output: str | None = None
-    """Folder for the results, local or s3://; without one, a verdict on each image is printed."""
+    """Folder for the results, local, s3://, gs:// or az://; without one, verdicts are printed."""
     json_lines: bool = False
     """Without --output: print each verdict as a JSON object with the columns of its row."""
     overlay: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ def written(uri: str) -> Iterator[BinaryIO]:
         OutputNotWritable: the file cannot be written there.
     """
     try:
-        with _uploaded(uri) if storage.is_s3(uri) else _moved(storage.local_path(uri)) as file:
+        with _moved(storage.local_path(uri)) if storage.is_local(uri) else _uploaded(uri) as file:
             yield file
     except (OSError, Boto3Error, BotoCoreError, ClientError) as error:
         shown = storage.display_name(uri)
@@ -55,10 +54,10 @@ def _moved(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _uploaded(uri: str) -> Iterator[BinaryIO]:
-    with tempfile.TemporaryFile() as file:
+    with tempfile.NamedTemporaryFile() as file:
         yield cast(BinaryIO, file)
-        file.seek(0, os.SEEK_SET)
-        storage.s3_client().upload_fileobj(file, *storage.split_s3(uri))
+        file.flush()
+        storage.upload(uri, cast(BinaryIO, file))
 
 
 def check_format(path: str) -> str:

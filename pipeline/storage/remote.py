@@ -1,4 +1,4 @@
-"""Stores of Google, Azure and Hugging Face, read by fsspec where their package is installed.
+"""Stores of Google, Azure and Hugging Face, by fsspec where their package is installed.
 
 Their credentials come from where the package looks for them.
 """
@@ -16,7 +16,10 @@ from prompt_iml.engine.errors import MissingDependency
 PACKAGES = {"gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
 """Package of each scheme. fsspec has more schemes; some are other names of the local disk."""
 
-# Errors of reading, by the modules that have them.
+WRITABLE = ("gs", "az")
+"""Schemes whose package creates a file on the condition that there is none."""
+
+# Errors of the packages, by the modules that have them.
 _ERRORS = {
     "aiohttp": "ClientError",
     "azure.core.exceptions": "AzureError",
@@ -45,7 +48,16 @@ def version(info: dict[str, Any]) -> str:
     return next(known, "").strip('"')
 
 
+def create_once(filesystem: Any, path: str, data: bytes) -> bool:
+    """Create a file whole, unless it exists; return whether this call created it."""
+    try:
+        filesystem.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
 def errors() -> tuple[type[Exception], ...]:
-    """Return the types of errors that the imported packages raise on reading."""
+    """Return the types of errors that the imported packages raise."""
     modules = ((sys.modules.get(module), name) for module, name in _ERRORS.items())
     return tuple(getattr(module, name) for module, name in modules if module)

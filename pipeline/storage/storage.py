@@ -2,8 +2,8 @@
 
 A URI is `file:///abs/path` or `s3://bucket/key`, and is literal: nothing in it is
 percent-encoded. Names need not be UTF-8 (surrogateescape); `display_name` makes them so. Files of
-web servers (`https://`, as URLs are written) and of other stores (`storage.remote`) are read, and
-not written.
+other stores (`storage.remote`) have URIs like those of S3. Files of web servers (`https://`, as
+URLs are written) and of Hugging Face are read, and not written.
 
 Reads use fsspec (s3fs) and raise `FetchError`. Reads from an object store are retried for several
 minutes (`RETRIES`) and checked against the object's size. Writes to an object store use boto3,
@@ -66,6 +66,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 RETRIES = RetryPolicy()  # of one read from an object store
 PROBE_BYTES = 1 << 20
 READ_ONLY = "{}:// is read and not written: choose a folder or s3://bucket/key"
+_WRITTEN = ("file", "s3", *remote.WRITABLE)
 CREDENTIALS_FIX = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or read a public bucket with "
     "--s3-access anonymous"
@@ -123,6 +124,11 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def is_written(uri: str) -> bool:
+    """Return whether files can be written where a canonical URI lies."""
+    return uri.partition("://")[0] in _WRITTEN
+
+
 def is_web(uri: str) -> bool:
     """Return whether a canonical URI lies on a web server, which lists no folders."""
     return uri.startswith("https://")
@@ -136,10 +142,9 @@ def place(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """Return the path of a `file://` URI; raise `OutputNotWritable` for one of a store."""
+    """Return the path of a `file://` URI."""
     if not is_local(uri):
-        scheme = uri.partition("://")[0]
-        raise OutputNotWritable(f"{display_name(uri)}: {READ_ONLY.format(scheme)}")
+        raise ValueError(f"{display_name(uri)} is no file of this machine")
     return Path(uri.removeprefix("file://"))
 
 
@@ -191,11 +196,17 @@ def local_ref(uri: str, status: os.stat_result) -> ObjectRef:
 
 
 def modified(uri: str) -> datetime:
-    """Return when a file or object of S3 was last written, in UTC. Raises `FetchError`."""
-    if not is_s3(uri):
+    """Return when a file or object was last written, in UTC. Raises `FetchError`."""
+    if is_local(uri):
         with fetching(uri):
             return datetime.fromtimestamp(local_path(uri).stat().st_mtime, UTC)
-    written: datetime = retry(lambda: _info(uri), RETRIES)["LastModified"]
+    return retry(lambda: _modified(uri), RETRIES)
+
+
+def _modified(uri: str) -> datetime:
+    store, path = _at(uri)
+    with fetching(uri):
+        written: datetime = _info(uri)["LastModified"] if is_s3(uri) else store.modified(path)
     return written
 
 
@@ -331,7 +342,9 @@ def create_once(uri: str, data: bytes) -> bool:
     with _writing(uri):
         if is_s3(uri):
             return _put_once(uri, data)
-        return _link_once(local_path(uri), data)
+        if is_local(uri):
+            return _link_once(local_path(uri), data)
+        return remote.create_once(*_at(uri), data)
 
 
 def write(uri: str, data: bytes) -> None:
@@ -340,8 +353,22 @@ def write(uri: str, data: bytes) -> None:
         if is_s3(uri):
             bucket, key = split_s3(uri)
             s3_client().put_object(Bucket=bucket, Key=key, Body=data)
-        else:
+        elif is_local(uri):
             _write_aside(local_path(uri), data).replace(local_path(uri))
+        else:
+            store, path = _at(uri)
+            store.pipe_file(path, data)
+
+
+def upload(uri: str, file: BinaryIO) -> None:
+    """Write what a file holds, from its start, to an object store; raises as `create_once`."""
+    file.seek(0)
+    with _writing(uri):
+        if is_s3(uri):
+            s3_client().upload_fileobj(file, *split_s3(uri))
+            return
+        store, path = _at(uri)
+        store.put_file(file.name, path)
 
 
 def remove(uri: str) -> None:
@@ -350,16 +377,26 @@ def remove(uri: str) -> None:
         if is_s3(uri):
             bucket, key = split_s3(uri)
             s3_client().delete_object(Bucket=bucket, Key=key)
-        else:
+        elif is_local(uri):
             local_path(uri).unlink(missing_ok=True)
+        else:
+            store, path = _at(uri)
+            with suppress(FileNotFoundError):
+                store.rm_file(path)
+
+
+def _at(uri: str) -> tuple[Any, str]:
+    """Return the file system and the path to write to."""
+    scheme, _, path = uri.partition("://")
+    return filesystem(scheme), path
 
 
 def check_writable(uri: str) -> None:
     """Check that `create_once` works under a folder, by a race of two writers for one file.
 
     Raises:
-        OutputNotWritable: the folder is not writable, or the store ignores `If-None-Match`, or does
-            not decide a race by it, so that parts could be overwritten.
+        OutputNotWritable: the folder is not writable, or the store ignores the condition that there
+            is no such file, or does not decide a race by it, so that parts could be overwritten.
         CredentialsFailed: the object store refuses the credentials.
     """
     probe = f"{uri}/_runs/.writable-{secrets.token_hex(8)}"
@@ -370,8 +407,8 @@ def check_writable(uri: str) -> None:
             remove(probe)
     if not decided:
         raise OutputNotWritable(
-            f"{display_name(uri)}: the store replaces objects in spite of If-None-Match, so parts "
-            "could be lost; use a store with conditional PUTs"
+            f"{display_name(uri)}: the store replaces objects in spite of the condition that there "
+            "are none, so parts could be lost; use a store with conditional PUTs"
         )
 
 
@@ -431,9 +468,7 @@ def fetching(uri: str) -> Iterator[None]:
     """Convert the errors that a store raises on reading to `FetchError`."""
     try:
         yield
-    except (OSError, BotoCoreError, ClientError, ValueError) as error:
-        raise _fetch_error(uri, error) from error
-    except remote.errors() as error:
+    except (OSError, BotoCoreError, ClientError, ValueError, *remote.errors()) as error:
         raise _fetch_error(uri, error) from error
 
 
@@ -455,9 +490,11 @@ def _fetch_error(uri: str, error: Exception) -> FetchError:
 @contextmanager
 def _writing(uri: str) -> Iterator[None]:
     message = f"cannot write {display_name(uri)}"
+    if not is_written(uri):
+        raise OutputNotWritable(f"{message}: {READ_ONLY.format(uri.partition('://')[0])}")
     try:
         yield
-    except (OSError, BotoCoreError, ClientError) as error:
+    except (OSError, BotoCoreError, ClientError, *remote.errors()) as error:
         if s3.refuses_credentials(error):
             raise CredentialsFailed(f"{message}: {_reason(error)}; {CREDENTIALS_FIX}") from error
         raise OutputNotWritable(f"{message}: {_reason(error)}; choose another --output") from error
@@ -509,7 +546,7 @@ def _link_once(path: Path, data: bytes) -> bool:
 def half_written_of(uri: str) -> str | None:
     """Return the URI for which a writer on a disk makes the file at `uri`; None for other files."""
     folder, _, name = uri.rpartition("/")
-    aside = None if is_s3(uri) else _ASIDE.fullmatch(name)
+    aside = _ASIDE.fullmatch(name) if is_local(uri) else None
     return f"{folder}/{aside[1]}" if aside else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 from prompt_iml.engine.errors import MissingDependency, NotFound, OutputNotWritable, UsageError
 from prompt_iml.pipeline.cli import main
+from prompt_iml.pipeline.export.files import written
 from prompt_iml.pipeline.sources import list_units, read_unit
 from prompt_iml.pipeline.sources.names import is_hidden
 from prompt_iml.pipeline.storage import remote, storage
@@ -29,14 +29,15 @@ FILES = {
 
 
 @pytest.fixture
-def gs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def gs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DirFileSystem:
     """Buckets that are folders, by a file system of fsspec whose names have no root."""
     for name, data in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    folder = DirFileSystem(str(tmp_path), fsspec.filesystem("file"))
+    local = fsspec.filesystem("file", auto_mkdir=True, skip_instance_cache=True)
+    folder = DirFileSystem(str(tmp_path), local, skip_instance_cache=True)
     monkeypatch.setattr(remote, "filesystem", lambda scheme, pid: folder)
-    return
+    return folder
 
 
 def names(folder: str, starts: str = "") -> list[str]:
@@ -78,11 +79,42 @@ def test_every_kind_of_input() -> None:
 
 
 @pytest.mark.usefixtures("gs")
-def test_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(OutputNotWritable, match="gs:// is read and not written"):
-        storage.create_once("gs://bucket/part", b"")
-    assert main(["scan", "gs://bucket/photos", "--output", "gs://bucket/out"]) == 2
-    assert "--output: gs:// is read and not written" in capsys.readouterr().err
+def test_a_file_is_created_once() -> None:
+    uri = "gs://bucket/out/part"
+    assert storage.create_once(uri, b"first")
+    assert not storage.create_once(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+    storage.write(uri, b"third")
+    assert storage.read_bytes(uri) == b"third"
+    assert storage.modified(uri).tzinfo
+    for _ in range(2):
+        storage.remove(uri)
+    assert not storage.exists(uri)
+    with written(uri) as file:
+        file.write(b"fourth")
+    assert storage.read_bytes(uri) == b"fourth"
+
+
+@pytest.mark.usefixtures("gs")
+def test_a_store_where_one_of_two_writers_wins_is_an_output() -> None:
+    storage.check_writable("gs://bucket/out")
+    assert names("gs://bucket/out") == []
+
+
+def test_a_store_that_replaces_files_is_no_output(gs: DirFileSystem) -> None:
+    replace = gs.pipe_file
+    gs.pipe_file = lambda path, data, mode: replace(path, data)
+    with pytest.raises(OutputNotWritable, match="replaces objects in spite of the condition"):
+        storage.check_writable("gs://bucket/out")
+
+
+def test_a_store_without_conditions_is_no_output(capsys: pytest.CaptureFixture[str]) -> None:
+    uri = "hf://datasets/a/b/out"
+    for write in (storage.create_once, storage.write):
+        with pytest.raises(OutputNotWritable, match="hf:// is read and not written"):
+            write(uri, b"")
+    assert main(["scan", str(Path(__file__)), "--output", uri]) == 2
+    assert "--output: hf:// is read and not written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheme", remote.PACKAGES)

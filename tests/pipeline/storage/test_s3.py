@@ -233,7 +233,7 @@ def test_a_store_that_looks_before_it_writes_is_refused(s3: Bucket, behind: Behi
     with behind(looks):
         uri = f"{s3.uri}/part"
         assert (storage.create_once(uri, b"1"), storage.create_once(uri, b"2")) == (True, False)
-        with pytest.raises(OutputNotWritable, match="in spite of If-None-Match"):
+        with pytest.raises(OutputNotWritable, match="in spite of the condition"):
             storage.check_writable(f"{s3.uri}/out")
 
 
