@@ -92,7 +92,7 @@ def test_pictures_are_taken_as_they_are_needed(detector: Detector, jpeg: bytes) 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [(7, "of type int is no picture"), ("https://example.org/a.jpg", "cannot read")],
+    [(7, "of type int is no picture"), ("http://example.org/a.jpg", "cannot read")],
 )
 def test_what_is_no_picture_is_refused(detector: Detector, given: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
