@@ -18,7 +18,9 @@ GROUPS = {
         "format", "image_column", "limit", "sample", "slice", "images_per_unit", "trust_lists",
         "label", "order", "s3_access", "allow_private_addresses",
     ),
-    "Model": ("model", "engine", "registry", "prompts", "refresh_prompts", "policy"),
+    "Model": (
+        "model", "engine", "precision", "registry", "prompts", "refresh_prompts", "policy",
+    ),
     "Where it runs": (
         "address", "min_actors", "max_actors", "actor_cpus", "actor_gpus", "wave_units", "decoder",
         "min_replicas", "max_replicas", "workers", "max_workers", "gpus", "host", "port",

@@ -132,6 +132,8 @@ class EngineFlags(ModelFlags):
 
     engine: Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"] = "auto"
     """Runtime that computes the network."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of openvino's sums; auto is float32. With bfloat16 some labels change."""
 
     def check(self) -> None:
         """Find the engine's package; with GPUs for actors only the nodes must have it."""
@@ -139,7 +141,7 @@ class EngineFlags(ModelFlags):
 
         super().check()
         if not getattr(self, "actor_gpus", 0):
-            check_engine(self.engine)
+            check_engine(self.engine, self.precision)
 
 
 class RegistryFlags(Command):

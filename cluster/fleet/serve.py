@@ -107,6 +107,7 @@ def endpoint_spec(settings: EndpointSettings) -> RowSpec:
         model=model.reference,
         model_digest=model.digest,
         engine=settings.engine,
+        precision=settings.precision,
         threads=settings.actor_cpus,
         max_pixels=settings.max_pixels,
         max_object_bytes=settings.max_bytes,
@@ -173,7 +174,7 @@ def serve_until_signal(settings: ServeSettings) -> Json:
         UsageError: the settings cannot be served.
     """
     if not settings.actor_gpus:  # with GPUs the engine may exist only on the nodes
-        check_engine(settings.engine)
+        check_engine(settings.engine, settings.precision)
     args = settings.model_dump(include=set(EndpointSettings.model_fields))
     # A token that is set here protects nothing unless the replicas have it too.
     args["require_token"] |= TOKEN in os.environ

@@ -121,7 +121,7 @@ def retrain(settings: RetrainSettings, steps: Steps | None = None) -> Json:
 
 def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
     model = load_model(settings.model)
-    check_engine(settings.engine)
+    check_engine(settings.engine, settings.precision)
     _check_sets(settings.eval_sets, settings.limit)
     images = fetch_images(settings.labels)
     training_images(settings.labels, images)
@@ -137,7 +137,7 @@ def _retrain(settings: RetrainSettings, steps: Steps) -> Json:
         lease.check(registry.state())
         tensors = load(storage.read_bytes(storage.canonical(trained.weights)))
         candidate = replace(old, prompts=prompts_of(tensors, old))
-        engine = open_engine(old, settings.engine)
+        engine = open_engine(old, settings.engine, precision=settings.precision)
         before, after = (evaluate(settings, engine, each, images) for each in (old, candidate))
         original = replace(model, policy=old.policy)
         base = evaluate(settings, engine, original, images) if current else []

@@ -7,6 +7,7 @@ import io
 import json
 from functools import cached_property, reduce
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino
@@ -16,16 +17,29 @@ from openvino import opset13 as ops
 from openvino.frontend import NodeContext
 from openvino.frontend.onnx import ConversionExtension
 
-from prompt_iml.engine.errors import DamagedModel, InferError
+from prompt_iml.engine.errors import DamagedModel, InferError, UsageError
 from prompt_iml.engine.model.folder import Model, file_digest
 from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
 from prompt_iml.engine.runtimes.blob_cache import BlobCache
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, GraphEngine
 
+Options = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A part of the graph that is compiled by itself, and the precision of its sums."""
+
+    name: str
+    hint: str
+
+
+WHOLE, VIEW, BODY = Part("whole", "f32"), Part("view", "f32"), Part("body", "bf16")
+_PARTS = {"f32": (WHOLE,), "bf16": (VIEW, BODY)}
+
 
 class OpenVinoEngine(GraphEngine):
-    """An engine in float32 on the CPU.
+    """An engine on the CPU, in float32, or in bfloat16 where the processor multiplies it.
 
     The graph is compiled for each batch shape when the shape first occurs: fixed shapes run
     faster, and there are few of them. Compiling takes seconds, so the result is cached for later
@@ -36,23 +50,35 @@ class OpenVinoEngine(GraphEngine):
         threads: most CPU threads; None: one for each core.
         kernel: run `promptiml::MSDeformAttn` with our own kernel; None: if it was compiled.
             Results with and without it agree to 1e-5.
+        precision: `float32`, which `auto` is too, or `bfloat16`: logits differ by some 5 % of the
+            largest. The JPEG view stays in float32, because it counts what it rounded.
 
     Attributes:
-        name: `openvino+kernel/f32/cpu`, or `openvino/f32/cpu` without it.
+        name: `openvino+kernel/f32/cpu`, or `openvino/f32/cpu` without it; `bf16` in bfloat16.
+
+    Raises:
+        UsageError: this processor has no bfloat16.
     """
 
     def __init__(
-        self, model: Model, threads: int | None = None, kernel: bool | None = None
+        self,
+        model: Model,
+        threads: int | None = None,
+        kernel: bool | None = None,
+        precision: str = "auto",
     ) -> None:
         self._kernel = cpu.available() if kernel is None else kernel
-        self.name = f"openvino{'+kernel' if self._kernel else ''}/f32/cpu"
         self._core = core(self._kernel)
+        short = "bf16" if precision == "bfloat16" else "f32"
+        if short == "bf16" and "BF16" not in self._capabilities():
+            raise UsageError("this processor has no bfloat16: use precision float32")
+        self._parts = _PARTS[short] if model.config.jpeg_view else _PARTS[short][-1:]
+        self.name = f"openvino{'+kernel' if self._kernel else ''}/{short}/cpu"
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it: 5e-2 off
             "ENABLE_CPU_PINNING": False,  # pinned, all actors of a node would share the same cores
         } | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
+        self._requests: dict[tuple[int, ...], list[openvino.InferRequest]] = {}
         self._cache = BlobCache()
         super().__init__(model)
 
@@ -69,38 +95,50 @@ class OpenVinoEngine(GraphEngine):
         """Run the batch. Raises `InferError` when OpenVINO fails."""
         feeds = self._feeds(batch)
         try:
-            outputs = self._request(feeds).infer(feeds, share_inputs=True)
+            *views, last = self._requests_for(feeds)
+            for view in views:
+                found = view.infer(feeds, share_inputs=True).values()
+                feeds |= {f"view_{n}": value for n, value in enumerate(found)}
+            outputs = last.infer(feeds, share_inputs=True)
         except RuntimeError as error:
             raise InferError(f"{self.name}: {_line(error)}") from error
         return Done(Detection(outputs["mask_logits"], outputs["score_logit"]))
 
-    def _request(self, feeds: dict[str, NDArray[np.generic]]) -> openvino.InferRequest:
-        """Return the request for the shape of the batch, compiled on first use."""
+    def _requests_for(self, feeds: dict[str, NDArray[np.generic]]) -> list[openvino.InferRequest]:
+        """Return a request of each part for the shape of the batch, compiled on first use."""
         shape = feeds["image"].shape
         if shape not in self._requests:
             shapes = {name: list(feed.shape) for name, feed in feeds.items()}
-            key = self._key(shapes)
-            compiled = self._cached(key) or self._compile(key, shapes)
-            self._requests[shape] = compiled.create_infer_request()
+            self._requests[shape] = [self._open(part, shapes) for part in self._parts]
         return self._requests[shape]
 
-    def _cached(self, key: str) -> openvino.CompiledModel | None:
+    def _open(self, part: Part, shapes: dict[str, list[int]]) -> openvino.InferRequest:
+        options = {**self._options, "INFERENCE_PRECISION_HINT": part.hint}
+        key = self._key(part, shapes)
+        compiled = self._cached(key, options) or self._compile(key, part, options, shapes)
+        return compiled.create_infer_request()
+
+    def _cached(self, key: str, options: Options) -> openvino.CompiledModel | None:
         blob = self._cache.read(key)
         try:
-            return self._core.import_model(blob, "CPU", self._options) if blob else None
+            return self._core.import_model(blob, "CPU", options) if blob else None
         except RuntimeError:
             return None
 
-    def _compile(self, key: str, shapes: dict[str, list[int]]) -> openvino.CompiledModel:
+    def _compile(
+        self, key: str, part: Part, options: Options, shapes: dict[str, list[int]]
+    ) -> openvino.CompiledModel:
         graph = self._graph.clone()
         graph.reshape(shapes)
-        compiled = self._core.compile_model(graph, "CPU", self._options)
+        if part is not WHOLE:
+            graph = _split(graph)[part is BODY]
+        compiled = self._core.compile_model(graph, "CPU", options)
         blob = io.BytesIO()
         compiled.export_model(blob)
         self._cache.write(key, blob.getbuffer())
         return compiled
 
-    def _key(self, shapes: dict[str, list[int]]) -> str:
+    def _key(self, part: Part, shapes: dict[str, list[int]]) -> str:
         """Return the digest of everything that the compiled network depends on."""
         made_of = [
             self._model.sha256,
@@ -109,11 +147,16 @@ class OpenVinoEngine(GraphEngine):
             file_digest(Path(cpu.library_path() or "")) if self._kernel else None,
             openvino.get_version(),
             self._core.get_property("CPU", "FULL_DEVICE_NAME"),
-            self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+            self._capabilities(),
             self._options,
+            part,
             shapes,
         ]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    def _capabilities(self) -> list[str]:
+        found: list[str] = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return found
 
 
 def core(kernel: bool = False) -> openvino.Core:
@@ -124,6 +167,40 @@ def core(kernel: bool = False) -> openvino.Core:
     convert = _kernel_node if kernel else _ms_deform_attn
     runtime.add_extension(ConversionExtension(NAME, DOMAIN, convert))
     return runtime
+
+
+def _split(graph: openvino.Model) -> tuple[openvino.Model, openvino.Model]:
+    """Divide a graph (in place) into its JPEG view, and the rest with the view as an input.
+
+    OpenVINO takes one precision for a whole graph. The view is what the quantisation table reaches
+    before it meets the results of a convolution.
+    """
+    of_table, of_convolution = {"qtable"}, set[str]()
+    cut: list[Output] = []
+    for node in graph.get_ordered_ops():
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        sources = [each.get_source_output() for each in node.inputs()]
+        before = {source.get_node().get_friendly_name() for source in sources}
+        if kind == "Convolution" or before & of_convolution:
+            of_convolution.add(name)
+            view_nodes = of_table - of_convolution
+            cut += [
+                source
+                for source in sources
+                if source.get_node().get_friendly_name() in view_nodes and source not in cut
+            ]
+        if kind != "ShapeOf" and before & of_table:
+            of_table.add(name)
+    inputs = graph.get_parameters()
+    view = openvino.Model([ops.result(output) for output in cut], inputs, "view").clone()
+    for number, output in enumerate(cut):
+        given = ops.parameter(output.get_shape(), output.get_element_type(), f"view_{number}")
+        given.output(0).set_names({f"view_{number}"})
+        for target in output.get_target_inputs():
+            if target.get_node().get_type_name() != "Result":
+                target.replace_source_output(given.output(0))
+        inputs.append(given)
+    return view, openvino.Model(graph.get_results(), inputs, "body")
 
 
 class MSDeformAttn(Op):  # type: ignore[misc]

@@ -201,7 +201,7 @@ def _evaluate_all(
     targets: Targets,
 ) -> tuple[Results, int]:
     """Return the results by set and perturbation, and the number of images that failed."""
-    engine = open_engine(model, settings.engine)
+    engine = open_engine(model, settings.engine, precision=settings.precision)
     detector = Detector(engine, model.view, claim_all(targets))
     results: Results = {}
     failed = 0

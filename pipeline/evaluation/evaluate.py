@@ -87,10 +87,12 @@ def _model(settings: EvaluateSettings) -> tuple[Json, Evaluate]:
     """Return what the report says of the model, and the function that evaluates a set with it."""
     model = load_model(settings.model)
     policy = read_policy(settings.policy) if settings.policy else model.policy
-    detector = Detector(open_engine(model, settings.engine), model.view, policy)
+    engine = open_engine(model, settings.engine, precision=settings.precision)
+    detector = Detector(engine, model.view, policy)
     log(f"{model.id}, policy {policy.id}, {mask_rule(policy)}\n")
     about = {
         "model": model.id,
+        "engine": engine.name,
         "model_sha256": model.sha256,
         "model_digest": replace(model, policy=policy).digest,
         "prompt_set": model.prompts.id,

@@ -46,7 +46,7 @@ BINDING = {
     "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
 }  # fmt: skip
 SHARDS_NAMED = 100  # in a summary; the manifest names all
-WHERE_SET = {"retry_failed", "retry_codes", "skip_scanned", "slice"}
+WHERE_SET = {"precision", "retry_failed", "retry_codes", "skip_scanned", "slice"}
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ def scan(settings: ScanSettings) -> Json:
     if settings.policy:
         model = replace(model, policy=read_policy(settings.policy))
     if not settings.actor_gpus:  # else only the nodes need the engine: see `check_node`
-        check_engine(settings.engine)
+        check_engine(settings.engine, settings.precision)
     output = storage.canonical(settings.output or "")  # which is refused
     settings, earlier = continued(settings, output, model)
     prompt_set = choose_prompt_set(settings, model, output)
@@ -295,6 +295,7 @@ def row_spec(
         model=model.reference,
         model_digest=model.digest,
         engine=settings.engine,
+        precision=settings.precision,
         threads=1,  # an actor has one CPU
         max_pixels=settings.max_pixels,
         max_object_bytes=settings.max_object_bytes,

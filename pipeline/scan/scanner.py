@@ -74,6 +74,7 @@ class RowSpec:
         access: access to stores.
         read_timeout: seconds that reading the next image may take.
         memory: bytes that an actor may take beside its engine; None: not limited.
+        precision: of the engine, as the settings name it.
     """
 
     model: str
@@ -89,6 +90,7 @@ class RowSpec:
     access: Access = SIGNED
     read_timeout: float = FETCH_SECONDS
     memory: int | None = None
+    precision: str = "auto"
 
     def to_json(self) -> str:
         """Serialize for another process."""
@@ -152,7 +154,7 @@ class RowMaker:
                 "policy are those of the run: install the same version of prompt-iml on every node"
             )
         self._watch, self.meter = watch or Unwatched(), meter or Meter()
-        engine = open_engine(model, spec.engine, threads=spec.threads)
+        engine = open_engine(model, spec.engine, spec.threads, spec.precision)
         self._engine = WatchedEngine(engine, self._watch)
         self._spec = spec
         self._limits = DecodeLimits(max_pixels=spec.max_pixels)

@@ -29,6 +29,8 @@ from prompt_iml.engine.model.graph_file import WEIGHTS_DIGEST
 from prompt_iml.engine.model.prompts import PromptSet, load_prompts, save_prompts
 from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.runtimes.open import check_engine, open_engine
+from prompt_iml.engine.runtimes.openvino import OpenVinoEngine
+from prompt_iml.engine.runtimes.parity import TOLERANCES, error_of
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Engine
 
 RUNTIMES = ("openvino", "onnxruntime")
@@ -124,6 +126,33 @@ def test_a_result_outlives_the_next_run(engines: dict[str, Engine], kind: str) -
 def test_a_batch_that_does_not_fit_is_an_infer_error(engines: dict[str, Engine], kind: str) -> None:
     with pytest.raises(InferError, match=kind):
         engines[kind].run(_batch(1, 250, 256))
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 256), (2, 256, 512)], ids=str)
+def test_in_bfloat16_the_jpeg_view_counts_in_float32(
+    model: Model, engines: dict[str, Engine], shape: tuple[int, int, int]
+) -> None:
+    """A view in bfloat16 would round other coefficients: errors as large as logits."""
+    try:
+        half = OpenVinoEngine(model, 1, precision="bfloat16")
+    except UsageError as error:
+        pytest.skip(str(error))
+    batch = _batch(*shape)
+    found, expected = half.run(batch), engines["openvino"].run(batch)
+    assert 0 < error_of(found, expected) < TOLERANCES["bfloat16"]
+    again = OpenVinoEngine(model, 1, precision="bfloat16").run(batch)  # from the cache
+    np.testing.assert_array_equal(again.mask_logits, found.mask_logits)
+    assert half.name.endswith("/bf16/cpu")
+
+
+def test_bfloat16_is_refused_where_it_cannot_be(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="not for onnxruntime"):
+        check_engine("onnxruntime", "bfloat16")
+    monkeypatch.setattr(OpenVinoEngine, "_capabilities", lambda _: ["FP32"])
+    with pytest.raises(UsageError, match="no bfloat16"):
+        open_engine(model, precision="bfloat16")
 
 
 def test_the_default_loads_neither_torch_nor_onnx() -> None:
