@@ -1,6 +1,6 @@
 """`make bench`: every ratio of the README, printed as measured.
 
-python -m tests.bench [NAME...]      names: kernel, default, scan, null
+python -m tests.bench [NAME...]      names: kernel, engines, compiled, scan, null, beside
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench import pipelines
+from tests.bench.engines import CONTEXT, DEFAULT, engine_milliseconds
 from tests.bench.kernel import engine_seconds, operator_seconds
 from tests.bench.null_model import write_null_model
 from tests.bench.photographs import write_shards
-from tests.bench.rates import Rate, decode_rate, engine_rate, runtime_rates, scan_rate
+from tests.bench.rates import Rate, decode_rate, engine_rate, scan_rate
 
 IMAGES = 240
 NULL_IMAGES = 20_000
@@ -34,12 +36,38 @@ def bench_kernel() -> None:
     print(f"{'without / with':56} {gain:9.2f}\n", flush=True)
 
 
-def bench_default() -> None:
-    """The CPU default against PyTorch eager: the packaged model, 512x512, batch 1, 2 threads."""
-    rates = runtime_rates(("openvino", "onnxruntime", "torch"), threads=2)
+def bench_engines(compiled: bool = False) -> None:
+    """The CPU default beside other runtimes and an earlier graph: one image, one thread.
+
+    CPU-milliseconds, so that others on the machine count less."""
+    for side in (512, 256):
+        taken = engine_milliseconds(side, compiled)
+        whole = taken[DEFAULT] + taken[CONTEXT]
+        for name, ms in taken.items():
+            of = whole if name.startswith("graph of") else taken[DEFAULT]
+            ratio = "" if name in (DEFAULT, CONTEXT) else f"{ms / of:9.2f} x the default"
+            ratio += " and context" if of == whole else ""
+            print(f"{f'{name}, {side}x{side}, 1 thread':48} {ms:9.1f} CPU-ms {ratio}", flush=True)
+        print()
+
+
+def bench_compiled() -> None:
+    """The same with `torch.compile`, which takes minutes."""
+    bench_engines(compiled=True)
+
+
+def bench_beside(folder: Path) -> None:
+    """A scan beside Daft and plain Ray Data, two processes each."""
+    rates = pipelines.measure(folder)
+    scan = rates.pop("scan")
+    assert isinstance(scan, Rate)
+    show("scan with a null network, 2 actors", scan)
     for name, rate in rates.items():
-        show(f"{name}, 512x512, 2 threads", rate)
-    ratio("CPU default / torch eager", rates["openvino"], rates["torch"], goal=3)
+        if isinstance(rate, str):
+            print(f"{name:40} {rate}\n", flush=True)
+        else:
+            show(f"{name} with it, 2 processes", rate)
+            ratio(f"scan / {name}", scan, rate, goal=1)
 
 
 def bench_scan(folder: Path) -> None:
@@ -55,9 +83,9 @@ def bench_scan(folder: Path) -> None:
 def bench_null(folder: Path) -> None:
     """A scan whose network does nothing against a plain loop that decodes, two processes each."""
     shards = write_shards(folder / "shards", NULL_IMAGES, shards=40)
-    model = write_null_model(folder / "model")
+    model = write_null_model(folder / "model", context=False)
     decode = decode_rate(shards)
-    # ONNX Runtime, whose calls cost least: what is measured is the pipeline.
+    # ONNX Runtime, whose calls cost least, and no context: what is measured is the pipeline.
     scan = scan_rate(folder / "shards", folder / "out", str(model), "onnxruntime")
     show("plain decode loop, 2 processes", decode)
     show("scan with a null network, 2 actors", scan)
@@ -75,17 +103,19 @@ def ratio(what: str, ours: Rate, other: Rate, goal: float) -> None:
     print(f"{what:40} {ours.per_second / other.per_second:9.2f}  (goal {goal})\n", flush=True)
 
 
+BENCHES = {"kernel": bench_kernel, "engines": bench_engines, "compiled": bench_compiled}
+SCANS = {"scan": bench_scan, "null": bench_null, "beside": bench_beside}
+USUAL = ["kernel", "compiled", "scan", "null", "beside"]  # `engines` is a part of `compiled`
+
+
 def main(names: list[str]) -> None:
     """Run the named benchmarks."""
     print(f"{platform.machine()}, {_processor()}, Python {platform.python_version()}\n")
-    if "kernel" in names:
-        bench_kernel()
-    if "default" in names:
-        bench_default()
-    for name, bench in (("scan", bench_scan), ("null", bench_null)):
-        if name in names:
-            with tempfile.TemporaryDirectory() as folder:
-                bench(Path(folder))
+    for name in (name for name in names if name in BENCHES):
+        BENCHES[name]()
+    for name in (name for name in names if name in SCANS):
+        with tempfile.TemporaryDirectory() as folder:
+            SCANS[name](Path(folder))
 
 
 def _processor() -> str:
@@ -98,4 +128,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["kernel", "default", "scan", "null"])
+    main(sys.argv[1:] or USUAL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,21 @@ from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.network.config import PRESETS
 
 CONFIG = PRESETS["prompt-iml-micro"]
+CONTEXT = {"qtable": ["n", 64], "histogram": ["n", 20, 16], "matches": ["n", 6, "h8", "w8"]}
 
 
-def write_null_model(folder: Path, notes: tuple[str, ...] = ()) -> Path:
-    """Every pixel gets the logit -8; no pixel is read. `notes` are what its users are told."""
-    shapes = CONFIG.prompt_shapes
+def write_null_model(folder: Path, notes: tuple[str, ...] = (), context: bool = True) -> Path:
+    """Every pixel gets the logit -8; no pixel is read. `notes` are what its users are told.
+
+    Without `context` the network takes pixels alone, so that none is computed for it.
+    """
+    config = CONFIG if context else replace(CONFIG, jpeg_view=None, match_map=False)
+    shapes = config.prompt_shapes
     save_folder(
         folder,
         name="null",
         version="bench",
-        config=CONFIG,
+        config=config,
         card={"notes": list(notes)},
         weights={"none": np.zeros(1, np.float32)},
         prompts=PromptSet(tuple(np.zeros(shape, np.float32) for shape in shapes)),
@@ -41,9 +47,10 @@ def write_null_model(folder: Path, notes: tuple[str, ...] = ()) -> Path:
             "null",
             [
                 helper.make_tensor_value_info("image", Type.UINT8, ["n", "h", "w", 3]),
-                helper.make_tensor_value_info("qtable", Type.FLOAT, ["n", 64]),
-                helper.make_tensor_value_info("histogram", Type.FLOAT, ["n", 20, 16]),
-                helper.make_tensor_value_info("matches", Type.FLOAT, ["n", 6, "h8", "w8"]),
+                *(
+                    helper.make_tensor_value_info(name, Type.FLOAT, CONTEXT[name])
+                    for name in config.input_names[1:]
+                ),
                 *prompts,
             ],
             [

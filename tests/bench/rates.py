@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,8 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from prompt_iml.engine.detection.context import whole_pictures
-from prompt_iml.engine.model.folder import load_model
-from prompt_iml.engine.runtimes.open import open_engine
 from prompt_iml.engine.runtimes.protocol import Batch
 from tests.bench.loops import decode_shards, run_engine
 from tests.bench.photographs import SIDE
@@ -35,16 +32,6 @@ class Rate:
     start_up: float = 0.0
 
 
-def runtime_rates(kinds: tuple[str, ...], threads: int, rounds: int = 5) -> dict[str, Rate]:
-    """Of the packaged model on one image, five calls a round."""
-    model = load_model("prompt-iml-micro")
-    batch = one_image()
-    engines = {kind: open_engine(model, kind, threads) for kind in kinds}
-    ways = {kind: partial(engine.run, batch) for kind, engine in engines.items()}
-    seconds = median_seconds(ways, rounds, calls=5)
-    return {kind: Rate(5 * rounds, 1 / each) for kind, each in seconds.items()}
-
-
 def one_image() -> Batch:
     """512x512 pixels of noise, and no table."""
     rng = np.random.default_rng(0)
@@ -53,19 +40,23 @@ def one_image() -> Batch:
 
 
 def median_seconds(
-    ways: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Seconds of a call, median over rounds in which the ways take turns, so that noise hits all
-    alike; each is called once before."""
+    alike; each is called once before. `time.process_time` as clock counts what a thread computes,
+    on a machine that others use too."""
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = clock()
             for _ in range(calls):
                 way()
-            seconds[name].append((time.perf_counter() - started) / calls)
+            seconds[name].append((clock() - started) / calls)
     return {name: float(np.median(each)) for name, each in seconds.items()}
 
 
