@@ -97,6 +97,22 @@ WRONG = [
     ("submit photo.jpg --output out --address http://127.0.0.1:1", "relative"),
 ]
 
+HEAVY = {"numpy", "pyarrow", "ray", "PIL", "scipy", "pandas", "fsspec", "botocore", "torch"}
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "scan --help", "train --help"])
+def test_help_imports_nothing_heavy(arguments: str) -> None:
+    program = f"""
+import contextlib, sys
+from prompt_iml.pipeline.cli import main
+with contextlib.suppress(SystemExit):
+    main({arguments.split()})
+print(*sorted({HEAVY} & sys.modules.keys()))
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert printed.stdout.splitlines()[-1] == b""
+
+
 DRIVER = """
 import contextlib, io, json, os, sys
 from prompt_iml.pipeline.cli import main
