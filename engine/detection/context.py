@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+import scipy  # whose parts load when they are first used
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from prompt_iml.engine.detection.views import mirrored
 from prompt_iml.engine.network.beyond.dct import BLOCK, LUMA, dct_basis, zigzag
@@ -166,8 +166,8 @@ def _cells(luma: Floats) -> Floats:
     distance = np.arange(BLUR_SIZE) - BLUR_SIZE // 2
     taps = np.exp(-(distance**2) / (2 * BLUR**2))
     taps = (taps / taps.sum()).astype(np.float32)
-    rows = ndimage.correlate1d(luma, taps, 0, mode="mirror")[::CELL]
-    blurred: Floats = ndimage.correlate1d(rows, taps, 1, mode="mirror")[:, ::CELL]
+    rows = scipy.ndimage.correlate1d(luma, taps, 0, mode="mirror")[::CELL]
+    blurred: Floats = scipy.ndimage.correlate1d(rows, taps, 1, mode="mirror")[:, ::CELL]
     return blurred
 
 

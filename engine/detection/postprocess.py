@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # whose parts load when they are first used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from prompt_iml.engine.detection.views import LogitMap, Window, sigmoid, upsample
 
@@ -95,12 +95,12 @@ def _regions(
     mask: NDArray[np.bool_], values: NDArray[np.float32], window: Window
 ) -> tuple[Region, ...]:
     """Return the largest regions; `mask` and `values` (logits) are those of the window."""
-    labels, count = ndimage.label(mask, _EIGHT_CONNECTED, output=np.int32)
+    labels, count = scipy.ndimage.label(mask, _EIGHT_CONNECTED, output=np.int32)
     chunks = np.array_split(labels, -(-labels.size // CHUNK))  # bincount takes 8 bytes a pixel
     areas = np.sum([np.bincount(c.ravel(), minlength=count + 1) for c in chunks], axis=0)
     # Labels ascend in raster order, so a stable sort breaks ties by the topmost first pixel.
     largest = np.argsort(-areas[1:], kind="stable")[:MAX_REGIONS]
-    boxes = ndimage.find_objects(labels)
+    boxes = scipy.ndimage.find_objects(labels)
     return tuple(_region(labels, int(k) + 1, boxes[k], values, window) for k in largest)
 
 

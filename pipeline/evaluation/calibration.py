@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts load when they are first used
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from prompt_iml.engine.detection.score import PixelModel, ScoreModel, best_threshold
 from prompt_iml.engine.errors import UsageError
@@ -417,7 +417,9 @@ def fit_platt(logits: Floats, forged: Mask) -> tuple[float, float]:
         return value, np.array([error @ x, error.sum()])
 
     bounds = [(LEAST_SLOPE, None), (None, None)]
-    fit = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)
+    fit = scipy.optimize.minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds
+    )
     scale = float(fit.x[0]) / spread
     return scale, float(fit.x[1]) - scale * centre
 

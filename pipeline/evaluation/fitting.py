@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # whose parts load when they are first used
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from prompt_iml.engine.detection.score import CENTRES, PixelModel, ScoreModel
 from prompt_iml.pipeline.evaluation.images import ImageResult
@@ -148,7 +148,7 @@ def fit_logistic(
         value = float(weights @ _losses(logits, y)) + penalty / 2 * float(slopes @ slopes)
         return value, np.append(error @ z + penalty * slopes, error.sum())
 
-    fit = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    fit = scipy.optimize.minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
     coefficients = fit[:-1] / spread
     return coefficients, float(fit[-1] - coefficients @ mean)
 

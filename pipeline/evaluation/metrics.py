@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts load when they are first used
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
@@ -148,8 +148,10 @@ def balanced(forged: Mask) -> NDArray[np.float64]:
 
 def interval(count: int, images: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a rate, `count` of `images` (Clopper-Pearson)."""
-    low = float(beta.ppf(0.025, count, images - count + 1)) if count else 0.0
-    return low, float(beta.ppf(0.975, count + 1, images - count)) if count < images else 1.0
+    low = float(scipy.stats.beta.ppf(0.025, count, images - count + 1)) if count else 0.0
+    return low, float(
+        scipy.stats.beta.ppf(0.975, count + 1, images - count)
+    ) if count < images else 1.0
 
 
 def without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:

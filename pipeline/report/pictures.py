@@ -10,9 +10,9 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # whose parts load when they are first used
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from scipy import ndimage
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -34,13 +34,13 @@ def overlay(pixels: Pixels, mask: Mask, colour: Colour = FOUND) -> Pixels:
     marked[mask] = np.rint(inside + FILL_OPACITY * (np.array(colour) - inside))
     width = line_width(mask.shape)
     marked[outline(mask, width)] = colour
-    marked[ndimage.binary_dilation(mask, iterations=max(1, width // 2)) & ~mask] = 255
+    marked[scipy.ndimage.binary_dilation(mask, iterations=max(1, width // 2)) & ~mask] = 255
     return marked
 
 
 def outline(mask: Mask, width: int) -> Mask:
     """Return the `width` outermost pixels of a (H, W) mask; the image border is no edge."""
-    inside: Mask = ndimage.binary_erosion(mask, iterations=width, border_value=1)
+    inside: Mask = scipy.ndimage.binary_erosion(mask, iterations=width, border_value=1)
     return mask & ~inside
 
 
