@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -17,20 +16,11 @@ from yarl import URL
 
 from prompt_iml.engine.errors import Denied, FetchError, FetchTimeout, NotFound, TooLarge
 from prompt_iml.pipeline.logs import one_line
+from prompt_iml.pipeline.storage.web import is_public
 
 SECONDS = 20.0  # for all of a fetch
 REDIRECTS = 3
-# Gateways of IPv6 that reach any address of IPv4; addresses for the services of a provider.
-NOT_PUBLIC = tuple(map(ip_network, ("64:ff9b::/96", "2002::/16", "192.0.0.0/24")))
 Check = Callable[[str], bool]
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the public Internet, and to one host."""
-    ip: IPv4Address | IPv6Address = ip_address(address)
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    is_special = any(ip in network for network in NOT_PUBLIC)
-    return ip.is_global and not ip.is_multicast and not is_special
 
 
 class _Resolver(AbstractResolver):

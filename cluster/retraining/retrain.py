@@ -51,6 +51,7 @@ from prompt_iml.pipeline.registry.promotion import (
 )
 from prompt_iml.pipeline.registry.registry import Registry, short_name, with_prompt_set
 from prompt_iml.pipeline.run.folder import Json, encode
+from prompt_iml.pipeline.settings import AccessFlags
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.truth import Faults, check_images, read_labels
 
@@ -199,8 +200,7 @@ def train_settings(
         workers=settings.workers,
         gpus=settings.gpus,
         address=settings.address,
-        s3_access=settings.s3_access,
-        **settings.model_dump(include=set(TRAINING)),
+        **settings.model_dump(include={*TRAINING, *AccessFlags.model_fields}),
     )
 
 
@@ -311,7 +311,9 @@ def _record(
             "new": [result.to_dict() for result in after],
             "base": [result.to_dict() for result in base],
         },
-        "settings": settings.model_dump(exclude={"address", "workers", "gpus", "s3_access"}),
+        "settings": settings.model_dump(
+            exclude={"address", "workers", "gpus", *AccessFlags.model_fields}
+        ),
         "by": owner,
         "at": timestamp(),
     }

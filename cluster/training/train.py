@@ -51,6 +51,7 @@ from prompt_iml.pipeline.forgery.history import FRAME
 from prompt_iml.pipeline.forgery.photos import can_donate
 from prompt_iml.pipeline.scan.actors import quiet_ray_data
 from prompt_iml.pipeline.scan.session import ray_session
+from prompt_iml.pipeline.settings import AccessFlags
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.truth import read_labels
 
@@ -69,7 +70,7 @@ MALLOC = {
 BEST_BY = "f1"  # the field of a report that chooses the best checkpoint
 # Settings that may change when a run resumes: they say where it runs and what it may read,
 # and not what it learns.
-PLACE = {"workers", "max_workers", "gpus", "address", "output", "s3_access"}
+PLACE = {"workers", "max_workers", "gpus", "address", "output", *AccessFlags.model_fields}
 
 
 @dataclass(frozen=True, slots=True)

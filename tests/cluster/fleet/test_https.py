@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from prompt_iml.cluster.fleet import https
-from prompt_iml.cluster.fleet.https import Fetcher, is_public
+from prompt_iml.cluster.fleet.https import Fetcher
 from prompt_iml.engine.errors import Denied, FetchError, FetchTimeout, NotFound, TooLarge
 
 MAX_BYTES = 1000
@@ -182,20 +182,3 @@ def test_a_host_with_a_private_address_is_denied(certificate: Path, port: int) -
 def test_a_host_whose_certificate_nobody_trusts_is_not_read(port: int) -> None:
     with pytest.raises(FetchError, match="certificate"):
         get(Fetcher([f"localhost:{port}"], MAX_BYTES, lambda _: True), f"https://localhost:{port}")
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
-        "0.0.0.0", "192.0.0.192", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1",
-        "fd00::1", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
-    ],
-)  # fmt: skip
-def test_addresses_that_are_not_public(address: str) -> None:
-    assert not is_public(address)
-
-
-@pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700:4700::1111", "::ffff:1.1.1.1"])
-def test_public_addresses(address: str) -> None:
-    assert is_public(address)

@@ -202,7 +202,9 @@ def test_addresses_that_are_not_public(address: str) -> None:
     assert not web.is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::808:808"]
+)
 def test_addresses_that_are_public(address: str) -> None:
     assert web.is_public(address)
 
