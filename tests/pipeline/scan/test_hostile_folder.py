@@ -28,7 +28,9 @@ MODULES = (
     "pycocotools.py", "engine.py", "numpy.py", "sitecustomize.py", "usercustomize.py",
     "pipeline/__init__.py", "cluster/__init__.py", "prompt_iml/__init__.py",
 )  # fmt: skip
-OURS = re.compile(r"run \S+: \d units on up to 1 actors|.*images.*|note: .*|next: .*")
+OURS = re.compile(
+    r"run \S+: \d units on up to 1 actors|.*images.*|note: .*|(next:| {5}) prompt-iml .*"
+)
 SESSION = """
 import json, os, sys, ray
 from prompt_iml.pipeline.scan.session import ray_session

@@ -129,7 +129,7 @@ def test_codes_and_limit_choose_what_is_retried(
     assert sum(len(names) for _, names in retried(run, "truncated", "empty", limit=2)) >= 2
     with pytest.raises(EmptySource, match="no row that failed by timeout: nothing to retry"):
         check_retry(run, ["timeout"])
-    with pytest.raises(UsageError, match="not_an_image is no code of a failure: one of bad_cr"):
+    with pytest.raises(UsageError, match="not_an_image is no code of a failure: one of bad_an"):
         check_retry(run, ["not_an_image"])
 
 
