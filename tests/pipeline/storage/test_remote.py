@@ -30,12 +30,22 @@ FILES = {
 
 @pytest.fixture
 def gs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DirFileSystem:
-    """Buckets that are folders, by a file system of fsspec whose names have no root."""
+    """Buckets that are folders, by a file system of fsspec whose names have no root.
+
+    Unlike fsspec's own, which looks first, it creates a file once however many writers there are.
+    """
+
+    def pipe_file(path: str, data: bytes, mode: str = "overwrite") -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / path).open("xb" if mode == "create" else "wb") as file:
+            file.write(data)
+
     for name, data in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
     local = fsspec.filesystem("file", auto_mkdir=True, skip_instance_cache=True)
     folder = DirFileSystem(str(tmp_path), local, skip_instance_cache=True)
+    monkeypatch.setattr(folder, "pipe_file", pipe_file)
     monkeypatch.setattr(remote, "filesystem", lambda scheme, pid: folder)
     return folder
 
