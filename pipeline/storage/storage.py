@@ -45,6 +45,7 @@ from prompt_iml.engine.errors import (
     Denied,
     FetchError,
     FetchTimeout,
+    ForeignScheme,
     NotFound,
     OutputNotWritable,
     UsageError,
@@ -569,7 +570,7 @@ def filesystem(scheme: str) -> Any:
     """Return the file system of fsspec for a scheme, in this process.
 
     Raises:
-        FetchError: the scheme is not read: fsspec has many, some of which are the local disk.
+        ForeignScheme: it is not read: fsspec has many, some of which are the local disk.
         MissingDependency: its package is not installed.
     """
     if scheme == "file":
@@ -579,5 +580,5 @@ def filesystem(scheme: str) -> Any:
     if scheme in remote.PACKAGES:
         return remote.filesystem(scheme, os.getpid())
     if scheme != "s3":
-        raise FetchError(f"{scheme}:// is not read: use a path, file:///abs/path or s3://")
+        raise ForeignScheme(f"{scheme}:// is not read: use a path, file:///abs/path or s3://")
     return s3.filesystem(os.getpid())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -146,7 +147,9 @@ def test_a_missing_package_is_named(scheme: str, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("uri", ["memory://a", "local:///etc/passwd", "github://a:b@/c", "data:,a"])
-def test_no_other_scheme_of_fsspec_is_read(uri: str) -> None:
+def test_no_other_scheme_of_fsspec_is_read(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused at once: a list may name a thousand of them."""
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it was tried again"))
     fsspec.filesystem("memory").pipe_file("/a", b"1")
     unit = Unit("objects", uri, -1, objects=(ObjectRef(uri, 1),))
     (sample,) = read_unit(unit, max_object_bytes=9, threads=1)
