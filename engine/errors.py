@@ -182,10 +182,6 @@ class FetchTimeout(FetchError):
     code = "timeout"
 
 
-class ForeignScheme(FetchError):
-    """A URI has a scheme that is not read; nothing was asked for it."""
-
-
 class BadAnswer(FetchError):
     """A web server answers with what cannot be used, and would do so again."""
 

@@ -13,6 +13,7 @@ refused at once.
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -148,6 +149,9 @@ def commands() -> dict[str, Entry]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    # Before NumPy is imported: its threads wait busily, which on small matrices costs more than it
+    # saves. Ray does the same in its processes.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if argv in (["--version"], ["-V"]):
         from importlib.metadata import version

@@ -36,7 +36,7 @@ def retry(call: Callable[[], R], policy: RetryPolicy) -> R:
 
     Raises:
         FetchError: the error of the last attempt. Errors that do not pass (`NotFound`, `Denied`,
-            `ForeignScheme`, `BadAnswer`, `DamagedShard`) are raised at once.
+            `BadAnswer`, `DamagedShard`) are raised at once.
     """
     deadline = time.monotonic() + policy.budget
     for attempt in range(policy.attempts):

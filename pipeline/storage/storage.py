@@ -45,7 +45,6 @@ from prompt_iml.engine.errors import (
     Denied,
     FetchError,
     FetchTimeout,
-    ForeignScheme,
     NotFound,
     OutputNotWritable,
     UsageError,
@@ -570,7 +569,7 @@ def filesystem(scheme: str) -> Any:
     """Return the file system of fsspec for a scheme, in this process.
 
     Raises:
-        ForeignScheme: it is not read: fsspec has many, some of which are the local disk.
+        NotFound: it is not read: fsspec has many, some of which are the local disk.
         MissingDependency: its package is not installed.
     """
     if scheme == "file":
@@ -580,5 +579,5 @@ def filesystem(scheme: str) -> Any:
     if scheme in remote.PACKAGES:
         return remote.filesystem(scheme, os.getpid())
     if scheme != "s3":
-        raise ForeignScheme(f"{scheme}:// is not read: use a path, file:///abs/path or s3://")
+        raise NotFound(f"{scheme}:// is not read: use a path, file:///abs/path or s3://")
     return s3.filesystem(os.getpid())
