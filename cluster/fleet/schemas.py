@@ -62,7 +62,7 @@ def _columns() -> Json:
 
 
 class _Beside(Strict):
-    """What a picture's answer has beside its columns."""
+    """Fields of a picture's answer that are no columns of its row."""
 
     name: str | None = Field(None, description="File name of the picture, where several are sent.")
     overlay_png: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})] | None = (

@@ -43,7 +43,7 @@ _SUBJECT = 5  # fields of a certificate before it, with the version
 
 
 class Manifest(NamedTuple):
-    """What a manifest store names; None where it is not found.
+    """Names that a manifest store gives; None where it is not found.
 
     Attributes:
         signer: organisation and common name in the certificate of the last signature, UTF-8.

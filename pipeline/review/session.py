@@ -41,7 +41,7 @@ PNG_URL = "data:image/png;base64,"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a session is about.
+    """Run, reviewer and queue of a session.
 
     Attributes:
         run: run whose findings are reviewed.

@@ -1,4 +1,4 @@
-"""What a GPU has to show, in one command of at most eight minutes (`make gpu`).
+"""Measurements on a GPU, in one command of at most eight minutes (`make gpu`).
 
 It takes the PyTorch and the CUDA that it finds, fetches nothing, and imports neither Ray nor any
 other package that PyTorch's own machines lack (`--list` prints what it needs). Each part is a

@@ -38,7 +38,7 @@ class Case:
 
     @property
     def least_bytes(self) -> int:
-        """What must be read and written once."""
+        """Bytes that a call must read and write at least."""
         read = (self.value, self.locations, self.weights)
         return sum(x.nbytes for x in read) + self.locations.shape[1] * self.value[:, 0].nbytes
 

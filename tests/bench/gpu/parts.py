@@ -32,7 +32,7 @@ DONE = "done"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a part gave.
+    """Result of a part.
 
     Attributes:
         status: `done`, `failed` or `timeout`.

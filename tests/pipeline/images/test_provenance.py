@@ -1,4 +1,4 @@
-"""What a file says of itself, from real files and hostile ones; the perceptual hash."""
+"""Provenance that a file states, from real files and hostile ones; the perceptual hash."""
 
 from __future__ import annotations
 
