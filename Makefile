@@ -78,7 +78,7 @@ $(BIN)/python:
 KERNELS := $(wildcard engine/operator/*.cpp engine/operator/*.h)
 
 $(VENV)/scan.stamp: pyproject.toml setup.py constraints.txt $(KERNELS) | $(BIN)/python
-	$(PIP) --editable '.[demo]'
+	$(PIP) --editable '.[demo,review]'
 	touch $@
 
 # torch first and by its exact version: a looser pin takes another build with gigabytes of CUDA.

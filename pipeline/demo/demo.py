@@ -15,7 +15,7 @@ from PIL import Image as PilImage
 
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.demo.photographs import DemoImage, generate_set, write_shards
-from prompt_iml.pipeline.detect.lines import counts_line
+from prompt_iml.pipeline.detect.lines import counts_line, name_of
 from prompt_iml.pipeline.evaluation.comparison import compare, read_rows, read_truth, table
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 from prompt_iml.pipeline.logs import log
@@ -56,7 +56,7 @@ def demo(settings: DemoSettings) -> Json:
     report = write_report(summary["output"], run_id=run.run_id)
     log(f"\nfound against truth, {summary['model']}, as measured:\n\n{table(comparison)}\n")
     log(f"{counts_line(summary)}\n\nreport   {report}\npicture  {picture}")
-    log(f"table    {folder}/results/*.parquet")
+    log(f"table    {folder}/results/*.parquet\n\nnext: prompt-iml review {name_of(str(folder))}")
     return {
         **summary,
         "report": report,

@@ -16,14 +16,10 @@ import asyncio
 import io
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import cycle, takewhile
+from itertools import cycle
 
 import aiohttp
 import numpy as np
@@ -34,7 +30,7 @@ from prompt_iml.cluster.settings import EndpointSettings
 from prompt_iml.pipeline.scan.scanner import RowMaker
 from prompt_iml.pipeline.units import Sample
 from tests.bench.photographs import jpegs
-from tests.helpers.ports import free_port
+from tests.helpers.endpoint import serving
 
 BATCH = 4
 PICTURES = list(jpegs(20))
@@ -66,27 +62,6 @@ def engine_alone(seconds: float) -> Answers:
         if time.perf_counter() > end:
             return found
     raise AssertionError
-
-
-@contextmanager
-def serving() -> Iterator[str]:
-    """Run a real endpoint with one replica; yields its URL."""
-    command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "serve", "--address=local"]
-    port = free_port()
-    with subprocess.Popen(
-        [*command, f"--port={port}"],
-        env={name: value for name, value in os.environ.items() if "SERVE_TOKEN" not in name},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr
-        lines = list(takewhile(lambda line: "serving at" not in line, process.stderr))
-        assert process.poll() is None, lines
-        try:
-            yield f"http://127.0.0.1:{port}/v1/scan"
-        finally:
-            process.terminate()
 
 
 async def ask(session: aiohttp.ClientSession, url: str, picture: bytes, found: Answers) -> None:
@@ -168,8 +143,8 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, "
           f"load {os.getloadavg()[0]:.1f}; 512x512 JPEG, {seconds:g} s each")  # fmt: skip
     print(f"{'engine alone':28} {engine_alone(seconds)}", flush=True)
-    with serving() as url:
-        asyncio.run(loads(url, seconds))
+    with serving() as port:
+        asyncio.run(loads(f"http://127.0.0.1:{port}/v1/scan", seconds))
     batches()
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,6 +30,7 @@ from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.schema import RowWriter
 from prompt_iml.pipeline.scan.scanner import RowMaker
 from prompt_iml.pipeline.units import Sample
+from tests.helpers.endpoint import serving
 from tests.helpers.ports import free_port
 from tests.helpers.processes import assert_ends, begin, wait_for_process
 
@@ -79,25 +78,12 @@ if "prompt_iml.cluster.fleet.image_process" in sys.orig_argv:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serve the packaged model, with poison planted in its decoder."""
-    port, plant = free_port(), tmp_path_factory.mktemp("plant")
+    plant = tmp_path_factory.mktemp("plant")
     (plant / "sitecustomize.py").write_text(PLANT)
-    command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "serve", "--address=local"]
-    limits = [f"--port={port}", f"--max-bytes={MAX_BYTES}", f"--max-queued={MAX_QUEUED}"]
-    with subprocess.Popen(
-        [*command, *limits],
-        env=os.environ | {"PYTHONPATH": f"{plant}:{ROOT}", "PROMPT_IML_SERVE_TOKEN": TOKEN},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr
-        lines = list(takewhile(lambda line: "serving at" not in line, process.stderr))
-        assert process.poll() is None, lines
+    limits = [f"--max-bytes={MAX_BYTES}", f"--max-queued={MAX_QUEUED}"]
+    environment = {"PYTHONPATH": f"{plant}:{ROOT}", "PROMPT_IML_SERVE_TOKEN": TOKEN}
+    with serving(*limits, **environment) as port:
         yield Server(port)
-        process.terminate()
-        out, err = process.communicate(timeout=120)
-    summary = json.loads(out.splitlines()[-1])
-    assert (process.returncode, summary["url"]) == (0, f"http://127.0.0.1:{port}/"), err
 
 
 @pytest.fixture(scope="module")

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, Page, expect
 
 from prompt_iml.pipeline.report.page import PICTURES_A_PAGE
 from prompt_iml.pipeline.report.report import write_report
-from tests.helpers.browser import chromium
+from tests.helpers.browser import Opened, chromium, pages
 from tests.helpers.outputs import commit, failed, scored
 
 HOSTILE = '=<img src=x onerror="document.title=1">\u202e'
 POLICY = {"authentic_below": 0.3, "manipulated_at": 0.8, "min_side": 128, "min_jpeg_quality": 50}
 LABELLED = {"manipulated": 20, "uncertain": 25, "authentic": 15}
-Opened = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +54,9 @@ def report(tmp_path_factory: pytest.TempPathFactory, photographs: Mapping[str, b
 
 @pytest.fixture
 def opened(browser: Browser, report: str) -> Iterator[Opened]:
-    """Open the page; an error of its script or its policy fails the test."""
-    contexts, errors = [], list[str]()
-
-    def note(request: Request) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:")):
-            errors.append(request.url)
-
-    def open_page(width: int = 1280, **options: Any) -> Page:
-        viewport = {"width": width, "height": 844}
-        contexts.append(browser.new_context(viewport=viewport, **options))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text))
-        page.on("request", note)
-        page.goto(report)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
+    """Open the page, which asks nobody for anything."""
+    with pages(browser, report, "file", "data", "blob") as open_page:
+        yield open_page
 
 
 def names(page: Page) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from prompt_iml.pipeline.scan.rows import HEATMAP_LEVELS
 from prompt_iml.pipeline.truth import read_labels
 from prompt_iml.pipeline.truth.masks import load_mask
 from prompt_iml.pipeline.truth.reviews import read_reviews, write_review
-from tests.helpers.browser import chromium
+from tests.helpers.browser import Opened, chromium, pages
 from tests.helpers.outputs import Row, commit, scored
 from tests.helpers.reviewed import POLICY, label_of, review_of, running, session_on
 
 SIZE = (160, 120)  # width and height
 HOSTILE = '<img src=x onerror="document.title=1">\u202e.jpg'
 NAMES = ("a.jpg", "b.jpg", HOSTILE)
-Opened = Callable[..., Page]
+SETTLED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +62,18 @@ def heat() -> bytes:
 
 @pytest.fixture
 def opened(browser: Browser, rows: list[Row], tmp_path: Path) -> Iterator[Opened]:
-    """Open the page; an error of its script or its policy fails the test."""
-    contexts, errors = [], list[str]()
-    with running(session_on(f"file://{tmp_path}/out")) as link:
+    """Open the page of a running review, and wait for its first picture."""
 
-        def open_page(width: int = 1280, **options: Any) -> Page:
-            viewport = {"width": width, "height": 844}
-            contexts.append(browser.new_context(viewport=viewport, **options))
-            page = contexts[-1].new_page()
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("console", lambda message: errors.append(message.text))
-            page.goto(link)
-            expect(page.locator("#view")).to_be_visible()
-            return page
+    def open_page(width: int = 1280, **options: Any) -> Page:
+        page = anew(width, **options)
+        expect(page.locator("#view")).to_be_visible()
+        return page
 
+    with (
+        running(session_on(f"file://{tmp_path}/out")) as link,
+        pages(browser, link, "http", "data", "blob") as anew,
+    ):
         yield open_page
-        for context in contexts:
-            context.close()
-    assert [error for error in errors if "Failed to load resource" not in error] == []
 
 
 def at(page: Page, x: float, y: float) -> tuple[float, float]:
@@ -299,6 +293,8 @@ def test_on_a_phone_everything_is_reached_by_touch(
     expect(page.locator("#zoom")).not_to_have_text(before)
     page.locator("#fit").tap()
     page.locator("[data-tool=eraser]").tap()
+    expect(page.locator("#size")).to_be_visible()
+    page.evaluate(SETTLED)  # the sizes took room from the picture
     page.touchscreen.tap(*at(page, 55, 35))
     page.locator("[data-decision=manipulated]").tap()
     saved(page)
