@@ -42,13 +42,18 @@ Codes and stages are part of the results schema (version 1): they are added to, 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class PromptImlError(Exception):
     """Base of all errors that the product raises on purpose."""
 
     code: ClassVar[str] = "error"
+
+    def bare(self) -> Self:
+        """Forget the traceback and the causes, whose frames hold the data that was read."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
 
 class UsageError(PromptImlError):

@@ -30,7 +30,7 @@ from prompt_iml.engine.detection.views import (
     mean,
 )
 from prompt_iml.engine.detection.views import tile as cut_tile
-from prompt_iml.engine.errors import DeviceFull, InferError
+from prompt_iml.engine.errors import DeviceFull, ImageError, InferError
 from prompt_iml.engine.model.policy import Label, Policy
 from prompt_iml.engine.runtimes.protocol import Batch, Engine, Pending
 
@@ -212,7 +212,7 @@ class _Batcher(Generic[K]):
         try:
             output = self.engine.submit(batch)
         except InferError as error:
-            output = error
+            output = error.bare()
         return _PendingBatch(tiles, len(batch.image), output, time.perf_counter() - start)
 
     def collect(self, pending: _PendingBatch[K]) -> list[_TileOutput | InferError]:
@@ -267,7 +267,9 @@ class Detector:
     batch_size: int = 1
     observe: Callable[[int, int], None] = lambda tiles, size: None
 
-    def detect(self, images: Iterable[tuple[K, Image]]) -> Iterator[tuple[K, Finding | InferError]]:
+    def detect(
+        self, images: Iterable[tuple[K, Image | ImageError]]
+    ) -> Iterator[tuple[K, Finding | ImageError]]:
         """Yield the finding of each image as soon as its last tile has run.
 
         Tiles of one shape share batches, across images. Images come out in the order in which
@@ -281,11 +283,15 @@ class Detector:
         full, batches are half as large.
 
         Args:
-            images: (key, image) pairs; the key comes back with the finding.
+            images: (key, image) pairs; the key comes back with the finding. In place of an image
+                that could not be read its error is yielded at once.
         """
         pending: deque[_PendingBatch[K]] = deque()
         batcher = _Batcher[K](self.engine, self.batch_size, self.observe)
         for key, image in images:
+            if isinstance(image, ImageError):
+                yield key, image
+                continue
             tilings = cut(image, self.view), cut_enlarged(image, self.view)
             views = [_ImageView(each, self._context(each)) for each in tilings if each]
             for tiles in batcher.add(_PendingImage(key, views, image.jpeg_quality)):

@@ -105,20 +105,20 @@ def evaluate_images(
     Raises:
         BadLabels: an image is not there, or its mask does not fit it.
     """
-    failures: list[Evaluation] = []
-    images = _images(labels, perturbation, failures)
-    for (label, truth), finding in detector.detect(images):
+    for (label, truth), finding in detector.detect(_images(labels, perturbation)):
         if isinstance(finding, ImageError):
             yield Evaluation(label, finding)
         else:
+            assert truth is not None  # only what could not be read has none
             shape = finding.logits.shape
             found = np.zeros(shape, bool) if finding.mask is None else finding.mask
             yield Evaluation(label, _result(label, truth, finding, found), found)
-    yield from failures
 
 
-def read_pictures(labels: Sequence[Label]) -> Iterator[tuple[Label, Truth, Image] | Evaluation]:
-    """Yield the decoded image of each label with its truth, or the evaluation that failed.
+def read_pictures(
+    labels: Sequence[Label],
+) -> Iterator[tuple[Label, tuple[Truth, Image] | ImageError]]:
+    """Yield each label with its truth and its decoded image, or the error that it failed with.
 
     Raises:
         BadLabels: an image is not there, or its mask does not fit it.
@@ -129,23 +129,23 @@ def read_pictures(labels: Sequence[Label]) -> Iterator[tuple[Label, Truth, Image
         except FetchError as error:
             raise BadLabels(f"{label.name}: {error.code}: {error}") from error
         except ImageError as error:
-            yield Evaluation(label, error)
+            yield label, error.bare()
             continue
         size, orientation = decoded.image.pixels.shape[:2], decoded.facts["exif_orientation"]
         try:
-            yield label, truth_of(label, size, orientation), decoded.image
+            yield label, (truth_of(label, size, orientation), decoded.image)
         except ValueError as error:
             raise BadLabels(f"{label.name}: {error}") from error
 
 
 def _images(
-    labels: Sequence[Label], perturbation: str, failures: list[Evaluation]
-) -> Iterator[tuple[tuple[Label, Truth], Image]]:
-    for each in read_pictures(labels):
-        if isinstance(each, Evaluation):
-            failures.append(each)
+    labels: Sequence[Label], perturbation: str
+) -> Iterator[tuple[tuple[Label, Truth | None], Image | ImageError]]:
+    for label, opened in read_pictures(labels):
+        if isinstance(opened, ImageError):
+            yield (label, None), opened
             continue
-        label, truth, image = each
+        truth, image = opened
         changed, moved = perturb(perturbation, image, truth.mask, seed=label.row)
         yield (label, Truth(truth.manipulated, moved)), changed
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from prompt_iml.engine.detection.score import Statistics, histogram
-from prompt_iml.engine.errors import BadLabels, FetchError, MissingInput, UsageError
+from prompt_iml.engine.errors import BadLabels, FetchError, ImageError, MissingInput, UsageError
 from prompt_iml.pipeline.evaluation.images import Evaluation, image_result, read_pictures
 from prompt_iml.pipeline.logs import one_line
 from prompt_iml.pipeline.sources.names import is_hidden
@@ -94,11 +94,11 @@ def evaluate_predictions(predictions: Predictions, labels: Sequence[Label]) -> I
     Raises:
         BadLabels: a map cannot be read, or an image or its mask.
     """
-    for each in read_pictures(labels):
-        if isinstance(each, Evaluation):
-            yield each
+    for label, opened in read_pictures(labels):
+        if isinstance(opened, ImageError):
+            yield Evaluation(label, opened)
             continue
-        label, truth, image = each
+        truth, image = opened
         uri = predictions.find(label)
         try:
             probabilities, score = load_map(uri)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -211,27 +210,18 @@ class RowMaker:
             items: what to scan; each may be read while it is taken.
             open_item: function that decodes an item, such as `open`; called in threads.
         """
-        failed: deque[tuple[Row, ImageError]] = deque()
-        for outcome in self._detector.detect(self._images(items, open_item, failed)):
-            yield outcome
-            while failed:
-                yield failed.popleft()
-        yield from failed
+        return self._detector.detect(self._images(items, open_item))
 
     def _images(
-        self,
-        items: Iterable[T],
-        open_item: Callable[[T], Opened],
-        failed: deque[tuple[Row, ImageError]],
-    ) -> Iterator[tuple[Row, Image]]:
-        """Yield the images that decode; the others go to `failed`."""
+        self, items: Iterable[T], open_item: Callable[[T], Opened]
+    ) -> Iterator[tuple[Row, Image | ImageError]]:
         # At most 2 images a thread are held, so that a shard is never held whole.
         ahead = 2 * self._spec.threads
         fetched = self.meter.timed("fetch", items)
         opened = in_order(self._pool, open_item, fetched, ahead, self._queue)
         for row, outcome in self.meter.timed("wait", opened):
             if isinstance(outcome, ImageError):
-                failed.append((row, outcome))
+                yield row, outcome
             else:
                 yield row | outcome.facts, outcome.image
 
@@ -265,7 +255,7 @@ class RowMaker:
         except Exception as error:  # broad only here: no image may end the job
             outcome = DecodeError(f"{type(error).__name__}: {error}")
         row["decode_ms"] = 1e3 * (time.perf_counter() - started)
-        return row, outcome
+        return row, outcome.bare() if isinstance(outcome, ImageError) else outcome
 
 
 @dataclass(frozen=True, slots=True)
