@@ -1,8 +1,8 @@
 """COCO annotations as labels: an image with annotations is manipulated where they lie.
 
 An image without annotations is authentic. Categories are not distinguished. Images lie beside the
-file, or in `images` or `data` beside it or above it, as CVAT and FiftyOne write them; a `coco_url`
-of a file or an object goes before that.
+file, or where CVAT, Datumaro and FiftyOne write them: in `images` or `data`, beside or above. A
+`coco_url` of a file or an object goes before that, and one on a web server is not asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from prompt_iml.pipeline.truth.labels import Faults, Label, split_member
 from prompt_iml.pipeline.truth.masks import Mask, Rle
 
 FOLDERS = ("", "images/", "data/", "../images/", "../data/")
+TASK = "instances_"  # before the name of a part of a set, in the names of files and of folders
 MAX_PIXELS = 1 << 30
 Document = Mapping[str, Any]
 
@@ -31,8 +32,8 @@ def is_coco(document: Document) -> bool:
     return all(isinstance(document.get(name), list) for name in ("images", "annotations"))
 
 
-def coco_labels(document: Document, folder: str, faults: Faults) -> list[Label]:
-    """Return a label for each image of a COCO document that lies in a folder (its URI)."""
+def coco_labels(document: Document, place: str, faults: Faults) -> list[Label]:
+    """Return a label for each image of a COCO document; `place` is its URI."""
     shapes = defaultdict[Any, list[Any]](list)
     for annotation in filter(_is_object, document["annotations"]):
         shapes[annotation.get("image_id")].append(annotation.get("segmentation"))
@@ -40,7 +41,7 @@ def coco_labels(document: Document, folder: str, faults: Faults) -> list[Label]:
     for row, image in enumerate(document["images"]):
         with faults.of(row):
             found = image if _is_object(image) else {}
-            labels.append(_label(row, found, shapes.get(found.get("id"), []), folder))
+            labels.append(_label(row, found, shapes.get(found.get("id"), []), place))
     return labels
 
 
@@ -48,14 +49,14 @@ def _is_object(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _label(row: int, image: Document, shapes: list[Any], folder: str) -> Label:
+def _label(row: int, image: Document, shapes: list[Any], place: str) -> Label:
     url, name = (str(image.get(key) or "") for key in ("coco_url", "file_name"))
-    if not url.startswith(("file://", "s3://")):
+    if not storage.is_canonical(url) or storage.is_web(url):
         url = name
     if not url:
         raise ValueError("has no file_name")
     file, member = split_member(url)
-    uri = _find(file, folder)
+    uri = _find(file, place)
     if not shapes:
         return Label(row, uri, member or None, "authentic")
     height, width = _size(image)
@@ -75,11 +76,17 @@ def _size(image: Document) -> tuple[int, int]:
     raise ValueError(f"has the size {width}x{height}")
 
 
-def _find(name: str, folder: str) -> str:
-    """Return the URI of an image; that beside the annotations where it is in none of `FOLDERS`."""
-    tried = [storage.canonical(located(f"{each}{name}", folder)) for each in FOLDERS]
+def _find(name: str, place: str) -> str:
+    """Return the URI of an image; that beside the annotations where it is in none of the folders.
+
+    CVAT and Datumaro write the images of `instances_train.json` to `../images/train`.
+    """
     if name.startswith("/") or "://" in name:
         return storage.canonical(name)
+    folder, _, file = place.rpartition("/")
+    part = file.rpartition(".")[0].removeprefix(TASK)
+    folders = (*FOLDERS, f"../images/{part}/")
+    tried = [storage.canonical(located(f"{each}{name}", folder)) for each in folders]
     return next(filter(_exists, tried), tried[0])
 
 

@@ -86,7 +86,7 @@ def table_labels(uri: str, shown: str, faults: Faults) -> list[Label]:
         return _labels(_parquet_rows(uri, shown), folder, faults)
     document = _document(uri, shown, decoded_head(head))
     if isinstance(document, dict) and is_coco(document):
-        return coco_labels(document, folder, faults)
+        return coco_labels(document, uri, faults)
     if isinstance(document, list):
         return _labels(map(_cells, document), folder, faults)
     return _labels(_text_rows(uri, shown), folder, faults)

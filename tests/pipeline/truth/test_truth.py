@@ -26,6 +26,7 @@ from prompt_iml.pipeline.truth import (
     read_labels,
     truth_of,
 )
+from prompt_iml.pipeline.truth.coco import coco_labels
 from prompt_iml.pipeline.truth.masks import bright, load_mask
 from tests.helpers.archives import TarOf
 from tests.helpers.stores import Folder, Store
@@ -290,6 +291,22 @@ def test_coco_annotations(form: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "uri"),
+    [
+        ("gs://bucket/x.jpg", "gs://bucket/x.jpg"),
+        ("https://server/x.jpg", "file:///in/a.jpg"),
+        ("http://server/x.jpg", "file:///in/a.jpg"),
+    ],
+)
+def test_coco_url_names_an_object_and_no_web_server(url: str, uri: str) -> None:
+    images = [{"id": 1, "file_name": "a.jpg", "coco_url": url}]
+    document = {"images": images, "annotations": []}
+    assert [label.uri for label in coco_labels(document, "file:///in/it.json", Faults("it"))] == [
+        uri
+    ]
+
+
+@pytest.mark.parametrize(
     "shape",
     [
         {"size": SIZE, "counts": [0, 10**9]},
@@ -308,11 +325,13 @@ def test_an_annotation_that_does_not_fit_is_a_fault(shape: Any, place: Path) -> 
         read_labels(coco_file(place, shape))
 
 
-def test_images_of_coco_lie_where_tools_write_them(tmp_path: Path) -> None:
-    for name in ("images/a.jpg", "data/b.jpg"):
-        Folder(tmp_path).put(name, jpeg())
+@pytest.mark.parametrize("name", ["images/a.jpg", "images/train/a.jpg"])
+def test_images_of_coco_lie_where_tools_write_them(name: str, tmp_path: Path) -> None:
+    for each in (name, "data/b.jpg"):
+        Folder(tmp_path).put(each, jpeg())
     (tmp_path / "annotations").mkdir()
-    labels = read_labels(coco_file(tmp_path / "annotations", segmentations()["polygon"]))
+    file = coco_file(tmp_path / "annotations", segmentations()["polygon"])
+    labels = read_labels(file.rename(file.with_stem("instances_train")))
     assert [sample.error for _, sample in read_images(labels)] == [None, None]
 
 
