@@ -460,6 +460,15 @@ class ExportSettings(AccessFlags, ResultsFlags):
     """Export only the images with these labels; without any, all images."""
     path: str | None = None
     """File or folder to write; without it, one in OUTPUT/exports."""
+    images: bool = False
+    """Copy the images of a COCO file too, into the folder images: FiftyOne opens no shards and
+    buckets. The folder lies beside the file, or beside the file's folder if that is annotations."""
+
+    @model_validator(mode="after")
+    def _only_coco_has_images(self) -> Self:
+        if self.images and self.to != "coco":
+            raise ValueError(f"--images goes with --to coco, and not with {self.to}: leave it out")
+        return self
 
     @property
     def own_folders(self) -> list[str | None]:

@@ -17,6 +17,8 @@ NAMES = {
     "jsonl": "results.jsonl",
 }  # fmt: skip
 
+ANNOTATIONS = "/annotations"  # the folder of COCO files in the layout of COCO's own data sets
+
 
 def export(settings: ExportSettings) -> Json:
     """Write the selected findings.
@@ -33,18 +35,24 @@ def export(settings: ExportSettings) -> Json:
     path = storage.canonical(settings.path or f"{output}/exports/{NAMES[settings.to]}")
     try:
         selection = Selection.of(Run(output, only_run(output, settings.run_id)), settings.label)
-        counts = _write(selection, settings.to, path)
+        counts = _write(selection, settings, path)
     except FetchError as error:
         raise MissingInput(f"no results to export: {error}") from error
     return {"run_id": selection.run.run_id, "path": path, **counts}
 
 
-def _write(selection: Selection, kind: str, path: str) -> Json:
-    if kind == "masks":
+def _write(selection: Selection, settings: ExportSettings, path: str) -> Json:
+    if settings.to == "masks":
         return write_masks(selection, path)
-    if kind == "overlays":
+    if settings.to == "overlays":
         return write_overlays(selection, path)
     with written(path) as file:
-        if kind == "coco":
-            return write_coco(selection, file)
-        return {"rows": write_rows(selection, file, kind)}
+        if settings.to == "coco":
+            return write_coco(selection, file, _images_folder(path) if settings.images else None)
+        return {"rows": write_rows(selection, file, settings.to)}
+
+
+def _images_folder(path: str) -> str:
+    """Return the folder (its URI) in which tools look for the images of a COCO file."""
+    folder = path.rpartition("/")[0]
+    return f"{folder.removesuffix(ANNOTATIONS)}/images"

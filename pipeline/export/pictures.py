@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import BinaryIO
@@ -20,13 +19,13 @@ from PIL import Image
 
 from prompt_iml.engine.errors import ImageError
 from prompt_iml.pipeline.export.files import put, written
+from prompt_iml.pipeline.export.names import picture_name
 from prompt_iml.pipeline.export.rows import Row, Selection
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
 from prompt_iml.pipeline.report.pictures import overlay
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.masks import decode_mask
 from prompt_iml.pipeline.truth import read_images
-from prompt_iml.pipeline.units import Sample
 
 COLUMNS = (
     "image_id", "uri", "member", "sha256", "score", "label", "mask_rle", "mask_height",
@@ -74,43 +73,39 @@ def write_overlays(selection: Selection, folder: str) -> Json:
     limits = DecodeLimits(max_pixels=selection.config["max_pixels"])
     with written(f"{folder}/{INDEX}") as file:
         add = _index(file, "overlay")
-        for found in _groups(selection):
-            for each, sample in read_images(found):
-                images += 1
-                drawn = _drawn(each.row, sample, limits)
-                if drawn is None:
-                    missing += 1
-                    continue
-                name = picture_name(each.row, "jpg")
-                put(f"{folder}/{name}", drawn)
-                add(each.row, name)
+        masked = (row for row in selection.scanned(COLUMNS) if row["mask_rle"] is not None)
+        for row, data in with_images(masked):
+            images += 1
+            drawn = _drawn(row, data, limits)
+            if drawn is None:
+                missing += 1
+                continue
+            name = picture_name(row, "jpg")
+            put(f"{folder}/{name}", drawn)
+            add(row, name)
     return {"images": images, "missing": missing}
 
 
-def _groups(selection: Selection) -> Iterator[list[Found]]:
-    """Yield the rows with a mask: those of one shard together, plain ones by `GROUP`."""
-    rows = (row for row in selection.scanned(COLUMNS) if row["mask_rle"] is not None)
+def with_images(rows: Iterable[Row]) -> Iterator[tuple[Row, bytes | None]]:
+    """Yield each row with the bytes of its image; None if that is gone or has changed.
+
+    Images of one shard are read together, and plain ones by `GROUP`.
+    """
     for shard, group in groupby(rows, lambda row: row["uri"] if row["member"] else None):
         found = (Found(row["uri"], row["member"], row["sha256"], row) for row in group)
         while part := list(islice(found, None if shard else GROUP)):
-            yield part
+            yield from ((each.row, sample.data) for each, sample in read_images(part))
 
 
-def _drawn(row: Row, sample: Sample, limits: DecodeLimits) -> bytes | None:
+def _drawn(row: Row, data: bytes | None, limits: DecodeLimits) -> bytes | None:
     """Return an image with its mask as a JPEG; None where it is not the one that was scanned."""
-    if sample.data is None:
+    if data is None:
         return None
     try:
-        pixels = decode(sample.data, limits).image.pixels
+        pixels = decode(data, limits).image.pixels
     except ImageError:  # the scan had another version of the decoder
         return None
     return _encoded(overlay(pixels, _mask(row)), "JPEG")
-
-
-def picture_name(row: Row, extension: str) -> str:
-    """Return a file name that says whose mask it is, belongs to this image alone, and is safe."""
-    name = (row["member"] or row["uri"]).rpartition("/")[2].rpartition(".")[0] or "image"
-    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:80]}-{row['image_id'][:12]}.{extension}"
 
 
 def _index(file: BinaryIO, picture: str) -> Callable[[Row, str], object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -60,17 +60,19 @@ class Selection:
         for batch in self.batches([*columns, "status"]):
             yield from (row for row in batch.to_pylist() if row["status"] == "ok")
 
-    def file_name(self, row: Row) -> str:
-        """Return the path of an image below the only input, or else its whole path.
-
-        A member of a shard lies in a folder of the shard's name.
-        """
-        uri: str = row["uri"]
-        inputs = self.config["inputs"]
-        root = storage.canonical(inputs[0]) if len(inputs) == 1 else ""
-        name = uri[len(root) + 1 :] if root and uri.startswith(f"{root}/") else ""
-        name = name or (uri.rpartition("/")[2] if uri == root else uri.partition("://")[2])
-        return name if row["member"] is None else f"{name}/{row['member']}"
+    def root(self) -> str:
+        """Return what the URIs of all scanned images begin with: the only input, if it is a folder,
+        else the folder that they share; empty if they share none."""
+        inputs, shared = self.config["inputs"], None
+        root = f"{storage.canonical(inputs[0])}/" if len(inputs) == 1 else None
+        for row in replace(self, labels=()).scanned(["uri"]):
+            uri: str = row["uri"]
+            if root and uri.startswith(root):
+                return root
+            shared = uri[: uri.rfind("/") + 1] if shared is None else shared
+            while not uri.startswith(shared):
+                shared = shared[: shared.rstrip("/").rfind("/") + 1]
+        return shared or ""
 
 
 def write_rows(selection: Selection, file: BinaryIO, kind: str) -> int:

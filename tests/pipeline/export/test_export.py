@@ -26,6 +26,7 @@ from prompt_iml.engine.errors import MissingInput
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.export.coco import area_and_box
 from prompt_iml.pipeline.export.export import export
+from prompt_iml.pipeline.export.names import file_name
 from prompt_iml.pipeline.export.rows import Selection
 from prompt_iml.pipeline.report.pictures import overlay
 from prompt_iml.pipeline.run.folder import Json, Run
@@ -59,7 +60,20 @@ def row_of(uri: str, member: str | None, seed: int, label: str) -> dict[str, Any
     row = {"image_id": image_id(uri, member), "uri": uri, "member": member, "label": label}
     row |= {"sha256": hashlib.sha256(picture(seed)).hexdigest(), "status": "ok", "score": 0.75}
     row |= {"height": SIZE[0], "width": SIZE[1], "mask_height": SIZE[0], "mask_width": SIZE[1]}
+    row |= {"media_type": "image/png", "mask_confidence": 0.5}
     return row | {"mask_rle": encode_mask(mask), "regions": [], "run_id": "r1"}
+
+
+def committed(output: str, inputs: list[str], *rows: dict[str, Any]) -> str:
+    """Write a run of one part; return the output."""
+    run = Run(output, "r1")
+    run.bind({"inputs": inputs, "max_pixels": 10**7})
+    writer = RowWriter("u1", "r1")
+    for row in rows:
+        writer.add(row)
+    storage.create_once(run.part_uri("u1"), writer.close())
+    run.commit({"parts": [{"file": "results/part-u1.parquet"}]})
+    return output
 
 
 @pytest.fixture
@@ -75,14 +89,7 @@ def output(store: Store, tar_of: TarOf) -> str:
     ]
     bad = {"uri": f"{store.uri}/in/bad.jpg", "status": "failed", "error_code": "corrupt"}
     rows.append(bad | {"image_id": image_id(bad["uri"], None), "run_id": "r1"})
-    run = Run(f"{store.uri}/out", "r1")
-    run.bind({"inputs": [f"{store.uri}/in"], "max_pixels": 10**7})
-    writer = RowWriter("u1", "r1")
-    for row in rows:
-        writer.add(row)
-    storage.create_once(run.part_uri("u1"), writer.close())
-    run.commit({"parts": [{"file": "results/part-u1.parquet"}]})
-    return run.output
+    return committed(f"{store.uri}/out", [f"{store.uri}/in"], *rows)
 
 
 def exported(output: str, to: Any, **options: Any) -> Json:
@@ -109,7 +116,65 @@ def test_coco_is_read_by_pycocotools_with_equal_masks(output: str, tmp_path: Pat
         assert annotation["area"] == mask_of(seed).sum() == coco.area(rle)
         assert annotation["bbox"] == coco.toBbox(rle).tolist()
         assert (annotation["iscrowd"], annotation["score"]) == (0, 0.75)
+        assert annotation["attributes"] == {"mask_confidence": 0.5}
     assert found.getImgIds(catIds=found.getCatIds(["manipulated"])) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "uris", "names"),
+    [
+        (["/in"], ["file:///in/a/1.jpg", "file:///in/a/2.jpg"], ["a/1.jpg", "a/2.jpg"]),
+        (["/in/a", "/in/b"], ["file:///in/a/1.jpg", "file:///in/b/1.jpg"], ["a/1.jpg", "b/1.jpg"]),
+        (["list.txt"], ["s3://b/x/1.jpg", "s3://b/x/y/2.jpg"], ["1.jpg", "y/2.jpg"]),
+        (["list.txt"], ["file:///x/1.jpg", "s3://x/1.jpg"], ["file/x/1.jpg", "s3/x/1.jpg"]),
+        (["/in/1.jpg"], ["file:///in/1.jpg"], ["1.jpg"]),
+    ],
+)
+def test_names_of_files_lead_below_one_folder(
+    inputs: list[str], uris: list[str], names: list[str], tmp_path: Path
+) -> None:
+    """Datumaro, and so CVAT, refuses paths that lead outside of the folder of images."""
+    rows = [row_of(uri, None, 1, "manipulated") for uri in uris]
+    path = exported(committed(f"file://{tmp_path}", inputs, *rows), "coco")["path"]
+    assert [image["file_name"] for image in json.loads(read(path))["images"]] == names
+
+
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        ("a/b.jpg", "s.tar/a/b.jpg"),
+        ("7", "s.tar/7.png"),
+        ("../up.jpg", "up-012345678901.png"),
+        ("/etc/passwd", "image-012345678901.png"),
+        ("x" * 300 + ".jpg", "x" * 80 + "-012345678901.png"),
+    ],
+)
+def test_members_are_named_as_files_can_be(member: str, name: str) -> None:
+    row = row_of("file:///in/s.tar", member, 1, "authentic") | {"image_id": "0123456789" * 2}
+    assert file_name(row, "file:///in/") == name
+
+
+def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
+    """Datumaro refuses a score that is null."""
+    row = row_of("file:///in/1.png", None, 1, "manipulated")
+    row |= dict.fromkeys(("score", "label", "mask_confidence"))
+    path = exported(committed(f"file://{tmp_path}", ["/in"], row), "coco")["path"]
+    assert "null" not in read(path)
+    assert json.loads(read(path))["annotations"][0]["attributes"] == {}
+
+
+def test_images_are_copied_for_tools_that_open_no_shards(output: str, store: Store) -> None:
+    made = exported(output, "coco", images=True)
+    assert made["path"] == f"{output}/exports/coco.json"
+    names = ["s.tar/x/1.png", "s.tar/x/2.png", "3.png", "deep/4.png"]
+    copies = [storage.read_bytes(f"{output}/exports/images/{name}") for name in names]
+    assert copies == [picture(seed) for seed in (1, 2, 3, 4)]
+    store.remove("in/s.tar")
+    made = exported(output, "coco", images=True, path=f"{store.uri}/set/annotations/a.json")
+    assert (made["images"], made["masks"], made["missing"]) == (2, 1, 2)
+    assert storage.read_bytes(f"{store.uri}/set/images/3.png") == picture(3)
+    with pytest.raises(ValueError, match="--images goes with --to coco"):
+        exported(output, "csv", images=True)
 
 
 def test_coco_goes_back_as_labels(output: str) -> None:
