@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
 from prompt_iml.cluster.settings import TrainingFlags, TrainSettings
 from prompt_iml.engine.detection.context import COEFFICIENTS, Context
 from prompt_iml.engine.network.beyond.dct import zigzag
 from prompt_iml.pipeline.forgery.generator import Example, Generator
 from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
 from prompt_iml.pipeline.storage.s3 import SIGNED, Access, use
+
+if TYPE_CHECKING:  # imported late: PyTorch
+    from prompt_iml.cluster.pretraining.autoencoder import Autoencoder
 
 Columns = dict[str, NDArray[np.generic]]
 
@@ -67,7 +69,7 @@ class GeneratedExamples:
         access: Access = SIGNED,
     ) -> None:
         use(access)
-        self._generator = Generator.read(photos, read_autoencoders(autoencoders))
+        self._generator = Generator.read(photos, _autoencoders(autoencoders))
         self._labelled = _labelled(labels) if labels else None
         self._seed = seed
 
@@ -147,8 +149,20 @@ def held_back_generator(settings: TrainingFlags) -> Generator:
     Raises:
         FileNotFoundError, UsageError: as `training_photos` and `read_autoencoders` do.
     """
-    autoencoders = read_autoencoders(settings.autoencoders, held_back=True)
+    autoencoders = _autoencoders(settings.autoencoders, held_back=True)
     return Generator.read(training_photos(settings)[1], autoencoders)
+
+
+def _autoencoders(folder: str | None, held_back: bool = False) -> list[Autoencoder]:
+    """Return the autoencoders of a folder, as `read_autoencoders` does.
+
+    Without a folder a generator needs no PyTorch, which takes a second and 200 MB in each of them.
+    """
+    if folder is None:
+        return []
+    from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
+
+    return read_autoencoders(folder, held_back)
 
 
 def _generators(settings: TrainSettings) -> int:
