@@ -329,21 +329,23 @@ def size_thresholds(
 
 def choose_confidence(policy: Policy, within: Sequence[ImageResult], targets: Targets) -> float:
     """Return the lowest `least_confidence` at which few enough of the authentic have a mask."""
+    found = _masks_of_authentic(policy, within)
     for least in (percent / 100 for percent in range(100)):
-        rule = replace(policy, least_confidence=least)
-        if masked_rate(rule, within) <= targets.flagged_rate:
+        if _masked_rate(replace(policy, least_confidence=least), found) <= targets.flagged_rate:
             return least
     return 1.0
 
 
-def masked_rate(policy: Policy, within: Sequence[ImageResult]) -> float:
-    """Return the share of the authentic images with a mask."""
-    found = [
-        policy.believes(label_of(policy, each), confidence(policy, each))
-        for each in within
-        if not each.forged
-    ]
-    return mean([float(each) for each in found])
+def _masks_of_authentic(
+    policy: Policy, within: Sequence[ImageResult]
+) -> list[tuple[Label, float | None]]:
+    """Return what decides whether an authentic image has a mask, which takes time to compute."""
+    authentic = [each for each in within if not each.forged]
+    return [(label_of(policy, each), confidence(policy, each)) for each in authentic]
+
+
+def _masked_rate(policy: Policy, found: Sequence[tuple[Label, float | None]]) -> float:
+    return mean([float(policy.believes(*each)) for each in found])
 
 
 def confidence(policy: Policy, result: ImageResult) -> float | None:
@@ -561,6 +563,6 @@ def _miss(rate: float, policy: Policy, within: Sequence[ImageResult], targets: T
         of_authentic=float((labels[~forged] == "authentic").mean()),
         of_forged=float((labels[forged] == "authentic").mean()),
         least=policy.least_confidence,
-        masked=masked_rate(policy, within),
+        masked=_masked_rate(policy, _masks_of_authentic(policy, within)),
         f1=mean([mask_f1(policy, each) for each in within if each.forged]),
     )
