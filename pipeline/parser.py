@@ -24,7 +24,7 @@ GROUPS = {
     "Where it runs": (
         "address", "min_actors", "max_actors", "actor_cpus", "actor_gpus", "wave_units", "decoder",
         "min_replicas", "max_replicas", "workers", "max_workers", "gpus", "host", "port",
-        "working_dir", "wait",
+        "browser", "working_dir", "wait",
     ),
     "Resume and repair": ("run_id", "retry_failed", "retry_codes", "skip_scanned"),
     "Limits": (
@@ -41,11 +41,12 @@ GROUPS = {
     ),
     "Output": (
         "output", "json_lines", "overlay", "heatmap", "log", "report", "path", "plot", "side",
-        "results", "masks",
+        "results", "masks", "images", "reviewer",
     ),
 }  # fmt: skip
 NO_DEFAULT = re.compile(r" \((required|default: (None|False|True|\[\]))\)$")
 UNKNOWN_FLAG = re.compile(r"unrecognized arguments: .*?(--?[\w-]+)")
+LIST_OF = re.compile(r"list\[(\{.*\})\]")  # of words to choose from
 METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER", "list[str]": "LIST", "ByteSize": "SIZE"}
 
 
@@ -77,7 +78,8 @@ class CommandParser(ArgumentParser):
     def add_flag(self, *names: str, **options: Any) -> None:
         """Add a flag that pydantic-settings describes in argparse's terms."""
         if "metavar" in options:
-            options["metavar"] = METAVARS.get(options["metavar"], options["metavar"])
+            metavar = LIST_OF.sub(r"\1,...", options["metavar"])
+            options["metavar"] = METAVARS.get(metavar, metavar)
         options["help"] = NO_DEFAULT.sub("", options["help"])
         is_flag = names[0].startswith("-")
         title = self._title_of.get(options["dest"], OTHER) if is_flag else REQUIRED

@@ -208,6 +208,13 @@ def test_a_page_of_help_begins_with_what_is_required(capsys: pytest.CaptureFixtu
     assert page.partition("Other:")[2].split()[:2] == ["-h,", "--help"]
 
 
+@pytest.mark.parametrize("command", ["export", "review"])
+def test_help_shows_how_lists_are_written(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--label {authentic,uncertain,manipulated},...\n" in capsys.readouterr().out
+
+
 def test_every_help_text_is_a_sentence() -> None:
     for name, entry in commands().items():
         for field, spec in entry.settings.model_fields.items():
