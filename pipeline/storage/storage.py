@@ -473,7 +473,9 @@ def fetching(uri: str) -> Iterator[None]:
 
 
 def _fetch_error(uri: str, error: Exception) -> FetchError:
-    message = f"{display_name(uri)}: {_reason(error)}"
+    shown, reason = display_name(uri), _reason(error)
+    # fsspec's errors of missing objects say their path alone.
+    message = f"{shown}: {'nothing is there' if shown.endswith(reason) else reason}"
     if s3.refuses_credentials(error):
         return BadCredentials(message)
     if isinstance(error, ClientError):

@@ -351,6 +351,11 @@ def test_missing_inputs(store: Store) -> None:
             units(f"{store.uri}/{name}")
 
 
+def test_a_missing_object_is_named_once(s3: Bucket) -> None:
+    with pytest.raises(MissingInput, match=f"^no such input: {s3.uri}/none: nothing is there$"):
+        units(f"{s3.uri}/none")
+
+
 def test_empty_sources(store: Store) -> None:
     for name in (
         store.put("list", b"# nothing\n"),
