@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -165,19 +166,26 @@ def write_set(folder: Path, first: int) -> str:
     return str(folder / "manifest.csv")
 
 
+@cache
+def labelled_pictures() -> list[tuple[bytes, NDArray[np.bool_]]]:
+    """Return 60 pictures, as PNG, and their masks."""
+    made = [photograph(4000 + n, forged=n % 2 == 0) for n in range(60)]
+    return [(png(pixels), mask) for pixels, mask in made]
+
+
 def write_labels(store: Store, *, shuffled: bool = False) -> str:
     """Write labels of 60 pictures; if shuffled, each with the mask of another."""
-    made = [photograph(4000 + n, forged=n % 2 == 0) for n in range(60)]
+    made = labelled_pictures()
     masks = [mask for _, mask in made]
     if shuffled:
         masks = [masks[n] for n in np.random.default_rng(1).permutation(len(masks))]
     rows = [
         {
-            "uri": store.put(f"labelled/{n}.png", png(pixels)),
+            "uri": store.put(f"labelled/{n}.png", picture),
             "label": "manipulated" if mask.any() else "authentic",
             "mask": png(mask) if mask.any() else None,
         }
-        for n, ((pixels, _), mask) in enumerate(zip(made, masks, strict=True))
+        for n, ((picture, _), mask) in enumerate(zip(made, masks, strict=True))
     ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink)
@@ -296,9 +304,7 @@ def reviewed(folder: Folder) -> str:
     One is unsure, and of one the mask is said to be wrong.
     """
     rows = []
-    for number in range(60):
-        pixels, mask = photograph(4000 + number, forged=number % 2 == 0)
-        data = png(pixels)
+    for number, (data, mask) in enumerate(labelled_pictures()):
         uri = folder.put(f"scanned/{number}.png", data)
         row = scored(uri, data, 0.6 if mask.any() else 0.4)
         rows.append(row | {"mask_rle": encode_mask(mask)})

@@ -102,7 +102,7 @@ def test_a_shard_whose_reading_hangs_is_incomplete(
     scan_poisoned: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     images = {"a.jpg": "", "b.jpg": "hang"}
-    rows = scan_poisoned(images, "--read-timeout", "20", "--run-id", "r")
+    rows = scan_poisoned(images, "--read-timeout", "6", "--run-id", "r")
     row = rows[None]  # of what cannot be read
     assert (row["error_stage"], row["error_code"]) == ("fetch", "timeout")
     assert (row["uri"], rows["a.jpg"]["status"]) == (f"file://{tmp_path}/poisoned.tar", "ok")
@@ -130,7 +130,7 @@ def test_an_object_whose_reading_hangs_costs_one_row(
         (tmp_path / f"{number}.jpg").write_bytes(data)
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     model = load_model(str(write_null_model(tmp_path / "model")))
-    settings = ScanSettings(inputs=["in"], output="out", read_timeout=10)
+    settings = ScanSettings(inputs=["in"], output="out", read_timeout=5)
     (unit,) = list_units([str(tmp_path / "*.jpg")], images_per_unit=4)
     rows = list(isolated_rows(row_spec(settings, model), unit))
     assert [row.get("error_code", "ok") for row in rows] == codes
