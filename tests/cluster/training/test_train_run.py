@@ -110,6 +110,20 @@ def test_curves_of_many_samples_are_read_back(tmp_path: Path) -> None:
     assert samples == ["1000000", "12345678"]
 
 
+def test_a_generator_needs_no_pytorch(photos: Path) -> None:
+    """It takes a second and 200 MB in each of many processes."""
+    program = """
+import sys
+from pathlib import Path
+from prompt_iml.cluster.training.examples import GeneratedExamples
+from prompt_iml.pipeline.forgery.photos import list_photos
+GeneratedExamples(list_photos(Path(sys.argv[1]), None), None, 0).example(1)
+print("torch" in sys.modules)
+"""
+    printed = subprocess.run([sys.executable, "-c", program, str(photos)], capture_output=True)
+    assert printed.stdout == b"False\n", printed.stderr
+
+
 def test_changed_frozen_weights_are_an_error(photos: Path) -> None:
     settings = TrainSettings(photos=str(photos), output="-", train="prompts")
     tensors = start_network(settings).state_dict()
