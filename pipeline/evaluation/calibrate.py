@@ -74,6 +74,7 @@ def calibrate(settings: CalibrateSettings) -> Json:
         "groups": [group.to_dict() for group in groups],
     }
     _write(settings, calibration, report)
+    log(f"next: prompt-iml scan INPUTS --policy {settings.output}")
     return report
 
 

@@ -52,7 +52,7 @@ NUMBERS = {  # heading -> field of SetResult
     "ECE": "ece",
 }
 MEANING = """\
-F1, IoU: at the policy's mask threshold; best F1: at each image's own best threshold; px AUC: of
+F1, IoU: at {}; best F1: at each image's own best threshold; px AUC: of
 each forged image's pixels; all four are means over the forged images, at native size, origin form.
 im AUC: of the score. FPR, TPR: authentic, forged images labelled manipulated. masked: authentic
 images with more than 0.5 % of their pixels in the mask. ECE: of the score, with equal priors.
@@ -75,7 +75,8 @@ def evaluate(settings: EvaluateSettings) -> Json:
         require_matplotlib()
     about, evaluations = _predicted(settings, sets) if settings.predictions else _model(settings)
     results = list(_results(settings, sets, perturbations, evaluations))
-    log(f"\n{size_table(results)}\n\n{MEANING}")
+    at = f"a probability of {THRESHOLD}" if settings.predictions else "the policy's mask threshold"
+    log(f"\n{size_table(results)}\n\n{MEANING.format(at)}")
     report = {**about, "results": [result.to_dict() for result in results]}
     write_json(Path(settings.output), report)
     if settings.plot:

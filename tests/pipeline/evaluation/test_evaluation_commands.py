@@ -34,6 +34,7 @@ def test_evaluate_writes_a_table_and_json(
     arguments += ["--results", str(rows), "--masks", str(masks)]
     assert main(["evaluate", *arguments]) == 0
     printed = capsys.readouterr()
+    assert "F1, IoU: at the policy's mask threshold;" in printed.err
     stored = json.loads(output.read_text())
     assert json.loads(printed.out.splitlines()[-1]) == stored
     results = [SetResult.from_dict(fields) for fields in stored["results"]]
@@ -52,12 +53,15 @@ def test_evaluate_writes_a_table_and_json(
 
 
 @needs_matplotlib
-def test_calibrate_writes_a_policy_that_evaluate_reads(truth: str, tmp_path: Path) -> None:
+def test_calibrate_writes_a_policy_that_evaluate_reads(
+    truth: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     policy, plots = tmp_path / "policy.json", [tmp_path / "r.png", tmp_path / "e.png"]
     flags = ["--perturbation", "none", "--id", "trial", "--plot", str(plots[0])]
     report = tmp_path / "report.json"
     flags += ["--output", str(policy), "--report", str(report)]
     assert main(["calibrate", truth, *flags]) == 0
+    assert f"next: prompt-iml scan INPUTS --policy {policy}\n" in capsys.readouterr().err
     made = Policy.from_json(policy.read_text())
     assert (made.id, made.min_side, made.false_positive_rate) == ("trial", 128, 0.0)
     numbers = json.loads(report.read_text())

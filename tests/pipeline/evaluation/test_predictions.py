@@ -168,7 +168,9 @@ def evaluated(place: Path, *flags: str) -> dict[str, Any]:
     return result
 
 
-def test_the_masks_that_are_written_are_maps_with_the_same_result(place: Path) -> None:
+def test_the_masks_that_are_written_are_maps_with_the_same_result(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--predictions", write_maps(place), "--masks", str(place / "masks")]
     first = evaluated(place, *flags, "--results", str(place / "r.csv"))
     assert (first["f1"], first["masked"], first["forged"], first["failed"]) == (1, 1, 2, 1)
@@ -183,6 +185,7 @@ def test_the_masks_that_are_written_are_maps_with_the_same_result(place: Path) -
     again = evaluated(place, "--predictions", str(place / "masks"), "--results", table)
     same = ("f1", "iou", "false_positive_rate", "true_positive_rate", "flagged_rate")
     assert [again[name] for name in same] == [first[name] for name in same]
+    assert "F1, IoU: at a probability of 0.5;" in capsys.readouterr().err
     assert pq.read_table(table).num_rows == 5
 
 
