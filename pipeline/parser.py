@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser, HelpFormatter, _ArgumentGroup
-from collections.abc import Iterable
+from argparse import Action, ArgumentParser, HelpFormatter, _ArgumentGroup
+from collections.abc import Container, Iterable
 from difflib import get_close_matches
 from typing import Any, Never
 
@@ -50,6 +50,24 @@ LIST_OF = re.compile(r"list\[(\{.*\})\]")  # of words to choose from
 METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER", "list[str]": "LIST", "ByteSize": "SIZE"}
 
 
+class Help(HelpFormatter):
+    """Page of help, without the names of flags that say no to what is off anyway.
+
+    Args:
+        prog: command that it is of.
+        off: flags that are off by default.
+    """
+
+    def __init__(self, prog: str, off: Container[str]) -> None:
+        super().__init__(prog, max_help_position=32)
+        self._off = off
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if action.dest not in self._off:
+            return super()._format_action_invocation(action)
+        return ", ".join(name for name in action.option_strings if not name.startswith("--no-"))
+
+
 class CommandParser(ArgumentParser):
     """Parser that puts each flag into its group and raises where argparse would exit.
 
@@ -59,15 +77,16 @@ class CommandParser(ArgumentParser):
     """
 
     def __init__(self, name: str, settings: type[Command]) -> None:
+        fields = settings.model_fields
+        off = {field for field, info in fields.items() if info.default is False}
         super().__init__(
             prog=f"prompt-iml {name}",
             usage=f"prompt-iml {name} [options]",
             description=settings.__doc__,
-            formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32),
+            formatter_class=lambda prog: Help(prog, off),
             allow_abbrev=False,
             add_help=False,
         )
-        fields = settings.model_fields
         groups = {field: title for title, named in GROUPS.items() for field in named}
         required = {field: REQUIRED for field, info in fields.items() if info.is_required()}
         self._title_of = groups | required

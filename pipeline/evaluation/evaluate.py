@@ -79,6 +79,7 @@ def evaluate(settings: EvaluateSettings) -> Json:
     log(f"\n{size_table(results)}\n\n{MEANING.format(at)}")
     report = {**about, "results": [result.to_dict() for result in results]}
     write_json(Path(settings.output), report)
+    log(f"written to {settings.output}")
     if settings.plot:
         plot_results(Path(settings.plot), results)
     return report

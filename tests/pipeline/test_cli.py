@@ -215,6 +215,15 @@ def test_help_shows_how_lists_are_written(command: str, capsys: pytest.CaptureFi
     assert "--label {authentic,uncertain,manipulated},...\n" in capsys.readouterr().out
 
 
+def test_help_shows_flags_as_they_are_used(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, shown in (("scan", "  --json-lines, --json  "), ("review", ", --no-browser")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        page = capsys.readouterr().out
+        assert shown in page
+        assert "--no-json" not in page
+
+
 def test_every_help_text_is_a_sentence() -> None:
     for name, entry in commands().items():
         for field, spec in entry.settings.model_fields.items():
