@@ -38,7 +38,9 @@ setup(
         Extension(
             "prompt_iml.engine.operator._cpu",
             sources=[f"{FOLDER}/ms_deform_attn_cpu.cpp", f"{FOLDER}/matches_cpu.cpp"],
-            depends=[f"{FOLDER}/ms_deform_attn.h", f"{FOLDER}/clones.h"],
+            depends=[
+                f"{FOLDER}/{name}.h" for name in ("ms_deform_attn", "clones", "matches_compare")
+            ],
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-fvisibility=hidden", "-pthread"],
             extra_link_args=["-pthread"],

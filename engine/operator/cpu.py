@@ -77,7 +77,7 @@ def backward(
 
 
 def best_matches(
-    descriptors_hwP: NDArray[np.float32], near: int
+    descriptors_hwP: NDArray[np.float32], near: int, longest: int = 64
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return correlation and cell number (h/2, w/2) of the best match of every second cell.
 
@@ -85,6 +85,8 @@ def best_matches(
         descriptors_hwP: (h, w, 25) float32, C-contiguous.
         near: number of cells along each axis within which matches are excluded; where all cells
             are, the correlation is -2.
+        longest: bytes of the longest vectors that are used where the processor has them: 16, 32
+            or 64.
     """
     height, width, cells = descriptors_hwP.shape
     if cells != DESCRIPTOR or not descriptors_hwP.flags.c_contiguous:
@@ -95,7 +97,7 @@ def best_matches(
     if library is None:
         raise RuntimeError("the CPU kernel was not compiled: is there a C++ compiler?")
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (descriptors_hwP, value, place)]
-    sizes = [ctypes.c_int64(size) for size in (height, width, near)]
+    sizes = [ctypes.c_int64(size) for size in (height, width, near, longest)]
     library.promptiml_best_matches(pointers[0], *sizes, *pointers[1:])
     return value, place
 

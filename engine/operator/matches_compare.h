@@ -1,42 +1,53 @@
 // Body of `compare` in matches_cpu.cpp, included once for each generation of processors: GCC splits
 // vectors before it clones a function, so that `target_clones` would leave scalars.
 
-// Compare a group of queries with a strip of all rows. `cells` is (rows, P, STRIP), `queries`
-// (GROUP, P); query k lies in row `row` of all cells and column `column + 2 k` of the strip.
-TARGET void NAME(const Floats* cells, const float* queries, int64_t rows, int64_t row,
-                    int64_t column, int64_t near, Best* best) {
-    for (int k = 0; k < GROUP; ++k)
-        for (int v = 0; v < VECTORS; ++v) {
-            best->value[k][v] = Floats{} + (NONE - 1);
-            best->row[k][v] = Ints{};
-            for (int lane = 0; lane < LANES; ++lane)
-                best->excluded[k][v][lane] =
-                    std::abs(column + 2 * k - (LANES * v + lane)) < near ? -1 : 0;
-        }
-    for (int64_t r = 0; r < rows; ++r) {
-        Floats sum[GROUP][VECTORS] = {};
-        for (int p = 0; p < P; ++p, cells += VECTORS) {
+// Compare all queries, a multiple of GROUP, with the first `count` cells of a chunk. `cells` are
+// their descriptors, transposed to (P, CHUNK).
+TARGET void NAME(std::vector<Query>& queries, const float* cells, int32_t count, const Grid& grid) {
+    typedef float Floats __attribute__((vector_size(BYTES)));
+    constexpr int LANES = BYTES / sizeof(float);
+    constexpr int VECTORS = BYTES == 64 ? 4 : 2;  // as many sums as there are registers
+    constexpr int BLOCK = VECTORS * LANES;
+    static_assert(CHUNK % BLOCK == 0);
+    for (Query* query = queries.data(); query < queries.data() + queries.size(); query += GROUP)
+        for (int32_t first = 0; first < count; first += BLOCK) {
+            Floats sum[GROUP][VECTORS] = {};
+            for (int p = 0; p < P; ++p) {
+                const auto* cell = reinterpret_cast<const Floats*>(cells + p * CHUNK + first);
+#pragma GCC unroll 8
+                for (int k = 0; k < GROUP; ++k)
+#pragma GCC unroll 4
+                    for (int v = 0; v < VECTORS; ++v)
+                        sum[k][v] += query[k].descriptor[p] * cell[v];
+            }
+            unsigned better[GROUP], any = 0;
 #pragma GCC unroll 8
             for (int k = 0; k < GROUP; ++k) {
-                const Floats query = Floats{} + queries[k * P + p];
-#pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; ++v) sum[k][v] += query * cells[v];
+                Floats most = sum[k][0];
+#pragma GCC unroll 4
+                for (int v = 1; v < VECTORS; ++v) most = most > sum[k][v] ? most : sum[k][v];
+                any |= better[k] = GREATER(most, query[k].value);
+            }
+            if (!any) continue;  // as in all but a fifth of the blocks
+#pragma GCC unroll 8
+            for (int k = 0; k < GROUP; ++k) {
+                if (!better[k]) continue;
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; ++v) {
+                    alignas(BYTES) float found[LANES];
+                    *reinterpret_cast<Floats*>(found) = sum[k][v];
+                    unsigned lanes = GREATER(sum[k][v], query[k].value);
+                    for (; lanes; lanes &= lanes - 1) {
+                        const int lane = __builtin_ctz(lanes);
+                        const int32_t cell = first + v * LANES + lane;
+                        if (cell < count) query[k].offer(found[lane], cell, grid);
+                    }
+                }
             }
         }
-        if (std::abs(row - r) < near) {
-#pragma GCC unroll 8
-            for (int k = 0; k < GROUP; ++k)
-#pragma GCC unroll 2
-                for (int v = 0; v < VECTORS; ++v)
-                    sum[k][v] = best->excluded[k][v] ? Floats{} + NONE : sum[k][v];
-        }
-#pragma GCC unroll 8
-        for (int k = 0; k < GROUP; ++k)
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) {
-                const Ints better = sum[k][v] > best->value[k][v];
-                best->value[k][v] = better ? sum[k][v] : best->value[k][v];
-                best->row[k][v] = better ? Ints{} + static_cast<int32_t>(r) : best->row[k][v];
-            }
-    }
 }
+
+#undef NAME
+#undef TARGET
+#undef BYTES
+#undef GREATER
