@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from prompt_iml.engine.detection.views import LogitMap, Window, sigmoid, upsample
 
 MAX_REGIONS = 16
-CHUNK = 1 << 20  # pixels
+CHUNK = 1 << 20  # pixels that are computed at a time
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
 
@@ -56,19 +57,27 @@ def localize(logits: LogitMap, mask_threshold: float) -> Localization:
     """Find the pixels with a probability above `mask_threshold`, in (0, 1).
 
     Only the window around cells above the threshold is computed at full size, since interpolation
-    never exceeds the cells. Memory: 1 byte a pixel, and at most 14 a pixel inside that window.
+    never exceeds the cells. Memory: 1 byte a pixel, and 4 a pixel inside that window.
     """
     level = math.log(mask_threshold / (1 - mask_threshold))
     window = _window_above(logits, level)
     if window is None:
         return Localization()
-    values = upsample(logits, window)
     mask = np.zeros(logits.shape, np.bool_)
-    np.greater(values, level, out=mask[window])
+    for strip in _strips(window):
+        np.greater(upsample(logits, strip), level, out=mask[strip])
     area = np.count_nonzero(mask)
     if area == 0:
         return Localization()
-    return Localization(mask, area / mask.size, _regions(mask[window], values, window))
+    return Localization(mask, area / mask.size, _regions(mask[window], logits, window))
+
+
+def _strips(window: Window) -> Iterator[Window]:
+    """Yield the parts of a window that are computed at a time."""
+    rows, columns = window
+    step = max(1, CHUNK // (columns.stop - columns.start))
+    for first in range(rows.start, rows.stop, step):
+        yield slice(first, min(first + step, rows.stop)), columns
 
 
 def _window_above(logits: LogitMap, level: float) -> Window | None:
@@ -91,31 +100,40 @@ def _reach(first: int, last: int, extent: float, size: int) -> slice:
     return slice(max(0, start), min(size, stop))
 
 
-def _regions(
-    mask: NDArray[np.bool_], values: NDArray[np.float32], window: Window
-) -> tuple[Region, ...]:
-    """Return the largest regions; `mask` and `values` (logits) are those of the window."""
+def _regions(mask: NDArray[np.bool_], logits: LogitMap, window: Window) -> tuple[Region, ...]:
+    """Return the largest regions; `mask` is that of the window."""
     labels, count = scipy.ndimage.label(mask, _EIGHT_CONNECTED, output=np.int32)
     chunks = np.array_split(labels, -(-labels.size // CHUNK))  # bincount takes 8 bytes a pixel
     areas = np.sum([np.bincount(c.ravel(), minlength=count + 1) for c in chunks], axis=0)
     # Labels ascend in raster order, so a stable sort breaks ties by the topmost first pixel.
     largest = np.argsort(-areas[1:], kind="stable")[:MAX_REGIONS]
     boxes = scipy.ndimage.find_objects(labels)
-    return tuple(_region(labels, int(k) + 1, boxes[k], values, window) for k in largest)
+    return tuple(_region(labels, int(k) + 1, boxes[k], logits, window) for k in largest)
 
 
 def _region(
-    labels: NDArray[np.int32], label: int, box: Window, values: NDArray[np.float32], window: Window
+    labels: NDArray[np.int32], label: int, box: Window, logits: LogitMap, window: Window
 ) -> Region:
-    rows, columns = box
-    scores = values[box][labels[box] == label]
-    sigmoid(scores, out=scores)
+    """Measure a region of the window; its box is within the window."""
+    rows, columns = (
+        slice(outer.start + inner.start, outer.start + inner.stop)
+        for outer, inner in zip(window, box, strict=True)
+    )
+    first, area, total, highest = 0, 0, 0.0, 0.0
+    for strip in _strips((rows, columns)):
+        values = upsample(logits, strip)
+        scores = values[labels[box][first : first + len(values)] == label]
+        first += len(values)
+        sigmoid(scores, out=scores)
+        area += scores.size
+        total += float(scores.sum(dtype=np.float64))
+        highest = max(highest, float(scores.max(initial=0)))
     return Region(
-        x=window[1].start + columns.start,
-        y=window[0].start + rows.start,
+        x=columns.start,
+        y=rows.start,
         width=columns.stop - columns.start,
         height=rows.stop - rows.start,
-        area=scores.size,
-        mean_score=float(scores.mean(dtype=np.float64)),
-        max_score=float(scores.max()),
+        area=area,
+        mean_score=total / area,
+        max_score=highest,
     )

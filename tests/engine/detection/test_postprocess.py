@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from prompt_iml.engine.detection import views
+from prompt_iml.engine.detection import postprocess, views
 from prompt_iml.engine.detection.postprocess import localize
 from prompt_iml.engine.detection.views import LogitMap, probability_map
 
@@ -111,6 +111,7 @@ def test_strips_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = LogitMap(cells, (20, 30), (80, 120))
     whole = localize(logits, 0.5)
     monkeypatch.setattr(views, "STRIP_PIXELS", 700)
+    monkeypatch.setattr(postprocess, "CHUNK", 900)
     strips = localize(logits, 0.5)
     np.testing.assert_array_equal(whole.mask, strips.mask)
     for a, b in zip(whole.regions, strips.regions, strict=True):
