@@ -106,6 +106,7 @@ _RAW_PHOTOMETRIC = (32803, 34892)
 _RAW_MAKERS = {"CANON": "CR2", "NIKON": "NEF", "PENTAX": "PEF", "SONY": "ARW"}
 _DNG_VERSION = 50706
 _SUBIFDS = 330
+_BAND = 256  # rows that are converted at once
 MAX_FRAMES = 5000  # that are counted one by one
 _MAX_SUBIFDS = 8  # each may be as large as the file
 
@@ -516,7 +517,18 @@ def _to_rgb(picture: PilImage.Image, facts: dict[str, Any]) -> NDArray[np.uint8]
         image = ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
     if image.has_transparency_data:
         image = _over_white(image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return _in_bands(image)
+
+
+def _in_bands(image: PilImage.Image) -> NDArray[np.uint8]:
+    """Convert a picture band by band: Pillow makes two copies of what it gives to NumPy."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        rgb = band if band.mode == "RGB" else band.convert("RGB")
+        pixels[top : top + _BAND] = np.asarray(rgb)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def _over_white(image: PilImage.Image) -> PilImage.Image:
