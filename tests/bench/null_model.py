@@ -20,8 +20,10 @@ CONFIG = PRESETS["prompt-iml-micro"]
 CONTEXT = {"qtable": ["n", 64], "histogram": ["n", 20, 16], "matches": ["n", 6, "h8", "w8"]}
 
 
-def write_null_model(folder: Path, notes: tuple[str, ...] = (), context: bool = True) -> Path:
-    """Every pixel gets the logit -8; no pixel is read. `notes` are what its users are told.
+def write_null_model(
+    folder: Path, notes: tuple[str, ...] = (), context: bool = True, logit: float = -8
+) -> Path:
+    """Every pixel gets the logit; no pixel is read. `notes` are what its users are told.
 
     Without `context` the network takes pixels alone, so that none is computed for it.
     """
@@ -58,7 +60,7 @@ def write_null_model(folder: Path, notes: tuple[str, ...] = (), context: bool = 
                 helper.make_tensor_value_info("score_logit", Type.FLOAT, ["n"]),
             ],
             [_ints("n", 0), _ints("hw", 1, 2), _ints("stride", 4),
-             helper.make_tensor("low", Type.FLOAT, [1], [-8.0])],
+             helper.make_tensor("logit", Type.FLOAT, [1], [logit])],
         ),
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=10,
@@ -77,8 +79,8 @@ def _nodes() -> list[onnx.NodeProto]:
         helper.make_node("Gather", ["shape", "hw"], ["sides"]),
         helper.make_node("Div", ["sides", "stride"], ["cells"]),
         helper.make_node("Concat", ["count", "cells"], ["mask_shape"], axis=0),
-        helper.make_node("Expand", ["low", "mask_shape"], ["mask_logits"]),
-        helper.make_node("Expand", ["low", "count"], ["score_logit"]),
+        helper.make_node("Expand", ["logit", "mask_shape"], ["mask_logits"]),
+        helper.make_node("Expand", ["logit", "count"], ["score_logit"]),
     ]
 
 

@@ -1,0 +1,57 @@
+"""Memory of a process that scans pictures of large cameras."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.bench.null_model import write_null_model
+
+PROCESS = 220 * 2**20  # without a picture, with a network that computes nothing
+ALONE, ONE_OF_MANY = 10, 24  # bytes a pixel: others are decoded while one is scanned
+SCAN = """
+import sys
+from pathlib import Path
+from prompt_iml.pipeline.cli import main
+main(["scan", *sys.argv[1:]])
+peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+print(int(peak) * 1024, file=sys.stderr)
+"""
+
+pytestmark = [
+    pytest.mark.fast,
+    pytest.mark.skipif(sys.platform != "linux", reason="the peak is Linux's VmHWM"),
+]
+
+
+def _photograph(file: Path, size: tuple[int, int]) -> Path:
+    tile = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
+    picture = Image.new("RGB", size)
+    for top in range(0, size[1], 500):
+        for left in range(0, size[0], 500):
+            picture.paste(Image.fromarray(tile), (left, top))
+    picture.save(file, quality=30)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("size", "copies", "limit"),
+    [((8000, 6000), 1, ALONE), ((6000, 4000), 3, ONE_OF_MANY), ((12000, 9000), 1, ALONE)],
+)
+def test_a_large_photograph_takes_few_bytes_a_pixel(
+    tmp_path: Path, size: tuple[int, int], copies: int, limit: int
+) -> None:
+    model = write_null_model(tmp_path / "model", logit=8)  # all is masked, which takes the most
+    files = [_photograph(tmp_path / "0.jpg", size)]
+    for number in range(1, copies):
+        files.append(tmp_path / f"{number}.jpg")
+        files[-1].symlink_to(files[0])
+    command = [sys.executable, "-P", "-c", SCAN, *map(str, files), "--model", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("1.000  1 region ") == copies, done.stderr
+    assert int(done.stderr.splitlines()[-1]) - PROCESS < limit * size[0] * size[1]
