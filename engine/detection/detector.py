@@ -370,6 +370,8 @@ class Detector:
 
 
 def _tile_matches(tile: _Tile[K]) -> NDArray[np.float32]:
+    if not tile.view.context.matches.size:  # the network takes none
+        return tile.view.context.matches
     top, left = tile.view.tiling.place(tile.number)
     return tile_matches(tile.view.context, top, left, tile.view.tiling.tile_shape)
 

@@ -268,6 +268,12 @@ def test_batches_are_always_full(batch_size: int) -> None:
     assert sorted(engine.seen) == sorted((batch_size, *shape, 3) for shape in expected)
 
 
+def test_a_network_without_context_takes_many_tiles() -> None:
+    image = _image((700, 900))
+    without = Detector(Brightness(), replace(NATIVE, context=False), POLICY)
+    assert _same(_one(image, without), _one(image, Detector(Brightness(), NATIVE, POLICY)))
+
+
 def test_tables_go_with_their_tiles() -> None:
     engine = Brightness()
     table = np.arange(1, 65, dtype=np.float32)
