@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from prompt_iml.engine.detection.closer import merged, remaining, suspicious
 from prompt_iml.engine.detection.context import NO_CONTEXT, Context, picture_context, tile_matches
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.detection.postprocess import Localization, Region, localize
@@ -27,6 +28,7 @@ from prompt_iml.engine.detection.views import (
     assemble,
     cut,
     cut_enlarged,
+    cut_stored,
     mean,
 )
 from prompt_iml.engine.detection.views import tile as cut_tile
@@ -93,19 +95,24 @@ class _TileOutput:
 
 @dataclass(slots=True)
 class _ImageView:
-    """One view of an image: its tiling, its context, and the outputs of the tiles that have run, in
-    order.
+    """One view of an image: its tiling, its context, the numbers of the tiles that are shown, and
+    the outputs of those that have run, in order.
 
     All tiles of a view have one shape, so they pass through one queue and stay in order.
     """
 
     tiling: Tiling
     context: Context
+    numbers: Sequence[int]
     outputs: list[_TileOutput] = field(default_factory=list)
 
     @property
+    def tile_logits(self) -> list[NDArray[np.float32]]:
+        return [output.mask_logits for output in self.outputs]
+
+    @property
     def logits(self) -> LogitMap:
-        return assemble(self.tiling, [output.mask_logits for output in self.outputs])
+        return assemble(self.tiling, self.tile_logits)
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -118,19 +125,39 @@ class _PendingImage(Generic[K]):
 
     Attributes:
         key: the caller's name for the image.
-        views: the image as stored, and for a small picture an enlarged view (`cut_enlarged`).
+        views: the image as stored or scaled, and for a small picture an enlarged view
+            (`cut_enlarged`).
         jpeg_quality: estimated, 1..100; None when the file is no JPEG.
+        stored: the image, until a closer look at it begins; None if there will be none.
+        closer: the closer look, once it has begun.
         failed: true once the engine has failed on one of its tiles; the others are then skipped.
     """
 
     key: K
     views: list[_ImageView]
     jpeg_quality: int | None
+    stored: Image | None = None
+    closer: _ImageView | None = None
     failed: bool = False
 
     @property
+    def shown(self) -> list[_ImageView]:
+        """All views, with the closer look."""
+        return [*self.views, *([self.closer] if self.closer else [])]
+
+    @property
     def complete(self) -> bool:
-        return all(len(view.outputs) == len(view.tiling) for view in self.views)
+        """True if all tiles of the views so far have run."""
+        return all(len(view.outputs) == len(view.numbers) for view in self.shown)
+
+    def outcome(self) -> tuple[LogitMap, tuple[tuple[float, ...], ...]]:
+        """Return the blended map, and the scores of the tiles of each view."""
+        first, *others = self.views
+        logits = reduce(mean, (each.logits for each in others), first.logits)
+        if closer := self.closer:
+            logits, shown = merged(logits, closer.tiling, closer.numbers, closer.tile_logits)
+            return logits, ((*remaining(first.tiling, first.scores, shown), *closer.scores),)
+        return logits, tuple(view.scores for view in self.views)
 
 
 class _Tile(NamedTuple, Generic[K]):
@@ -174,25 +201,25 @@ class _Batcher(Generic[K]):
     observe: Callable[[int, int], None]
     queues: defaultdict[Shape, deque[_Tile[K]]] = field(default_factory=lambda: defaultdict(deque))
 
-    def add(self, image: _PendingImage[K]) -> Iterator[list[_Tile[K]]]:
-        """Queue an image's tiles; yield the batches that are full now."""
-        for view in image.views:
-            queue = self.queues[view.tiling.tile_shape]
-            queue.extend(_Tile(image, view, number) for number in range(len(view.tiling)))
-            while len(queue) >= self.size:
-                yield from self._next(queue)
+    def add(self, image: _PendingImage[K], view: _ImageView) -> None:
+        """Queue the tiles of an image's view."""
+        tiles = (_Tile(image, view, number) for number in view.numbers)
+        self.queues[view.tiling.tile_shape].extend(tiles)
 
-    def flush(self) -> Iterator[list[_Tile[K]]]:
-        """Yield the remaining tiles, in batches that are not full."""
-        for queue in self.queues.values():
-            while queue:
-                yield from self._next(queue)
+    def batches(self, full: bool) -> Iterator[list[_Tile[K]]]:
+        """Yield the waiting tiles in batches, also those that are added meanwhile.
 
-    def _next(self, queue: deque[_Tile[K]]) -> Iterator[list[_Tile[K]]]:
-        """Yield the next batch of a queue, without tiles of images that have failed meanwhile."""
-        tiles = [queue.popleft() for _ in range(min(len(queue), self.size))]
-        if tiles := [tile for tile in tiles if not tile.image.failed]:
-            yield tiles
+        Args:
+            full: leave tiles waiting that do not fill a batch.
+        """
+        while queue := self._waiting(self.size if full else 1):
+            tiles = [queue.popleft() for _ in range(min(len(queue), self.size))]
+            if tiles := [tile for tile in tiles if not tile.image.failed]:
+                yield tiles
+
+    def _waiting(self, least: int) -> deque[_Tile[K]] | None:
+        """Return the first queue of at least this many tiles."""
+        return next((queue for queue in self.queues.values() if len(queue) >= least), None)
 
     def submit(self, tiles: list[_Tile[K]]) -> _PendingBatch[K]:
         """Submit a batch of exactly `size` images: the last tile repeats where tiles are missing.
@@ -273,10 +300,10 @@ class Detector:
         """Yield the finding of each image as soon as its last tile has run.
 
         Tiles of one shape share batches, across images. Images come out in the order in which
-        they complete; with batch_size 1 that is the order in which they came. Fewer than
-        batch_size tiles of each shape wait at any time, so `native` with its four shapes holds
-        at most 4 * (batch_size - 1) images, and those in pending batches, before it takes the
-        next one.
+        they complete; with batch_size 1 and depth 1 that is the order in which they came. Fewer
+        than batch_size tiles of each shape wait at any time, so `native` with its four shapes holds
+        at most 4 * (batch_size - 1) images, and those in pending batches, before it takes the next
+        one. An image that gets a closer look keeps its stored pixels until that ends.
 
         An image on which the engine fails yields the `InferError`: after a failed batch each
         of its tiles runs alone, so one image cannot fail its neighbours. Once the device was
@@ -292,15 +319,45 @@ class Detector:
             if isinstance(image, ImageError):
                 yield key, image
                 continue
-            tilings = cut(image, self.view), cut_enlarged(image, self.view)
-            views = [_ImageView(each, self._context(each)) for each in tilings if each]
-            for tiles in batcher.add(_PendingImage(key, views, image.jpeg_quality)):
-                pending.append(batcher.submit(tiles))
-                yield from self._collect(batcher, pending, self.engine.depth - 1)
-        for tiles in batcher.flush():
+            opened = self._opened(key, image)
+            for view in opened.views:
+                batcher.add(opened, view)
+            yield from self._run(batcher, pending, full=True)
+        while pending or any(batcher.queues.values()):  # what is collected may queue closer looks
+            yield from self._run(batcher, pending, full=False)
+            yield from self._collect(batcher, pending, 0)
+
+    def _run(
+        self, batcher: _Batcher[K], pending: deque[_PendingBatch[K]], *, full: bool
+    ) -> Iterator[tuple[K, Finding | InferError]]:
+        """Submit the batches that wait; yield the images that are completed meanwhile."""
+        for tiles in batcher.batches(full):
             pending.append(batcher.submit(tiles))
             yield from self._collect(batcher, pending, self.engine.depth - 1)
-        yield from self._collect(batcher, pending, 0)
+
+    def _opened(self, key: K, image: Image) -> _PendingImage[K]:
+        """Return an image with its first views; one that they scale down is kept as stored."""
+        first = cut(image, self.view, self.policy.closer_look)
+        tilings = first, cut_enlarged(image, self.view)
+        views = [self._shown(each, range(len(each))) for each in tilings if each]
+        scaled = self.view.name == "native" and first.pixels.shape[:2] != first.stored_shape
+        stored = image if scaled and self.policy.closer_look else None
+        return _PendingImage(key, views, image.jpeg_quality, stored)
+
+    def _shown(self, tiling: Tiling, numbers: Sequence[int]) -> _ImageView:
+        return _ImageView(tiling, self._context(tiling), numbers)
+
+    def _closer(self, image: _PendingImage[K]) -> _ImageView | None:
+        """Begin the closer look at an image whose scaled picture has run; None if it has none."""
+        if image.stored is None:
+            return None
+        (scaled,) = image.views
+        tiling = replace(
+            cut_stored(image.stored, self.view), preprocess=f"{scaled.tiling.preprocess}-closer"
+        )
+        numbers = suspicious(scaled.logits, tiling, self.policy.closer_look)
+        image.stored, image.closer = None, self._shown(tiling, numbers)
+        return image.closer
 
     def _context(self, tiling: Tiling) -> Context:
         """Return the context of a view's pixels, or an empty one if the network takes none."""
@@ -325,15 +382,18 @@ class Detector:
                     yield image.key, output
                     continue
                 view.outputs.append(output)
-                if image.complete:
+                if not image.complete:
+                    continue
+                if closer := self._closer(image):
+                    batcher.add(image, closer)
+                else:
                     yield image.key, self._finding(image)
 
     def _finding(self, image: _PendingImage[K]) -> Finding:
         """Blend tiles and views, and apply the policy."""
-        first, *others = image.views
-        logits = reduce(mean, (each.logits for each in others), first.logits)
+        logits, scores = image.outcome()
         statistics = Statistics(
-            tiles=tuple(view.scores for view in image.views),
+            tiles=scores,
             cells=histogram(logits.cells),
             megapixels=logits.shape[0] * logits.shape[1] / 1e6,
         )
@@ -364,8 +424,8 @@ class Detector:
             threshold=threshold,
             mask_threshold=mask_threshold,
             mask_confidence=confidence,
-            preprocess=image.views[-1].tiling.preprocess,
-            infer_ms=sum(output.infer_ms for view in image.views for output in view.outputs),
+            preprocess=image.shown[-1].tiling.preprocess,
+            infer_ms=sum(output.infer_ms for view in image.shown for output in view.outputs),
         )
 
 

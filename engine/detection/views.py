@@ -48,7 +48,8 @@ class View:
             multiples of 32. `native` covers each axis with tiles of the largest side that it
             fills, or nearly fills; `fit` scales to the largest.
         max_tiles: most tiles of the largest side for one image, or as many pixels in smaller
-            ones (64 of 512 cover 12 megapixels); a larger image is first scaled down to fit.
+            ones (64 of 512 cover 12 megapixels); a larger image is first scaled down to fit,
+            unless some more tiles are allowed, as `cut` describes.
         context: whether the network takes the context of the picture.
     """
 
@@ -68,8 +69,8 @@ class Tiling:
         tops, lefts: offsets of the tiles along each axis, multiples of 8; every pair is a tile.
         tile_shape: height and width of every tile, in pixels.
         stored_shape: height and width of the image as stored.
-        preprocess: id of the view in the results: `native-256-512`, or with `-scaled` or
-            `-enlarged`.
+        preprocess: id of the view in the results: `native-256-512`, or with `-scaled`,
+            `-scaled-closer` or `-enlarged`.
     """
 
     pixels: NDArray[np.uint8]
@@ -110,8 +111,11 @@ class LogitMap:
         return float(sigmoid(highest, out=highest)[0, 0])
 
 
-def cut(image: Image, view: View) -> Tiling:
+def cut(image: Image, view: View, further: int = 0) -> Tiling:
     """Place the tiles of an image; copies no pixels unless it must scale.
+
+    An image of at most `view.max_tiles + further` tiles is not scaled: at that cost all of it can
+    be shown as it is. A larger one is scaled to `view.max_tiles`, whatever `further` is.
 
     Scaling is Pillow's BILINEAR, whose support grows with the factor (antialiased); it loses
     the JPEG grid, so the luma table is dropped. Memory: nothing for `native`; to scale, 4
@@ -122,12 +126,16 @@ def cut(image: Image, view: View) -> Tiling:
     if view.name == "fit":
         pixels = _resize(image.pixels, (side, side))
         return Tiling(pixels, _NO_TABLE, (0,), (0,), (side, side), stored, f"fit-{side}")
-    preprocess = "-".join(["native", *map(str, view.sides)])
-    if _tile_count(stored, side) <= view.max_tiles:
-        table = _NO_TABLE if image.luma_table is None else image.luma_table
-        return _place(image.pixels, table, view, stored, preprocess)
+    if _tile_count(stored, side) <= view.max_tiles + further:
+        return cut_stored(image, view)
     pixels = _resize(image.pixels, _shape_within(stored, side, view.max_tiles))
-    return _place(pixels, _NO_TABLE, view, stored, f"{preprocess}-scaled")
+    return _place(pixels, _NO_TABLE, view, stored, f"{_name(view)}-scaled")
+
+
+def cut_stored(image: Image, view: View) -> Tiling:
+    """Place the tiles of an image of any size on its stored pixels; copies none."""
+    table = _NO_TABLE if image.luma_table is None else image.luma_table
+    return _place(image.pixels, table, view, image.pixels.shape[:2], _name(view))
 
 
 def cut_enlarged(image: Image, view: View) -> Tiling | None:
@@ -153,8 +161,7 @@ def cut_enlarged(image: Image, view: View) -> Tiling | None:
     if _tile_count(shape, view.sides[-1]) > view.max_tiles:
         return None
     pixels = _resize(image.pixels, shape, PIL.Image.Resampling.BICUBIC)
-    preprocess = "-".join(["native", *map(str, view.sides), "enlarged"])
-    return _place(pixels, _NO_TABLE, view, (height, width), preprocess)
+    return _place(pixels, _NO_TABLE, view, (height, width), f"{_name(view)}-enlarged")
 
 
 def tile(tiling: Tiling, index: int) -> NDArray[np.uint8]:
@@ -190,21 +197,55 @@ def assemble(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> Logi
     height, width = tiling.pixels.shape[:2]
     rows, columns = -(-height // STRIDE), -(-width // STRIDE)
     extent = height / STRIDE, width / STRIDE
-    canvas = tile_logits[0] if len(tile_logits) == 1 else _blend(tiling, tile_logits)
+    canvas = tile_logits[0] if len(tile_logits) == 1 else blend(tiling, tile_logits)
     return LogitMap(canvas[:rows, :columns], extent, tiling.stored_shape)
+
+
+def blend(
+    tiling: Tiling,
+    tile_logits: Sequence[NDArray[np.float32]],
+    numbers: Sequence[int] | None = None,
+) -> NDArray[np.float32]:
+    """Return the weighted sum of tiles on the cells of the tiling, padding included.
+
+    Args:
+        tiling: tiles of the image.
+        tile_logits: logits of tiles, as for `assemble`.
+        numbers: the number of each tile; None: all tiles in order, whose weights sum to 1.
+    """
+    height, width = tiling.tile_shape[0] // STRIDE, tiling.tile_shape[1] // STRIDE
+    tops = [top // STRIDE for top in tiling.tops]
+    lefts = [left // STRIDE for left in tiling.lefts]
+    y_weights, x_weights = _weights(tops, height), _weights(lefts, width)
+    canvas = np.zeros((tops[-1] + height, lefts[-1] + width), np.float32)
+    for index, logits in zip(numbers or range(len(tiling)), tile_logits, strict=True):
+        row, column = divmod(index, len(lefts))
+        y, x = tops[row], lefts[column]
+        weight = y_weights[row][:, None] * x_weights[column]
+        canvas[y : y + height, x : x + width] += weight * logits
+    return canvas
 
 
 def mean(coarse: LogitMap, fine: LogitMap) -> LogitMap:
     """Return the mean of two maps of one image, on the cells of the finer one."""
-    y_scale, x_scale = (c / f for c, f in zip(coarse.extent, fine.extent, strict=True))
-    height, width = fine.cells.shape
-    most_y, most_x = coarse.cells.shape
-    box = 0, 0, min(width * x_scale, most_x), min(height * y_scale, most_y)
-    source = PIL.Image.fromarray(coarse.cells)
-    cells = np.array(source.resize((width, height), PIL.Image.Resampling.BILINEAR, box), np.float32)
+    cells = resampled(coarse.cells, coarse.extent, fine, PIL.Image.Resampling.BILINEAR)
     cells += fine.cells
     cells *= 0.5
     return LogitMap(cells, fine.extent, fine.shape)
+
+
+def resampled(
+    cells: NDArray[np.float32],
+    extent: tuple[float, float],
+    target: LogitMap,
+    how: PIL.Image.Resampling,
+) -> NDArray[np.float32]:
+    """Return a map of the same image, with this extent, on the cells of another."""
+    y_scale, x_scale = (e / t for e, t in zip(extent, target.extent, strict=True))
+    height, width = target.cells.shape
+    most_y, most_x = cells.shape
+    box = 0, 0, min(width * x_scale, most_x), min(height * y_scale, most_y)
+    return np.array(PIL.Image.fromarray(cells).resize((width, height), how, box), np.float32)
 
 
 def upsample(logits: LogitMap, window: Window) -> NDArray[np.float32]:
@@ -258,6 +299,10 @@ def _place(
     shape = _side(height, view.sides), _side(width, view.sides)
     tops, lefts = _offsets(height, shape[0]), _offsets(width, shape[1])
     return Tiling(pixels, qtable, tops, lefts, shape, stored, preprocess)
+
+
+def _name(view: View) -> str:
+    return "-".join(["native", *map(str, view.sides)])
 
 
 def _side(length: int, sides: tuple[int, ...]) -> int:
@@ -320,20 +365,6 @@ def mirrored(size: int, length: int) -> NDArray[np.intp]:
     it repeats, mirrored at the border."""
     position = np.arange(size) % (2 * length)
     return np.minimum(position, 2 * length - 1 - position)
-
-
-def _blend(tiling: Tiling, tile_logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    height, width = tiling.tile_shape[0] // STRIDE, tiling.tile_shape[1] // STRIDE
-    tops = [top // STRIDE for top in tiling.tops]
-    lefts = [left // STRIDE for left in tiling.lefts]
-    y_weights, x_weights = _weights(tops, height), _weights(lefts, width)
-    canvas = np.zeros((tops[-1] + height, lefts[-1] + width), np.float32)
-    for index, logits in enumerate(tile_logits):
-        row, column = divmod(index, len(lefts))
-        y, x = tops[row], lefts[column]
-        weight = y_weights[row][:, None] * x_weights[column]
-        canvas[y : y + height, x : x + width] += weight * logits
-    return canvas
 
 
 def _weights(offsets: Sequence[int], size: int) -> list[NDArray[np.float32]]:

@@ -98,6 +98,12 @@ class Model:
         """The ONNX file."""
         return self.folder / GRAPH
 
+    def looking_closer(self, tiles: int | None) -> Model:
+        """Return the model with another `Policy.closer_look`; None: with that of its policy."""
+        if tiles is None:
+            return self
+        return replace(self, policy=replace(self.policy, closer_look=tiles))
+
     def weights(self) -> dict[str, NDArray[np.float16]]:
         """Load the network's parameters without the prompts, by their names in the network."""
         return load_file(self.folder / WEIGHTS)

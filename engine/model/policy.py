@@ -27,6 +27,7 @@ LATER: dict[str, Any] = {
     "pixel_model": None,
     "least_confidence": 0.0,
     "manipulated_at_sizes": [],
+    "closer_look": 0,
 }
 
 
@@ -57,6 +58,8 @@ class Policy:
         least_confidence: masks of a lower expected F1 are empty, in [0, 1].
         manipulated_at_sizes: pairs of megapixels, ascending, and the `manipulated_at` of images
             from that size on; empty: one threshold for all sizes.
+        closer_look: further tiles of an image that is too large for all of its own, with which the
+            thresholds were chosen: see `engine.detection.closer`; 0: none.
     """
 
     id: str
@@ -73,6 +76,7 @@ class Policy:
     pixel_model: PixelModel | None = None
     least_confidence: float = 0.0
     manipulated_at_sizes: tuple[tuple[float, float], ...] = ()
+    closer_look: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -277,6 +281,10 @@ def _check_limits(policy: Policy) -> None:
         raise UsageError(f"policy {policy.id}: min_side must be whole pixels, not {side}")
     if quality is not None and (quality != int(quality) or not 1 <= quality <= 100):
         raise UsageError(f"policy {policy.id}: min_jpeg_quality must be 1 to 100, not {quality}")
+    if policy.closer_look != int(policy.closer_look) or policy.closer_look < 0:
+        raise UsageError(
+            f"policy {policy.id}: closer_look must be a number of tiles, not {policy.closer_look}"
+        )
 
 
 UNTRAINED = Policy("untrained")

@@ -67,6 +67,7 @@ FITTED = dataclasses.replace(
     pixel_model=PixelModel(1.5, -1.0, 0.5),
     least_confidence=0.3,
     manipulated_at_sizes=((0.0, 0.9), (1.0, 0.7)),
+    closer_look=16,
 )
 
 
@@ -155,6 +156,8 @@ def test_round_trip(policy: Policy) -> None:
         ({"pixel_model": {"scale": 1, "shift": 0}}, "object with scale, offset, score"),
         ({"least_confidence": 2}, "between 0 and 1"),
         ({"manipulated_at_sizes": [0.9]}, "pairs"),
+        ({"closer_look": -1}, "number of tiles"),
+        ({"closer_look": 1.5}, "number of tiles"),
         ({"manipulated_at_sizes": [[1, 0.8], [0, 0.9]]}, "ascend"),
         ({"manipulated_at_sizes": [[0, 0.95]]}, "<= manipulated_at"),
         ({"manipulated_at_sizes": [[0, 0.1]]}, "authentic_below <="),
