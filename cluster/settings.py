@@ -12,6 +12,7 @@ from prompt_iml.pipeline.settings import (
     AccessFlags,
     EngineFlags,
     LimitFlags,
+    LookFlags,
     RayFlags,
     RegistryFlags,
     ScanSettings,
@@ -194,7 +195,7 @@ class SubmitSettings(ScanSettings):
         """Check nothing: inputs, model and engine are those of the cluster's nodes."""
 
 
-class EndpointSettings(RegistryFlags, EngineFlags, LimitFlags):
+class EndpointSettings(RegistryFlags, LookFlags, LimitFlags):
     """Settings of an endpoint, as flags of `prompt-iml serve` or as `args` in a Serve config."""
 
     max_bytes: ByteSize = Field(ByteSize(64 * 2**20), ge=1)

@@ -20,6 +20,7 @@ GROUPS = {
     ),
     "Model": (
         "model", "engine", "precision", "registry", "prompts", "refresh_prompts", "policy",
+        "closer_look",
     ),
     "Where it runs": (
         "address", "min_actors", "max_actors", "actor_cpus", "actor_gpus", "wave_units", "decoder",

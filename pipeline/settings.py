@@ -144,6 +144,14 @@ class EngineFlags(ModelFlags):
             check_engine(self.engine, self.precision)
 
 
+class LookFlags(EngineFlags):
+    """Flags of the commands that run a model on pictures of any size."""
+
+    closer_look: int | None = Field(None, ge=0)
+    """Show pictures above 12 megapixels in up to N further tiles, where they are most suspicious;
+    0: never. Without it, N is what the policy was calibrated with."""
+
+
 class RegistryFlags(Command):
     """Flags of the commands that run a model with prompts of a registry."""
 
@@ -264,7 +272,7 @@ class Pool(RayFlags):
         return self
 
 
-class ScanSettings(InputFlags, RegistryFlags, EngineFlags, LimitFlags, Pool):
+class ScanSettings(InputFlags, RegistryFlags, LookFlags, LimitFlags, Pool):
     """Scan images: print a verdict on each, or write scores and masks to Parquet."""
 
     model_config = SettingsConfigDict(cli_shortcuts={"json-lines": "json"})
@@ -494,7 +502,7 @@ class VerifySettings(ResultsFlags):
     """Run to verify; without it, every run."""
 
 
-class PlanSettings(InputFlags, EngineFlags):
+class PlanSettings(InputFlags, LookFlags):
     """List what a scan would read and, with --estimate, how long it would take; writes nothing."""
 
     estimate: bool = False
@@ -555,7 +563,7 @@ class ImportSettings(AccessFlags):
         find_inputs(self.truths)
 
 
-class EvaluationFlags(AccessFlags, EngineFlags):
+class EvaluationFlags(AccessFlags, LookFlags):
     """Flags that name the images of an evaluation, and the model."""
 
     manifests: CliPositionalArg[list[str]] = Field(min_length=1)

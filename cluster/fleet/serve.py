@@ -47,6 +47,7 @@ from prompt_iml.engine.errors import ImageError, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.checks import ray_address
+from prompt_iml.pipeline.closer_look import looking_closer
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.registry.registry import (
     PromptSetRef,
@@ -103,11 +104,13 @@ def endpoint_spec(settings: EndpointSettings) -> RowSpec:
         registry = Registry(storage.canonical(settings.registry), model.sha256)
         prompt_set = PromptSetRef(registry.uri, look_up(registry, settings.prompts))
         model = with_prompt_set(model, registry, prompt_set.id)
+    model = looking_closer(model, settings.closer_look)
     return RowSpec(
         model=model.reference,
         model_digest=model.digest,
         engine=settings.engine,
         precision=settings.precision,
+        closer_look=settings.closer_look,
         threads=settings.actor_cpus,
         max_pixels=settings.max_pixels,
         max_object_bytes=settings.max_bytes,

@@ -31,6 +31,7 @@ class Detector:
         precision: of openvino: float32, which auto is, or bfloat16 (twice as fast, other labels).
         threads: CPU threads. With one, results are those of a scan to the last digit; more add
             the same numbers in another order.
+        closer_look: further tiles for a picture above 12 megapixels; None: as its policy says.
         max_pixels: pictures with more pixels are refused before decoding, at 10 bytes a pixel.
 
     Raises:
@@ -44,14 +45,16 @@ class Detector:
         engine: str = "auto",
         precision: str = "auto",
         threads: int = 1,
+        closer_look: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        opened = load_model(model)
+        opened = load_model(model).looking_closer(closer_look)
         self._spec = RowSpec(
             model=opened.reference,
             model_digest=opened.digest,
             engine=engine,
             precision=precision,
+            closer_look=closer_look,
             threads=threads,
             max_pixels=max_pixels,
             max_object_bytes=MAX_BYTES,

@@ -20,6 +20,7 @@ from pathlib import PurePosixPath
 from prompt_iml.engine.errors import EmptySource
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import read_policy
+from prompt_iml.pipeline.closer_look import looking_closer
 from prompt_iml.pipeline.detect.detector import finding
 from prompt_iml.pipeline.detect.lines import counts_line, ending, until_closed, verdict_line
 from prompt_iml.pipeline.detect.pictures import Result, results
@@ -99,6 +100,7 @@ def print_verdicts(settings: ScanSettings) -> Json:
     model = load_model(settings.model)
     if settings.policy:
         model = replace(model, policy=read_policy(settings.policy))
+    model = looking_closer(model, settings.closer_look)
     prompt_set = choose_prompt_set(settings, model, "")
     units = sliced(units_of(settings, limit=settings.limit), settings.slice)
     first = next(units, None)

@@ -53,8 +53,11 @@ def calibrate(settings: CalibrateSettings) -> Json:
     sets = checked_labels(settings.manifests, settings.limit)
     if settings.plot:
         require_matplotlib()
-    targets = Targets(**settings.model_dump(include=set(Targets.__slots__)))
-    model = load_model(settings.model)
+    model = load_model(settings.model).looking_closer(settings.closer_look)
+    targets = Targets(
+        **settings.model_dump(include=set(Targets.__slots__) - {"closer_look"}),
+        closer_look=model.policy.closer_look,
+    )
     results, failed = _evaluate_all(settings, sets, model, perturbations, targets)
     name = settings.id or f"{model.version}-fpr-{settings.false_positive_rate:g}"
     results, score_model = _with_score_model(results)

@@ -64,6 +64,7 @@ class Targets:
         miss_rate: highest share of the forged images labelled authentic.
         flagged_rate: highest share of the authentic images with a mask.
         min_side, min_jpeg_quality: images below are `uncertain`; None: no limit.
+        closer_look: that of the policy.
     """
 
     false_positive_rate: float = 0.01
@@ -71,6 +72,7 @@ class Targets:
     flagged_rate: float = 0.3
     min_side: int | None = None
     min_jpeg_quality: int | None = None
+    closer_look: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ def claim_all(targets: Targets) -> Policy:
         authentic_below=0.0,
         min_side=targets.min_side,
         min_jpeg_quality=targets.min_jpeg_quality,
+        closer_look=targets.closer_look,
     )
 
 
@@ -247,6 +250,7 @@ def make_policy(
         min_side=targets.min_side,
         min_jpeg_quality=targets.min_jpeg_quality,
         score_model=score_model,
+        closer_look=targets.closer_look,
     )
     policy = _with_thresholds(policy, within, targets)
     if any(each.forged and each.has_known_pixels for each in within):

@@ -45,7 +45,7 @@ def reasons(rows: pa.Table, policy: Row) -> dict[str, pa.Array]:
         "between": has_threshold,
         "too_small": pc.and_(beyond, small),
         "too_compressed": pc.and_(beyond, coarse),
-        "scaled": pc.and_(has_threshold, pc.ends_with(view, "-scaled")),
+        "scaled": pc.and_(has_threshold, pc.match_substring(view, "-scaled")),
         "enlarged": pc.and_(has_threshold, pc.ends_with(view, "-enlarged")),
         "unlabelled": pc.and_(beyond, pc.invert(pc.or_(small, coarse))),
     }

@@ -131,7 +131,7 @@ def cost(settings: PlanSettings, samples: Sequence[Sample], images: int) -> Json
 
 def measured_rate(settings: PlanSettings, samples: Sequence[Sample]) -> tuple[float, str]:
     """Return images per second of decoder and engine in a second pass, and what was measured."""
-    model = load_model(settings.model)
+    model = load_model(settings.model).looking_closer(settings.closer_look)
     engine = open_engine(model, settings.engine, 1, settings.precision)
     detector = Detector(engine, model.view, model.policy, engine.batch)
     images = 0

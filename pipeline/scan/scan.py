@@ -20,6 +20,7 @@ from prompt_iml.engine.model.folder import Model, load_model
 from prompt_iml.engine.model.policy import read_policy
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.checks import ray_address
+from prompt_iml.pipeline.closer_look import looking_closer
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.monitoring.progress import Progress
 from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up, with_prompt_set
@@ -46,7 +47,7 @@ BINDING = {
     "max_pixels", "max_object_bytes", "heatmap", "trust_lists",
 }  # fmt: skip
 SHARDS_NAMED = 100  # in a summary; the manifest names all
-WHERE_SET = {"precision", "retry_failed", "retry_codes", "skip_scanned", "slice"}
+WHERE_SET = {"closer_look", "precision", "retry_failed", "retry_codes", "skip_scanned", "slice"}
 
 
 @dataclass(slots=True)
@@ -107,6 +108,7 @@ def scan(settings: ScanSettings) -> Json:
     if prompt_set:
         registry = Registry(prompt_set.registry, model.sha256)
         model = with_prompt_set(model, registry, prompt_set.id)
+    model = looking_closer(model, settings.closer_look)
     config = run_config(settings, model, prompt_set)
     run = Run(output, settings.run_id or default_run_id(config))
     configure(settings.log, run=run.run_id)
@@ -296,6 +298,7 @@ def row_spec(
         model_digest=model.digest,
         engine=settings.engine,
         precision=settings.precision,
+        closer_look=settings.closer_look,
         threads=1,  # an actor has one CPU
         max_pixels=settings.max_pixels,
         max_object_bytes=settings.max_object_bytes,

@@ -74,6 +74,7 @@ class RowSpec:
         read_timeout: seconds that reading the next image may take.
         memory: bytes that an actor may take beside its engine; None: not limited.
         precision: of the engine, as the settings name it.
+        closer_look: that of the policy is replaced by this; None: it stays.
     """
 
     model: str
@@ -90,6 +91,7 @@ class RowSpec:
     read_timeout: float = FETCH_SECONDS
     memory: int | None = None
     precision: str = "auto"
+    closer_look: int | None = None
 
     def to_json(self) -> str:
         """Serialize for another process."""
@@ -147,6 +149,7 @@ class RowMaker:
         model = self._current.model if self._current else model
         if spec.policy:
             model = replace(model, policy=Policy.from_json(spec.policy))
+        model = model.looking_closer(spec.closer_look)
         if model.digest != spec.model_digest:
             raise UsageError(
                 f"{spec.model} is {model.id} here, and not all of its weights, graph, prompts and "
@@ -165,13 +168,13 @@ class RowMaker:
         """Spec with the prompts in use, with which another process makes the same rows."""
         if self._current is None:
             return self._spec
-        digest = self._current.model.digest
+        digest = self._current.model.looking_closer(self._spec.closer_look).digest
         return replace(self._spec, prompt_set=self._current.ref, model_digest=digest)
 
     def refresh_prompts(self) -> None:
         """Load the registry's current prompts, if the spec follows them and they have changed."""
         if self._current and self._current.refresh():
-            self._use(self._current.model)
+            self._use(self._current.model.looking_closer(self._spec.closer_look))
 
     def _use(self, model: Model) -> None:
         """Detect with the model's prompts and policy from now on, and name them in the rows."""

@@ -163,11 +163,12 @@ def test_the_bound_is_clopper_and_pearsons() -> None:
 
 
 def test_a_policy_does_what_it_states() -> None:
-    targets = Targets(0.01, 0.05, 0.1, min_side=128, min_jpeg_quality=50)
+    targets = Targets(0.01, 0.05, 0.1, min_side=128, min_jpeg_quality=50, closer_look=16)
     images = population()
     calibration = make_policy(images, targets, "v1")
     policy = calibration.policy
     assert (policy.id, policy.min_side, policy.min_jpeg_quality) == ("v1", 128, 50)
+    assert policy.closer_look == claim_all(targets).closer_look == 16
     assert calibration.false_positive_rate == policy.false_positive_rate == 0.01
     assert 0.01 < calibration.false_positive_bound < 0.03
     assert 0.04 < calibration.miss_rate <= 0.05

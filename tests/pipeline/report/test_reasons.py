@@ -55,6 +55,12 @@ def test_what_is_uncertain_has_a_reason_and_nothing_else_has(policy: Policy) -> 
         ((200, 300), 49, "", ["Too compressed: its JPEG quality is 49 and must be 50."]),
         ((127, 300), 49, "", ["Too small", "Too compressed"]),
         ((9000, 9000), None, "-scaled", ["Between the thresholds", "Too large for the network"]),
+        (
+            (9000, 9000),
+            None,
+            "-scaled-closer",
+            ["Between the thresholds", "Too large for the network"],
+        ),
         ((200, 200), None, "-enlarged", ["Between the thresholds", "Small and no JPEG"]),
     ],
 )

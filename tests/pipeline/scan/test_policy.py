@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import Policy
+from prompt_iml.pipeline.closer_look import looking_closer
 from prompt_iml.pipeline.scan.scan import row_spec, run_config
 from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.settings import ScanSettings
@@ -26,3 +29,18 @@ def test_a_policy_of_ones_own_makes_the_rows_and_binds_the_run(tmp_path: Path) -
     maker = RowMaker(row_spec(plain, load_model(null)))
     assert maker.provenance["policy"] == load_model(null).policy.id
     assert run_config(settings, model)["policy"] == mine.to_dict()
+
+
+def test_a_closer_look_makes_the_rows_and_binds_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    null = str(write_null_model(tmp_path / "model"))
+    settings = ScanSettings(inputs=["in"], output="out", model=null, closer_look=16)
+    model = looking_closer(load_model(null), settings.closer_look)
+    assert "was calibrated with --closer-look 0, not 16" in capsys.readouterr().err
+    spec = RowSpec.from_json(row_spec(settings, model).to_json())
+    assert RowMaker(spec).provenance["model_digest"] == model.digest != load_model(null).digest
+    config = run_config(settings, model)
+    assert (config["closer_look"], config["policy"]["closer_look"]) == (16, 16)
+    plain = settings.model_copy(update={"closer_look": None})
+    assert "closer_look" not in run_config(plain, load_model(null))
