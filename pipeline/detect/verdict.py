@@ -13,21 +13,19 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import PurePosixPath
 
 from prompt_iml.engine.errors import EmptySource
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.engine.model.policy import read_policy
-from prompt_iml.pipeline.closer_look import looking_closer
 from prompt_iml.pipeline.detect.detector import finding
 from prompt_iml.pipeline.detect.lines import counts_line, ending, until_closed, verdict_line
 from prompt_iml.pipeline.detect.pictures import Result, results
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.scan.rows import Row
-from prompt_iml.pipeline.scan.scan import choose_prompt_set, row_spec, sliced, units_of
+from prompt_iml.pipeline.scan.scan import as_asked, choose_prompt_set, row_spec, sliced, units_of
 from prompt_iml.pipeline.scan.scan import scan as scan_to_output
 from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.settings import ScanSettings
@@ -98,10 +96,8 @@ def print_verdicts(settings: ScanSettings) -> Json:
     configure(settings.log)
     use(settings.access)
     model = load_model(settings.model)
-    if settings.policy:
-        model = replace(model, policy=read_policy(settings.policy))
-    model = looking_closer(model, settings.closer_look)
     prompt_set = choose_prompt_set(settings, model, "")
+    model = as_asked(model, settings, prompt_set)
     units = sliced(units_of(settings, limit=settings.limit), settings.slice)
     first = next(units, None)
     if first is None:

@@ -98,17 +98,12 @@ def scan(settings: ScanSettings) -> Json:
     started = time.monotonic()
     use(settings.access)
     model = load_model(settings.model)
-    if settings.policy:
-        model = replace(model, policy=read_policy(settings.policy))
     if not settings.actor_gpus:  # else only the nodes need the engine: see `check_node`
         check_engine(settings.engine, settings.precision)
     output = storage.canonical(settings.output or "")  # which is refused
     settings, earlier = continued(settings, output, model)
     prompt_set = choose_prompt_set(settings, model, output)
-    if prompt_set:
-        registry = Registry(prompt_set.registry, model.sha256)
-        model = with_prompt_set(model, registry, prompt_set.id)
-    model = looking_closer(model, settings.closer_look)
+    model = as_asked(model, settings, prompt_set)
     config = run_config(settings, model, prompt_set)
     run = Run(output, settings.run_id or default_run_id(config))
     configure(settings.log, run=run.run_id)
@@ -192,6 +187,20 @@ def choose_prompt_set(settings: ScanSettings, model: Model, output: str) -> Prom
     if prompt_set is None:
         log(f"note: nothing is promoted in {registry.uri} yet: {model.id} uses its own prompts")
     return PromptSetRef(registry.uri, prompt_set, settings.refresh_prompts)
+
+
+def as_asked(model: Model, settings: ScanSettings, prompt_set: PromptSetRef | None) -> Model:
+    """Return the model with the prompt set, the policy and the closer look of a scan.
+
+    Raises:
+        UsageError: the prompt set or the policy cannot be read.
+    """
+    if prompt_set:
+        registry = Registry(prompt_set.registry, model.sha256)
+        model = with_prompt_set(model, registry, prompt_set.id)
+    if settings.policy:
+        model = replace(model, policy=read_policy(settings.policy))
+    return looking_closer(model, settings.closer_look)
 
 
 def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = None) -> Json:

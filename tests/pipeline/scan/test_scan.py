@@ -397,6 +397,15 @@ def test_prompts_of_a_registry_are_pinned_when_the_run_starts(
     assert prompt_sets(output) == {one, two}
 
 
+def test_a_verdict_uses_the_prompts_of_a_registry(
+    inputs: str, folder: Folder, promoted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(f"{folder.uri}/registry", load_model("prompt-iml-micro").sha256)
+    main(["scan", inputs, "--limit=4", "--json", "--registry", registry.uri])
+    (one,) = {json.loads(line).get("prompt_set") for line in capsys.readouterr().out.splitlines()}
+    assert one == registry.read(promoted[0]).prompts.id
+
+
 def test_prompts_are_refreshed_between_units(
     inputs: str, folder: Folder, promoted: list[str]
 ) -> None:
