@@ -101,7 +101,7 @@ def dct_histogram(luma: Floats, qtable: Floats) -> Floats:
     scaled = (basis / qtable[order, None]).astype(np.float32)
     rows, columns = luma.shape[0] // BLOCK, luma.shape[1] // BLOCK
     counts = np.zeros((COEFFICIENTS, BINS), np.int64)
-    for first in range(0, rows, STRIP):
+    for first in range(0, rows if columns else 0, STRIP):
         strip = luma[first * BLOCK : min(first + STRIP, rows) * BLOCK, : columns * BLOCK]
         blocks = np.rint(strip).reshape(-1, BLOCK, columns, BLOCK).swapaxes(1, 2)
         sizes = np.abs(scaled @ blocks.reshape(-1, 64).T)

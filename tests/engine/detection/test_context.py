@@ -136,7 +136,7 @@ def test_a_flat_picture_has_no_matches(level: int) -> None:
     assert not find_matches(luma_of(np.full((256, 256, 3), level, np.uint8)))[:5].any()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (16, 9), (255, 257), (700, 900)])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (300, 7), (16, 9), (255, 257), (700, 900)])
 def test_a_picture_of_any_size_has_a_context(shape: tuple[int, int]) -> None:
     assert shape != (700, 900) or np.prod(shape) > MOST_PIXELS
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
