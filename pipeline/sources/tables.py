@@ -191,7 +191,7 @@ def _entries(lines: Iterator[str], layout: Layout) -> Iterator[Entry]:
     elif layout.delimiter == _JSON:
         yield from map(_json_entry, lines)
     else:
-        for row in filter(None, _reader(lines, layout.delimiter)):
+        for row in filter(None, _reader(lines, layout.delimiter, strict=True)):
             yield _cell(row, layout.column), _cell(row, layout.id_column)
 
 
@@ -249,7 +249,7 @@ def _rows(
     name: str, lines: Iterator[str], delimiter: str, places: dict[str, int]
 ) -> Iterator[Cells]:
     with _damage(name):
-        for row in filter(None, _reader(lines, delimiter)):
+        for row in filter(None, _reader(lines, delimiter, strict=True)):
             yield {column: _cell(row, at) for column, at in places.items()}
 
 
@@ -297,8 +297,12 @@ def _is_name(text: str) -> bool:
     return claims_to_be_image(text) or kind_of_name(text) != "objects"
 
 
-def _reader(lines: Iterator[str] | list[str], delimiter: str) -> Iterator[list[str]]:
-    return csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter == " ")
+def _reader(
+    lines: Iterator[str] | list[str], delimiter: str, *, strict: bool = False
+) -> Iterator[list[str]]:
+    """Return the cells of each row; a strict reader refuses a quote that is never closed."""
+    skip = delimiter == " "
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=skip, strict=strict)
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

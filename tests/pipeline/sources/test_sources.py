@@ -498,6 +498,13 @@ def test_a_broken_line_of_json_is_a_failed_row(folder: Folder) -> None:
     assert [s.error is None for s in samples] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("data", [b'uri,t\na.jpg,"x\nb.jpg,x\n', b'a.jpg,"x\nb.jpg,x\n'])
+def test_a_quote_that_is_not_closed_hides_no_rows(data: bytes, folder: Folder) -> None:
+    folder.put("a.jpg", b"data")
+    with pytest.raises(UsageError, match=r"list\.csv is no CSV"):
+        scan(folder.put("list.csv", data))
+
+
 def test_a_damaged_gzip_list_is_refused(folder: Folder) -> None:
     packed = gzip.compress(lines("a.jpg", *(f"{n}.jpg" for n in range(999))))
     with pytest.raises(UsageError, match=r"list\.gz: "):
