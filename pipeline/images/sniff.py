@@ -13,6 +13,8 @@ _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
     (b"II*\0\x10\0\0\0CR", "image/x-canon-cr2"),
+    (b"II\x1a\0\0\0HEAPCCDR", "image/x-canon-crw"),
+    (b"\0MRM", "image/x-minolta-mrw"),
     (b"IIRO", "image/x-olympus-orf"),
     (b"IIRS", "image/x-olympus-orf"),
     (b"MMOR", "image/x-olympus-orf"),
@@ -62,7 +64,9 @@ _HTML = re.compile(
 RAW_FORMATS = {
     "image/x-canon-cr2": "CR2",
     "image/x-canon-cr3": "CR3",
+    "image/x-canon-crw": "CRW",
     "image/x-fuji-raf": "RAF",
+    "image/x-minolta-mrw": "MRW",
     "image/x-olympus-orf": "ORF",
     "image/x-panasonic-rw2": "RW2",
     "image/x-sigma-x3f": "X3F",

@@ -14,7 +14,9 @@ _IMAGE_SUFFIXES = (
     *(".jxl", ".jxr", ".ico", ".cur", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".psd"),
     *(".xcf", ".exr", ".hdr", ".dds", ".qoi", ".svg"),
     # Raw files of cameras.
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+    *(".dng", ".crw", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2"),
+    *(".raf", ".pef", ".srw", ".x3f", ".mrw", ".3fr", ".iiq", ".mef", ".mos", ".erf", ".kdc"),
+    *(".dcr", ".rwl", ".gpr"),
 )
 
 _TAR_SUFFIXES = (

@@ -236,6 +236,8 @@ def test_a_camera_raw_file_is_refused_by_name(payload: bytes) -> None:
         (b"IIRO\x08\0\0\0", "ORF"),
         (b"IIU\0\x18\0\0\0", "RW2"),
         (b"FUJIFILMCCD-RAW 0201", "RAF"),
+        (b"II\x1a\0\0\0HEAPCCDR", "CRW"),
+        (b"\0MRM", "MRW"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1", "CR3"),
     ],
 )

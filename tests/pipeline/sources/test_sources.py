@@ -1105,6 +1105,8 @@ def test_what_is_no_parquet_is_one_failed_sample(data: bytes, folder: Folder) ->
         ("README", False),
         ("jpg", False),
         ("a.jpg.txt", False),
+        ("a.CRW", True),
+        ("a.3fr", True),
     ],
 )
 def test_claims_to_be_image(name: str, claims: bool) -> None:
