@@ -23,9 +23,11 @@ _TAR_SUFFIXES = (
     ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".zip",
 )  # fmt: skip
 _UNREAD_ARCHIVE = re.compile(
-    r"\.(7z|rar|zipx|tzst|tlz|ace|arj|cab|lha|lzh|tar\.(zst|lz4|lz|lzma|lzo|br|z))(\.\d{2,3})?$"
+    r"\.(7z|rar|zipx|tzst|tlz|ace|arj|cab|lha|lzh|cpio|cb[7rtz]|tar\.(zst|lz4|lz|lzma|lzo|br|z))"
+    r"(\.\d{2,3})?$|\.z\d\d$|\.(tar|tgz|zip|tar\.(gz|bz2|xz))\.(\d{2,3}|a[a-z]|part\d{1,2})$"
 )
 UNREAD_ARCHIVE = "an archive that is not read: unpack it, or write a tar or zip"
+PACKED_MEMBER = "an archive or a Parquet file in a shard is not read: unpack the shard, and scan it"
 
 # Names that Spark, Hive and prompt-iml write beside data, and cameras do not.
 _BOOKKEEPING = frozenset(
@@ -55,6 +57,11 @@ def _path(name: str) -> str:
     """Return a name in lower case; of a URL the part before a query."""
     is_url = name.startswith("https://")
     return (re.split("[?#]", name, maxsplit=1)[0] if is_url else name).lower()
+
+
+def is_packed(name: str) -> bool:
+    """Return whether a name has the extension of a shard or of another archive."""
+    return kind_of_name(name) != "objects" or is_unread_archive(name)
 
 
 def is_hidden(name: str) -> bool:

@@ -15,7 +15,12 @@ from typing import BinaryIO
 
 from prompt_iml.engine.errors import DamagedShard, FetchError, ImageError, Unsupported
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, describe_stand_in, sniff
-from prompt_iml.pipeline.sources.names import claims_to_be_image, is_apple_double
+from prompt_iml.pipeline.sources.names import (
+    PACKED_MEMBER,
+    claims_to_be_image,
+    is_apple_double,
+    is_packed,
+)
 from prompt_iml.pipeline.sources.packed import DAMAGED, unpacked
 from prompt_iml.pipeline.sources.zipped import is_zip, read_zip
 from prompt_iml.pipeline.storage import storage
@@ -45,9 +50,10 @@ def read_tar(uri: str, *, max_object_bytes: int) -> Iterator[Sample]:
     """Yield the images of a tar shard, plain or compressed, or of a zip, in order.
 
     A regular file is an image by its content or by its extension; sidecars, folders and the
-    AppleDouble files of macOS are skipped. A link gives the bytes of the earlier member that it
-    points to, or is a failed sample. Where the shard is damaged, one failed sample without a
-    member names the byte (of the unpacked stream) and is the last.
+    AppleDouble files of macOS are skipped. An archive in the shard is a failed sample. A link gives
+    the bytes of the earlier member that it points to, or is a failed sample. Where the shard is
+    damaged, one failed sample without a member names the byte (of the unpacked stream) and is the
+    last.
     """
     try:
         with storage.open_stream(uri) as stream:
@@ -218,9 +224,12 @@ def _image(uri: str, archive: _Archive, member: _Member, max_object_bytes: int) 
     claims_image, media_type = claims_to_be_image(member.name), sniff(head)
     claims = claims_image and not is_apple_double(member.name)
     error = _refusal(member, max_object_bytes)
-    if error or not (claims or media_type):
+    is_image = claims or media_type is not None
+    if is_packed(member.name) and not is_image:
+        error, is_image = Unsupported(PACKED_MEMBER), True
+    if error or not is_image:
         archive.skip(rest)
-        return Sample(uri, member.name, error=error) if claims or media_type else None
+        return Sample(uri, member.name, error=error) if is_image else None
     return Sample(
         uri,
         member.name,

@@ -12,7 +12,12 @@ from typing import IO, BinaryIO, cast
 
 from prompt_iml.engine.errors import DamagedShard, FetchError, ImageError, Unsupported
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
-from prompt_iml.pipeline.sources.names import claims_to_be_image, is_apple_double
+from prompt_iml.pipeline.sources.names import (
+    PACKED_MEMBER,
+    claims_to_be_image,
+    is_apple_double,
+    is_packed,
+)
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Sample, too_large
 
@@ -100,7 +105,8 @@ def _read(
     head = body.read(HEAD_BYTES)
     media_type = sniff(head)
     if not (is_image or media_type):
-        return None
+        error = Unsupported(PACKED_MEMBER)
+        return Sample(uri, member.filename, error=error) if is_packed(member.filename) else None
     if error := too_large(member.file_size, max_object_bytes):
         return Sample(uri, member.filename, error=error)
     chunks = [head]

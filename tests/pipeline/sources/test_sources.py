@@ -888,13 +888,24 @@ def test_zip_bombs_are_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(directory.error, DamagedShard)
 
 
-@pytest.mark.parametrize("name", ["a.7z", "a.RAR", "a.tar.zst", "a.7z.001"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.7z", "a.RAR", "a.tar.zst", "a.7z.001", "a.tar.001", "a.tar.gz.aa", "a.z01", "a.cbz"],
+)
 def test_archives_that_are_not_read_are_named(name: str, folder: Folder) -> None:
     shard = folder.put(f"in/{name}", b"packed")
     with pytest.raises(UsageError, match=f"{name} is an archive that is not read: unpack it"):
         units(shard)
     (sample,) = scan(f"{folder.uri}/in")
     assert isinstance(sample.error, Unsupported)
+
+
+def test_archives_in_a_shard_are_failed_rows(folder: Folder, tar_of: TarOf) -> None:
+    members = {"a.jpg": b"1", "in.tar": tar_of({"b.jpg": b"2"}), "x/in.zip": b"PK", "c.7z": b"7z"}
+    for shard in (tar_of(members), zip_of(members)):
+        samples = scan(folder.put("shard", shard))
+        assert [s.error and s.error.code for s in samples] == [None] + ["unsupported"] * 3
+        assert "unpack the shard" in str(samples[1].error)
 
 
 # Parquet.
