@@ -18,7 +18,7 @@ from prompt_iml.engine.errors import (
     NotFound,
     UsageError,
 )
-from prompt_iml.pipeline.images.sniff import HEAD_BYTES, sniff
+from prompt_iml.pipeline.images.sniff import HEAD_BYTES, describe_stand_in, sniff
 from prompt_iml.pipeline.sources.names import (
     UNREAD_ARCHIVE,
     Format,
@@ -175,6 +175,8 @@ def _kind_of_input(ref: ObjectRef, image_column: str | None) -> Kind:
         raise UsageError(f"{storage.display_name(ref.uri)} is {UNREAD_ARCHIVE}")
     if claims_to_be_image(ref.uri) or sniff(head):
         return "objects"
+    if stand_in := describe_stand_in(head):
+        raise UsageError(f"{storage.display_name(ref.uri)} is {stand_in}")
     if not _CONTROL.search(decoded_head(head)) and is_list(ref.uri, head):
         return "list"
     raise UsageError(

@@ -785,6 +785,12 @@ def test_shards_that_stand_elsewhere_are_named(name: str, folder: Folder) -> Non
     assert f"{name} is a Git LFS pointer" in str(sample.error)
 
 
+def test_a_list_that_stands_elsewhere_is_named(folder: Folder) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n"
+    with pytest.raises(UsageError, match=r"list\.csv is a Git LFS pointer"):
+        units(folder.put("list.csv", pointer))
+
+
 def test_a_sparse_member_is_refused_and_passed(folder: Folder, tar_of: TarOf) -> None:
     member = tarfile.TarInfo("sparse.jpg")
     member.type, member.size = tarfile.GNUTYPE_SPARSE, 600
