@@ -10,7 +10,14 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prompt_iml.engine.errors import DamagedShard, Empty, FetchError, Unsupported, UsageError
+from prompt_iml.engine.errors import (
+    DamagedShard,
+    Empty,
+    FetchError,
+    ImageError,
+    Unsupported,
+    UsageError,
+)
 from prompt_iml.pipeline.images.sniff import HEAD_BYTES, describe_stand_in, sniff
 from prompt_iml.pipeline.logs import one_line
 from prompt_iml.pipeline.sources.parquet_pages import unpacked_sizes
@@ -39,6 +46,7 @@ _USUAL_NAMES = (
     "image", "image_bytes", "bytes", "data", "content", "jpg", "jpeg", "png", "webp", "img",
     "picture", "photo",
 )  # fmt: skip
+_PICTURES = ("image", "img", "picture", "photo")  # names of columns, also with an s
 
 
 class ParquetFile(pq.ParquetFile):  # type: ignore[misc]
@@ -113,16 +121,17 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
     """Return the column with the bytes of images; None if no column can hold them.
 
     Candidates, in order: a struct with `bytes` (Hugging Face), a binary column with a usual name,
-    the only binary column; without any of these, a struct with one field of bytes (such as Spark's)
-    or a list of one of them.
+    the only column that can; without bytes in these, a struct with one field of bytes (such as
+    Spark's) or a list of one of them.
 
     Raises:
         UsageError: `wanted` cannot hold bytes, or several columns can and none has a usual name.
         DamagedShard: the only columns that can have a name, or a field, that is there twice.
     """
     single = [field for field in schema if schema.names.count(field.name) == 1]
-    usable: list[str] = [field.name for field in single if _holds_bytes(field.type)]
-    usable = usable or [field.name for field in single if _holds_nested_bytes(field.type)]
+    flat: list[str] = [field.name for field in single if _holds_bytes(field.type)]
+    nested = [f.name for f in single if f.name not in flat and _holds_nested_bytes(f.type)]
+    usable = flat + nested
     file = storage.display_name(uri)
     if wanted in usable:
         return wanted
@@ -135,8 +144,8 @@ def column_of_images(uri: str, schema: pa.Schema, wanted: str | None) -> str | N
         if doubled := [field.name for field in schema if _is_doubled(field, schema)]:
             raise DamagedShard(f"{file}: column {doubled[0]}, or a field of it, is there twice")
         return None
-    structs = [name for name in usable if pa.types.is_struct(schema.field(name).type)]
-    usual = [name for usual in _USUAL_NAMES for name in usable if name.lower() == usual]
+    structs = [name for name in flat or nested if pa.types.is_struct(schema.field(name).type)]
+    usual = [name for usual in _USUAL_NAMES for name in flat or nested if name.lower() == usual]
     for candidates in (structs, usual[:1], usable):
         if len(candidates) == 1:
             return candidates[0]
@@ -149,12 +158,13 @@ def base64_column(file: ParquetFile) -> str | None:
     """Return the column whose first value is an image as base64 text; None without any."""
     single = [f for f in file.schema_arrow if file.schema_arrow.names.count(f.name) == 1]
     texts = [f.name for f in single if f.type in (pa.string(), pa.large_string())]
-    for name in [name for name in texts if name.lower() in _USUAL_NAMES and file.num_row_groups]:
+    for name in texts if file.num_row_groups else []:
         try:
             batch = next(batches(file, 0, [name]), None)
         except READER_ERRORS:  # a damaged page
             continue
-        value = text(batch.column(0)[0]) if batch and len(batch) else None
+        values = batch.column(0).drop_null() if batch else []
+        value = text(values[0]) if len(values) else None
         if value and len(value) >= BASE64_LENGTH and value.startswith(_BASE64_STARTS):
             return str(name)
     return None
@@ -250,7 +260,8 @@ def _lack(file: ParquetFile) -> str:
     if name := base64_column(file):
         return f"column {name} holds base64 text, which is not read: write it as bytes"
     if name := _nested_bytes(file.schema_arrow):
-        return f"column {name} holds bytes in several fields: write one column of image bytes"
+        how = "in several fields, or in a type that is not read"
+        return f"column {name} holds bytes {how}: write one column of image bytes"
     return "no column of image bytes"
 
 
@@ -281,9 +292,19 @@ def _sample(uri: str, row: int, cells: tuple[Any, ...], max_object_bytes: int) -
         content_id = text(cells[1])
     if value is None:
         return Sample(uri, str(row), content_id, error=_no_bytes(path))
-    if error := too_large(value.as_buffer().size, max_object_bytes):
+    if error := _refusal(value.as_buffer(), max_object_bytes):
         return Sample(uri, str(row), content_id, error=error)
     return Sample(uri, str(row), content_id, value.as_py(), claims_image=False)
+
+
+def _refusal(value: pa.Buffer, max_object_bytes: int) -> ImageError | None:
+    """Return why the bytes of a row are no image, or None."""
+    if not value.size:
+        return Empty("0 bytes")
+    start = bytes(value[:BASE64_LENGTH]).decode("latin-1")
+    if len(start) == BASE64_LENGTH and start.startswith(_BASE64_STARTS):
+        return Unsupported("base64 text in place of image bytes: write it as bytes")
+    return too_large(value.size, max_object_bytes)
 
 
 def _no_bytes(path: str | None) -> Empty:
@@ -366,13 +387,19 @@ def _holds_nested_bytes(kind: pa.DataType) -> bool:
 
 
 def _nested_bytes(schema: pa.Schema) -> str | None:
-    """Return the first column in which bytes are nested; None without any."""
+    """Return the first column in which bytes are nested, or which is nested and has the name of a
+    picture; None without any."""
 
     def holds(kind: pa.DataType) -> bool:
         inner = [kind.field(n).type for n in range(kind.num_fields)]
-        return _holds_bytes(kind) or any(map(holds, inner))
+        is_wide = pa.types.is_fixed_size_binary(kind) and kind.byte_width >= BASE64_LENGTH
+        return is_wide or _holds_bytes(kind) or any(map(holds, inner))
 
-    return next((field.name for field in schema if holds(field.type)), None)
+    def is_picture(field: pa.Field) -> bool:
+        name = field.name.lower().removesuffix("s")
+        return pa.types.is_nested(field.type) and name in _PICTURES
+
+    return next((each.name for each in schema if holds(each.type) or is_picture(each)), None)
 
 
 def _field_of_bytes(kind: pa.DataType) -> str | None:

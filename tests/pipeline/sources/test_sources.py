@@ -1056,18 +1056,51 @@ def test_rows_without_one_image_are_named(
     assert message in str(sample.error)
 
 
-@pytest.mark.parametrize("value", [{"left": JPEG, "right": JPEG}, [{"a": JPEG, "b": JPEG}]])
+@pytest.mark.parametrize("value", [list(JPEG), {"path": "a.jpg"}, {"bytes": "/9j/", "path": "a"}])
+def test_nested_pictures_without_bytes_are_named(value: Any, folder: Folder) -> None:
+    folder.put("in/a.parquet", parquet({"images": [value], "text": ["x"]}))
+    (sample,) = scan(f"{folder.uri}/in")
+    assert "a.parquet: column images holds bytes" in str(sample.error)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"left": JPEG, "right": JPEG},
+        [{"a": JPEG, "b": JPEG}],
+        {"images": [{"bytes": JPEG, "path": "a.jpg"}]},
+        pa.scalar(JPEG, pa.binary(len(JPEG))),
+    ],
+)
 def test_bytes_in_several_fields_are_named(value: Any, folder: Folder) -> None:
     folder.put("in/a.parquet", parquet({"pair": [value], "text": ["x"]}))
     (sample,) = scan(f"{folder.uri}/in")
     assert "a.parquet: column pair holds bytes in several fields" in str(sample.error)
 
 
+def test_a_column_of_other_bytes_is_not_taken_for_nested_images(folder: Folder) -> None:
+    folder.put("in/a.parquet", parquet({"images": [[JPEG]], "md5": [b"x"]}))
+    (sample,) = scan(f"{folder.uri}/in")
+    assert "choose with --image-column: md5, images" in str(sample.error)
+    (chosen,) = scan(f"{folder.uri}/in", image_column="images")
+    assert chosen.data == JPEG
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(b"", "empty"), (base64.b64encode(JPEG), "unsupported")]
+)
+def test_bytes_that_are_no_file_of_an_image(value: bytes, code: str, folder: Folder) -> None:
+    _, sample = scan(folder.put("a.parquet", parquet({"image": [JPEG, value]})))
+    assert sample.error
+    assert sample.error.code == code
+
+
 def test_base64_in_parquet_is_named(folder: Folder) -> None:
-    uri = folder.put("in/a.parquet", parquet({"image": [base64.b64encode(JPEG).decode()]}))
+    texts = [None, base64.b64encode(JPEG).decode()]
+    uri = folder.put("in/a.parquet", parquet({"encoded": texts}))
     for name in (uri, f"{folder.uri}/in"):
         (sample,) = scan(name)
-        assert "a.parquet: column image holds base64 text" in str(sample.error)
+        assert "a.parquet: column encoded holds base64 text" in str(sample.error)
 
 
 TWICE = pa.StructArray.from_arrays([pa.array([b"x"])] * 2, names=["bytes", "bytes"])
