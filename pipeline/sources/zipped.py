@@ -105,8 +105,8 @@ def _read(
     head = body.read(HEAD_BYTES)
     media_type = sniff(head)
     if not (is_image or media_type):
-        error = Unsupported(PACKED_MEMBER)
-        return Sample(uri, member.filename, error=error) if is_packed(member.filename) else None
+        packed = Unsupported(PACKED_MEMBER)
+        return Sample(uri, member.filename, error=packed) if is_packed(member.filename) else None
     if error := too_large(member.file_size, max_object_bytes):
         return Sample(uri, member.filename, error=error)
     chunks = [head]
