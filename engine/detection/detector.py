@@ -305,9 +305,9 @@ class Detector:
         at most 4 * (batch_size - 1) images, and those in pending batches, before it takes the next
         one. An image that gets a closer look keeps its stored pixels until that ends.
 
-        An image on which the engine fails yields the `InferError`: after a failed batch each
-        of its tiles runs alone, so one image cannot fail its neighbours. Once the device was
-        full, batches are half as large.
+        An image that cannot be prepared, or on which the engine fails, yields the `InferError`:
+        after a failed batch each of its tiles runs alone, so one image cannot fail its neighbours.
+        Once the device was full, batches are half as large.
 
         Args:
             images: (key, image) pairs; the key comes back with the finding. In place of an image
@@ -316,12 +316,12 @@ class Detector:
         pending: deque[_PendingBatch[K]] = deque()
         batcher = _Batcher[K](self.engine, self.batch_size, self.observe)
         for key, image in images:
-            if isinstance(image, ImageError):
-                yield key, image
+            prepared = image if isinstance(image, ImageError) else self._prepare(key, image)
+            if isinstance(prepared, ImageError):
+                yield key, prepared
                 continue
-            opened = self._opened(key, image)
-            for view in opened.views:
-                batcher.add(opened, view)
+            for view in prepared.views:
+                batcher.add(prepared, view)
             yield from self._run(batcher, pending, full=True)
         while pending or any(batcher.queues.values()):  # what is collected may queue closer looks
             yield from self._run(batcher, pending, full=False)
@@ -334,6 +334,13 @@ class Detector:
         for tiles in batcher.batches(full):
             pending.append(batcher.submit(tiles))
             yield from self._collect(batcher, pending, self.engine.depth - 1)
+
+    def _prepare(self, key: K, image: Image) -> _PendingImage[K] | InferError:
+        """Return `_opened`, or the error of an image that cannot be prepared."""
+        try:
+            return self._opened(key, image)
+        except Exception as error:  # broad, because no image may end the job
+            return InferError(f"before the network: {type(error).__name__}: {error}")
 
     def _opened(self, key: K, image: Image) -> _PendingImage[K]:
         """Return an image with its first views; one that they scale down is kept as stored."""

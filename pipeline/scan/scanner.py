@@ -255,7 +255,7 @@ class RowMaker:
             outcome = error
         except MemoryError:
             outcome = OutOfMemory("decoding needs more memory than the process has")
-        except Exception as error:  # broad only here: no image may end the job
+        except Exception as error:  # broad, because no image may end the job
             outcome = DecodeError(f"{type(error).__name__}: {error}")
         row["decode_ms"] = 1e3 * (time.perf_counter() - started)
         return row, outcome.bare() if isinstance(outcome, ImageError) else outcome

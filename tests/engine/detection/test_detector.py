@@ -320,6 +320,13 @@ def test_a_poisoned_image_fails_alone(engine: type[Brightness], batch_size: int)
     assert _same(found[2], _one(images[2], alone))
 
 
+def test_an_image_that_cannot_be_prepared_fails_alone() -> None:
+    nothing = Image(np.zeros((0, 300, 3), np.uint8), None)
+    found = dict(Detector(Brightness(), NATIVE, POLICY).detect([(0, nothing), (1, _image((9, 9)))]))
+    assert isinstance(found[0], InferError)
+    assert isinstance(found[1], Finding)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_one_bad_tile_fails_its_image_once(batch_size: int) -> None:
     images = [_poisoned((700, 900), 0, 392), _image((512, 512))]
