@@ -136,6 +136,12 @@ def test_an_image_may_be_listed_twice(place: Path, tar_of: TarOf) -> None:
     assert of_y == [jpeg(1)] * 2
 
 
+def test_a_name_in_latin_1_is_named_as_missing(place: Path) -> None:
+    (place / "a.csv").write_bytes(f"{PAIRS}caf\u00e9.jpg,\n".encode("latin-1"))
+    with pytest.raises(BadLabels, match=r"row 2 .*caf\\xe9\.jpg: not_found"):
+        check_images(read_labels(place / "a.csv"), Faults("a.csv"))
+
+
 def test_all_faults_of_the_images_and_masks_are_reported_together(place: Path) -> None:
     (place / "small.png").write_bytes(png(corner((8, 8))))
     (place / "text.png").write_text("no image")
