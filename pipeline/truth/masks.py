@@ -38,13 +38,23 @@ MaskSource = str | bytes | Rle
 """URI of an image file, bytes of a PNG, or run lengths."""
 
 
+class DimMask(ValueError):
+    """A mask whose brightest pixels neither mark a manipulation nor are black."""
+
+
 def bright(picture: Image.Image) -> Mask:
     """Return (H, W) bool: the pixels of a mask's image file that mark a manipulation.
 
     These are the pixels above 127 or, where no pixel is above 1, those of 1.
+
+    Raises:
+        DimMask: the brightest pixel is in between, as in a mask of a dark colour.
     """
     grey = np.asarray(picture.convert("L"))
-    mask: Mask = grey > (BRIGHT if grey.max(initial=0) > 1 else 0)
+    brightest = grey.max(initial=0)
+    if 1 < brightest <= BRIGHT:
+        raise DimMask(f"has no pixel above {BRIGHT}, and is not black ({brightest}): mark in white")
+    mask: Mask = grey > (BRIGHT if brightest > 1 else 0)
     return mask
 
 
@@ -61,6 +71,8 @@ def load_mask(source: MaskSource) -> Mask:
         formats = None if isinstance(source, str) else ["PNG"]
         with Image.open(io.BytesIO(data), formats=formats) as picture:
             return bright(picture)
+    except DimMask:
+        raise
     except NotFound as error:
         raise ValueError(f"is not there: {storage.display_name(str(source))}") from error
     except FetchError as error:

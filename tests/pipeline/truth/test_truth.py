@@ -184,7 +184,12 @@ def test_a_mask_of_another_size_is_refused() -> None:
 
 def test_masks_of_0_and_1_are_masks() -> None:
     assert (bright(Image.fromarray(corner().astype(np.uint8))) == corner()).all()
-    assert (bright(Image.fromarray(corner().astype(np.uint8) * 127)) == 0).all()
+
+
+def test_a_mask_in_a_dark_colour_is_not_taken_for_a_black_one() -> None:
+    for dark in (2, 76, 127):  # pure red is 76
+        with pytest.raises(ValueError, match=f"no pixel above 127, and is not black .{dark}."):
+            bright(Image.fromarray(corner().astype(np.uint8) * dark))
 
 
 def test_a_black_mask_is_of_an_authentic_image_unless_the_label_says_otherwise() -> None:
