@@ -168,13 +168,17 @@ class RowMaker:
         """Spec with the prompts in use, with which another process makes the same rows."""
         if self._current is None:
             return self._spec
-        digest = self._current.model.looking_closer(self._spec.closer_look).digest
+        digest = self._followed(self._current).digest
         return replace(self._spec, prompt_set=self._current.ref, model_digest=digest)
 
     def refresh_prompts(self) -> None:
         """Load the registry's current prompts, if the spec follows them and they have changed."""
         if self._current and self._current.refresh():
-            self._use(self._current.model.looking_closer(self._spec.closer_look))
+            self._use(self._followed(self._current))
+
+    def _followed(self, current: CurrentPromptSet) -> Model:
+        """Return the model with the current prompts and the closer look of the spec."""
+        return current.model.looking_closer(self._spec.closer_look)
 
     def _use(self, model: Model) -> None:
         """Detect with the model's prompts and policy from now on, and name them in the rows."""

@@ -1,11 +1,12 @@
-"""What 200 labelled crops of something new can teach: the prompts, and for comparison all weights.
+"""Benchmark of adaptation: 200 crops of something new train the prompts, or all weights.
 
     python -m tests.bench.adaptation --photos DIR [--new warp] [--samples 1600]
 
-Half of each batch are the labelled crops, the others are examples as training makes them. Printed
-are results before and after, on held-back crops of the new thing and of what training knows. The
-new thing is `warp`, a region that was pulled, pushed or turned (as by Photoshop's Liquify), or a
-perturbation of every picture (`pipeline.evaluation.perturbations`), such as dither-6.
+Half of each batch are the labelled crops, the others are examples as training makes them. It prints
+the results of the packaged network before and after, on held-back crops of the new thing and of
+what training knows. The new thing is `warp`, a region that was pulled, pushed or turned (as by
+Photoshop's Liquify), or a perturbation of every picture (`pipeline.evaluation.perturbations`), such
+as dither-6.
 """
 
 from __future__ import annotations

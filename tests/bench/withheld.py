@@ -1,4 +1,4 @@
-"""What a tile gains from knowing its picture: the packaged network with inputs withheld.
+"""Benchmark of the context: what the packaged network finds when parts of its inputs are withheld.
 
     python -m tests.bench.withheld --photos DIR [--negatives DIR] [--autoencoders DIR]
 

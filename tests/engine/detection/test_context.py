@@ -111,8 +111,8 @@ def test_of_equal_matches_the_first_that_is_not_near_wins(longest: int) -> None:
 
 @needs_kernel
 def test_shorter_vectors_are_vectors_still() -> None:
-    """As scalars, which GCC makes of vectors that it cannot keep in registers, they took 50 times
-    as long as vectors of 64 bytes."""
+    """Vectors of 32 bytes took 50 times as long as those of 64 when GCC made scalars of them, as it
+    does of vectors that it cannot keep in registers."""
     cells, seconds = _descriptors(64, 64), []
     for longest in (64, 32):
         started = time.process_time()
