@@ -14,8 +14,9 @@ import resource
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
@@ -36,6 +37,7 @@ LIMITS = {
     resource.RLIMIT_AS: (16 << 30, "bytes of address space", "-v"),
 }
 RAY_UTILS = vars(utils)  # of Ray
+ROUNDS = 50  # tenths of a second for what is left of a Ray to end
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable that Ray sets in a submitted job
 
 
@@ -64,12 +66,14 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
 def _private_ray(actors: int | None) -> Iterator[None]:
     """Start a Ray that listens on the loopback address alone, with a random token.
 
-    The token exists in the environment of its processes, which other users cannot read.
+    The token exists in the environment of its processes, which other users cannot read, and by
+    which those that outlive it are known.
     """
     _raise_limits()
+    token = secrets.token_hex(32)
     variables = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         LOG_LEVEL: os.environ.get(LOG_LEVEL, "fatal"),  # Ray's log files have all of it
         VARIABLE: str(default_folder().absolute()),
@@ -85,6 +89,35 @@ def _private_ray(actors: int | None) -> Iterator[None]:
             yield
     finally:
         _read_token_again()
+        _end_processes(token)
+
+
+def _end_processes(token: str) -> None:
+    """End what is left of the Ray whose processes have this token.
+
+    When Ray is interrupted while it starts, its agents would wait minutes for a head that is gone.
+    """
+    for _ in range(ROUNDS):
+        left = [pid for pid in _processes() if token.encode() in _environment(pid)]
+        for pid in left:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if not left:
+            return
+        time.sleep(0.1)
+
+
+def _processes() -> list[int]:
+    """Return the ids of all processes; none where the system has no /proc."""
+    folders = Path("/proc").glob("[0-9]*")
+    return [int(folder.name) for folder in folders if int(folder.name) != os.getpid()]
+
+
+def _environment(pid: int) -> bytes:
+    """Return the environment with which a process was started; empty if it may not be read."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def assert_ends(process: subprocess.Popen[str], number: int, code: int, line: st
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err.splitlines()[-1]) == (code, line), err
     mark = f"{MARK}={process.args[-1]}"  # type: ignore[index]
-    deadline = time.monotonic() + TIMEOUT  # Ray's agents wait a minute for a head that is gone
+    deadline = time.monotonic() + 20
     while left := [pid for pid in _all() if mark in _read(f"/proc/{pid}/environ")]:
         assert time.monotonic() < deadline, [_read(f"/proc/{pid}/cmdline") for pid in left]
         time.sleep(0.2)
