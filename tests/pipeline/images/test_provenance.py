@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
+from scipy.fft import dctn
 
 from prompt_iml.pipeline.images.c2pa import find_manifest
 from prompt_iml.pipeline.images.decode import ALLOWED, DecodeLimits, decode, decode_picture
@@ -308,6 +309,13 @@ def test_the_hash_is_of_the_picture_upright(orientation: int) -> None:
 def test_the_hash_of_a_flat_picture_is_that_of_none() -> None:
     grey = np.full((70, 50, 3), 77, np.uint8)
     assert perceptual_hash(grey, None) == perceptual_hash(grey + 1, 6) == "8000000000000000"
+
+
+def test_the_hash_is_of_a_cosine_transform() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    low = dctn(pixels.astype(float))[:8, :8]
+    expected = np.packbits(low > np.median(low)).tobytes().hex()
+    assert perceptual_hash(np.repeat(pixels[..., None], 3, 2), None) == expected
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (3000, 2), (257, 33)])
