@@ -47,13 +47,12 @@ from prompt_iml.engine.errors import ImageError, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.checks import ray_address
-from prompt_iml.pipeline.closer_look import looking_closer
+from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.registry.registry import (
     PromptSetRef,
     Registry,
     look_up,
-    with_prompt_set,
 )
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.scan.rows import Row, failure, identity
@@ -103,8 +102,7 @@ def endpoint_spec(settings: EndpointSettings) -> RowSpec:
     if settings.registry:
         registry = Registry(storage.canonical(settings.registry), model.sha256)
         prompt_set = PromptSetRef(registry.uri, look_up(registry, settings.prompts))
-        model = with_prompt_set(model, registry, prompt_set.id)
-    model = looking_closer(model, settings.closer_look)
+    model = chosen_model(model, prompt_set=prompt_set, closer_look=settings.closer_look)
     return RowSpec(
         model=model.reference,
         model_digest=model.digest,

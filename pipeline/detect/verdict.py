@@ -19,13 +19,14 @@ from pathlib import PurePosixPath
 
 from prompt_iml.engine.errors import EmptySource
 from prompt_iml.engine.model.folder import load_model
+from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.detect.detector import finding
 from prompt_iml.pipeline.detect.lines import counts_line, ending, until_closed, verdict_line
 from prompt_iml.pipeline.detect.pictures import Result, results
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.scan.rows import Row
-from prompt_iml.pipeline.scan.scan import as_asked, choose_prompt_set, row_spec, sliced, units_of
+from prompt_iml.pipeline.scan.scan import choose_prompt_set, row_spec, sliced, units_of
 from prompt_iml.pipeline.scan.scan import scan as scan_to_output
 from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.settings import ScanSettings
@@ -97,7 +98,12 @@ def print_verdicts(settings: ScanSettings) -> Json:
     use(settings.access)
     model = load_model(settings.model)
     prompt_set = choose_prompt_set(settings, model, "")
-    model = as_asked(model, settings, prompt_set)
+    model = chosen_model(
+        model,
+        prompt_set=prompt_set,
+        policy=settings.policy,
+        closer_look=settings.closer_look,
+    )
     units = sliced(units_of(settings, limit=settings.limit), settings.slice)
     first = next(units, None)
     if first is None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from prompt_iml.engine.detection.detector import Detector
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.engine.model.policy import Policy, read_policy
+from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.open import open_engine
-from prompt_iml.pipeline.closer_look import looking_closer
+from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.evaluation.images import Evaluation, evaluate_images
 from prompt_iml.pipeline.evaluation.per_image import mask_files, per_image, watched
 from prompt_iml.pipeline.evaluation.perturbations import expand
@@ -89,8 +89,8 @@ def evaluate(settings: EvaluateSettings) -> Json:
 def _model(settings: EvaluateSettings) -> tuple[Json, Evaluate]:
     """Return what the report says of the model, and the function that evaluates a set with it."""
     model = load_model(settings.model)
-    policy = read_policy(settings.policy) if settings.policy else model.policy
-    policy = looking_closer(replace(model, policy=policy), settings.closer_look).policy
+    model = chosen_model(model, policy=settings.policy, closer_look=settings.closer_look)
+    policy = model.policy
     engine = open_engine(model, settings.engine, precision=settings.precision)
     detector = Detector(engine, model.view, policy)
     log(f"{model.id}, policy {policy.id}, {mask_rule(policy)}\n")
@@ -98,7 +98,7 @@ def _model(settings: EvaluateSettings) -> tuple[Json, Evaluate]:
         "model": model.id,
         "engine": engine.name,
         "model_sha256": model.sha256,
-        "model_digest": replace(model, policy=policy).digest,
+        "model_digest": model.digest,
         "prompt_set": model.prompts.id,
         "policy": policy.to_dict(),
     }

@@ -12,18 +12,17 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from prompt_iml.engine.errors import NotFound, PromptImlError, RunMismatch, UsageError
 from prompt_iml.engine.model.folder import Model, load_model
-from prompt_iml.engine.model.policy import read_policy
 from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.checks import ray_address
-from prompt_iml.pipeline.closer_look import looking_closer
+from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.monitoring.progress import Progress
-from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up, with_prompt_set
+from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up
 from prompt_iml.pipeline.run.folder import Json, Run, default_run_id
 from prompt_iml.pipeline.run.plan import Plan, make_plan, read_plan, waves
 from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
@@ -103,7 +102,12 @@ def scan(settings: ScanSettings) -> Json:
     output = storage.canonical(settings.output or "")  # which is refused
     settings, earlier = continued(settings, output, model)
     prompt_set = choose_prompt_set(settings, model, output)
-    model = as_asked(model, settings, prompt_set)
+    model = chosen_model(
+        model,
+        prompt_set=prompt_set,
+        policy=settings.policy,
+        closer_look=settings.closer_look,
+    )
     config = run_config(settings, model, prompt_set)
     run = Run(output, settings.run_id or default_run_id(config))
     configure(settings.log, run=run.run_id)
@@ -187,20 +191,6 @@ def choose_prompt_set(settings: ScanSettings, model: Model, output: str) -> Prom
     if prompt_set is None:
         log(f"note: nothing is promoted in {registry.uri} yet: {model.id} uses its own prompts")
     return PromptSetRef(registry.uri, prompt_set, settings.refresh_prompts)
-
-
-def as_asked(model: Model, settings: ScanSettings, prompt_set: PromptSetRef | None) -> Model:
-    """Return the model with the prompt set, the policy and the closer look of a scan.
-
-    Raises:
-        UsageError: the prompt set or the policy cannot be read.
-    """
-    if prompt_set:
-        registry = Registry(prompt_set.registry, model.sha256)
-        model = with_prompt_set(model, registry, prompt_set.id)
-    if settings.policy:
-        model = replace(model, policy=read_policy(settings.policy))
-    return looking_closer(model, settings.closer_look)
 
 
 def run_config(settings: ScanSettings, model: Model, ref: PromptSetRef | None = None) -> Json:

@@ -9,7 +9,7 @@ import pytest
 
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import Policy
-from prompt_iml.pipeline.closer_look import looking_closer
+from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.scan.scan import row_spec, run_config
 from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.settings import ScanSettings
@@ -36,7 +36,7 @@ def test_a_closer_look_makes_the_rows_and_binds_the_run(
 ) -> None:
     null = str(write_null_model(tmp_path / "model"))
     settings = ScanSettings(inputs=["in"], output="out", model=null, closer_look=16)
-    model = looking_closer(load_model(null), settings.closer_look)
+    model = chosen_model(load_model(null), closer_look=settings.closer_look)
     assert "was calibrated with --closer-look 0, not 16" in capsys.readouterr().err
     spec = RowSpec.from_json(row_spec(settings, model).to_json())
     assert RowMaker(spec).provenance["model_digest"] == model.digest != load_model(null).digest
