@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.bench import pipelines
 from tests.bench.engines import CONTEXT, DEFAULT, engine_milliseconds
-from tests.bench.kernel import engine_seconds, operator_seconds
+from tests.bench.kernel import engine_seconds, operator_seconds, search_seconds
 from tests.bench.null_model import write_null_model
 from tests.bench.photographs import write_shards
 from tests.bench.rates import Rate, decode_rate, engine_rate, scan_rate
@@ -30,6 +30,11 @@ def bench_kernel() -> None:
             print(f"{what:56} {1e3 * each:9.1f} ms")
         gain = seconds["ONNX Runtime, decomposed"] / seconds["our kernel"]
         print(f"{'ONNX Runtime / our kernel':56} {gain:9.2f}  (goal 5)\n", flush=True)
+    searches = search_seconds()
+    for longest, each in searches.items():
+        what = f"search for matches, 512x512, vectors of {longest} bytes"
+        print(f"{what:56} {1e3 * each:9.1f} ms {each / searches[64]:9.2f} x 64 bytes")
+    print()
     seconds = engine_seconds()
     gain = seconds["without"] / seconds["with"]
     print(f"{'CPU default, 512x512, 1 thread: with our kernel':56} {1e3 * seconds['with']:9.1f} ms")

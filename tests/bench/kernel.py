@@ -10,6 +10,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from prompt_iml.engine.detection.context import NEAR
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.operator import cpu
 from prompt_iml.engine.operator.torch_op import reference
@@ -20,6 +21,7 @@ from tests.helpers.operator_model import operator_model
 LEVELS = ((128, 128), (64, 64), (32, 32), (16, 16))  # 21,760 queries: each cell asks
 HEADS, DEPTH, POINTS = 8, 32, 4
 ROUNDS = 7
+VECTORS = 64, 32, 16  # bytes
 
 
 def operator_seconds(threads: int) -> dict[str, float]:
@@ -53,6 +55,18 @@ def _centres(height: int, width: int) -> NDArray[np.float64]:
     """(H*W, 2): x and y of each cell, 0..1."""
     x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     return np.stack([x, y], -1).reshape(-1, 2)
+
+
+def search_seconds() -> dict[int, float]:
+    """Seconds of one search for matches in a picture of 512x512, by bytes of the vectors.
+
+    Half as long vectors should take about twice as long. Those of 32 bytes once took 50 times as
+    long, because GCC made scalars of vectors that it could not keep in registers.
+    """
+    cells = np.random.default_rng(0).standard_normal((64, 64, 25)).astype(np.float32)
+    cells /= np.linalg.norm(cells, axis=2, keepdims=True)
+    ways = {longest: partial(cpu.best_matches, cells, NEAR, longest) for longest in VECTORS}
+    return median_seconds(ways, ROUNDS)
 
 
 def engine_seconds() -> dict[str, float]:

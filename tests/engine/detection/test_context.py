@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 
 import numpy as np
 import pytest
@@ -107,19 +106,6 @@ def test_of_equal_matches_the_first_that_is_not_near_wins(longest: int) -> None:
     to_the_right = of_first_tile + np.array([0, 12])[:, None, None]
     near = (np.abs(of_first_tile - query) < NEAR).all(0)
     np.testing.assert_array_equal(found, np.where(near, to_the_right, of_first_tile))
-
-
-@needs_kernel
-def test_shorter_vectors_are_vectors_still() -> None:
-    """Vectors of 32 bytes took 50 times as long as those of 64 when GCC made scalars of them, as it
-    does of vectors that it cannot keep in registers."""
-    cells, seconds = _descriptors(64, 64), []
-    for longest in (64, 32):
-        started = time.process_time()
-        for _ in range(3):
-            cpu.best_matches(cells, NEAR, longest)
-        seconds.append(time.process_time() - started)
-    assert seconds[1] < 8 * seconds[0]
 
 
 def test_near_cells_are_no_match() -> None:
