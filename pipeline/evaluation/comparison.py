@@ -12,16 +12,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 from PIL import Image
 
 from prompt_iml.engine.errors import MissingInput, UsageError
 from prompt_iml.pipeline.run.masks import decode_mask
 from prompt_iml.pipeline.truth.masks import bright
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 Mask = NDArray[np.bool_]
 Row = Mapping[str, Any]
@@ -101,6 +103,8 @@ def read_truth(path: Path) -> list[Truth]:
 
 def read_rows(results: ds.Dataset, truth: Sequence[Truth]) -> list[Row]:
     """Return the scored rows of the images in the truth, with the columns `COLUMNS`."""
+    import pyarrow.dataset as ds  # late: it takes a third of a second, and few need it
+
     known = ds.field("sha256").isin([t.sha256 for t in truth])
     scored = results.filter((ds.field("status") == "ok") & known)
     rows: list[Row] = scored.to_table(columns=COLUMNS).to_pylist()

@@ -30,8 +30,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+import scipy  # whose parts load when they are first used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.errors import UsageError
@@ -148,7 +148,7 @@ def _blur(pixels: Pixels, side: float, _: int) -> Pixels:
     sigma = 0.3 * (side / 2 - 1.5) + 0.8
     radius = int(side) // 2
     values = pixels.astype(np.float32)
-    return _rounded(ndimage.gaussian_filter(values, (sigma, sigma, 0), radius=radius))
+    return _rounded(scipy.ndimage.gaussian_filter(values, (sigma, sigma, 0), radius=radius))
 
 
 def _noise(pixels: Pixels, sigma: float, seed: int) -> Pixels:
