@@ -107,12 +107,11 @@ class PromptIML(nn.Module):
     ) -> list[Tensor]:
         """Return the fused map (B, H/s, W/s, C) of each layer: the feature extraction network of
         P 3.2. Arguments are those of `forward`."""
-        pixels_BHW3 = image_BHW3.to(self.mean.dtype)
-        pixels_B3HW = pixels_BHW3.permute(0, 3, 1, 2)
+        pixels_B3HW = image_BHW3.permute(0, 3, 1, 2).to(self.mean.dtype)
         normal_B3HW = (pixels_B3HW - self.mean) / self.std
         additions_BHWC: list[Tensor] = []
         if self.jpeg_view is not None:
-            additions_BHWC.append(self.jpeg_view(pixels_BHW3, qtable_B64, histogram_BKN))
+            additions_BHWC.append(self.jpeg_view(pixels_B3HW, qtable_B64, histogram_BKN))
         if self.matches is not None:
             additions_BHWC.append(self.matches(matches_BFHW))
         sem = self.semantic.patch_embed(normal_B3HW)  # P eq. 1
@@ -150,7 +149,8 @@ def _high_frequency_stem(config: NetworkConfig) -> nn.Module:
     """Return the paper's stem, or the wide one if the config has a width for it."""
     channels, patch = config.swin.channels, config.swin.patch
     if config.stem_width:
-        return WideStem(channels, patch, config.stem_width, config.stem_blocks)
+        width, blocks, inner = config.stem_width, config.stem_blocks, config.stem_inner
+        return WideStem(channels, patch, width, blocks, inner)
     return HighFrequencyStem(channels, patch)
 
 

@@ -51,7 +51,7 @@ def smoothing(bins: int) -> Tensor:
 
 
 class JpegView(nn.Module):
-    """The JPEG view: pixels (B, H, W, 3), tables (B, 64) and histograms of the whole pictures
+    """The JPEG view: pixels (B, 3, H, W), tables (B, 64) and histograms of the whole pictures
     (B, K, N) -> (B, H/8, W/8, C)."""
 
     basis: Tensor
@@ -78,27 +78,27 @@ class JpegView(nn.Module):
         self.whole = nn.Linear(width + 64, width)
         self.out = PointConv(width, out_channels)
 
-    def coefficients(self, image_BHW3: Tensor, qtable_B64: Tensor) -> Tensor:
+    def coefficients(self, image_B3HW: Tensor, qtable_B64: Tensor) -> Tensor:
         """Return (B, S, K): AC coefficients of each block's luma over the table, not rounded.
 
         Pixels are 0..255. The luma is rounded, which undoes most of the decoder's rounding of
         RGB. The level shift changes only the DC coefficient, which is not among them.
         """
-        luma_BHW = (image_BHW3 * self.luma).sum(3).round() - 128
+        luma_BHW = (image_B3HW * self.luma[:, None, None]).sum(1).round() - 128
         rows = torch.unflatten(torch.unflatten(luma_BHW, 2, (-1, BLOCK)), 1, (-1, BLOCK))
         block_BSX = rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return block_BSX @ self.basis.to(luma_BHW) / qtable_B64[:, None, self.order]
 
-    def forward(self, image_BHW3: Tensor, qtable_B64: Tensor, histogram_BKN: Tensor) -> Tensor:
+    def forward(self, image_B3HW: Tensor, qtable_B64: Tensor, histogram_BKN: Tensor) -> Tensor:
         """Return (B, H/8, W/8, C): histograms of a block, around it and of the picture, embedded.
 
         The surroundings are 3x3 and 7x7 blocks, and the table is embedded too. Histograms are means
         of one-hot vectors. As a mean commutes with a 1x1 convolution, the K*N channels are reduced
         to the width of the view before they are averaged.
         """
-        size = image_BHW3.shape[1] // BLOCK, image_BHW3.shape[2] // BLOCK
-        with torch.autocast(image_BHW3.device.type, enabled=False):
-            bin_BSK = self.coefficients(image_BHW3, qtable_B64).abs().round()
+        size = image_B3HW.shape[2] // BLOCK, image_B3HW.shape[3] // BLOCK
+        with torch.autocast(image_B3HW.device.type, enabled=False):
+            bin_BSK = self.coefficients(image_B3HW, qtable_B64).abs().round()
             bin_BSK = bin_BSK.clamp(max=self.bins - 1)
         size_N = torch.arange(self.bins, device=bin_BSK.device).to(bin_BSK.dtype)
         onehot_BSX = (bin_BSK[..., None] == size_N).flatten(2).to(self.embed.weight.dtype)

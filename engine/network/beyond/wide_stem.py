@@ -5,7 +5,9 @@ Choices (C):
     Patches of 4 become many rectified channels, from which a second convolution makes the tokens.
         Regions differ in the strength of their noise, which a linear map from a patch to fewer
         numbers than it has pixels does not keep.
-    A new block begins as the identity, so that it can be added to a trained network.
+    A new block begins as the identity, so that it can be added to a trained network. Between its
+        convolutions it may have fewer channels: they run at a stride of 4 pixels, where channels
+        are dearest.
 Letters: B images, H W rows and columns, C channels.
 """
 
@@ -23,11 +25,21 @@ GAIN = 16.0  # residuals are a few grey levels, a twentieth of the standard devi
 
 
 class WideStem(BayarPatches):
-    """BayarConvs, patch embedding to `width` channels, rectifier, blocks, convolution, norm."""
+    """BayarConvs, patch embedding to `width` channels, rectifier, blocks, convolution, norm.
 
-    def __init__(self, channels: int, patch: int, width: int, blocks: int = 0) -> None:
+    Args:
+        channels: C of the tokens.
+        patch: stride of the tokens, in pixels.
+        width: channels between the two convolutions.
+        blocks: number of residual blocks there.
+        inner: channels inside a block; 0: as many as `width`.
+    """
+
+    def __init__(
+        self, channels: int, patch: int, width: int, blocks: int = 0, inner: int = 0
+    ) -> None:
         super().__init__(width, PATCH, patch)
-        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, inner or width) for _ in range(blocks)))
         self.merge = nn.Conv2d(width, channels, 3, patch // PATCH, padding=1)
         self.norm = nn.LayerNorm(channels)
 
@@ -38,12 +50,12 @@ class WideStem(BayarPatches):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions whose output is added to their input."""
+    """Two 3x3 convolutions, with `inner` channels between, whose output is added to their input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, inner, 3, padding=1)
+        self.conv2 = nn.Conv2d(inner, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(cast("Tensor", self.conv2.bias))
 

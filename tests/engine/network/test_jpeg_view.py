@@ -56,8 +56,8 @@ def test_coefficients_equal_scipys() -> None:
     image = random.integers(0, 256, (32, 48, 3))
     table = random.integers(1, 60, 64).astype(np.float32)
     view = JpegView(JpegViewConfig(), 8).double()
-    image_BHW3 = torch.from_numpy(image)[None].double()
-    found = view.coefficients(image_BHW3, torch.from_numpy(table)[None].double())[0]
+    image_B3HW = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    found = view.coefficients(image_B3HW, torch.from_numpy(table)[None].double())[0]
     expected = (_blocks(np.round(image @ np.array(LUMA)) - 128) / table)[..., zigzag()[1:21]]
     np.testing.assert_allclose(found.reshape(4, 6, 20).numpy(), expected, atol=1e-4)
 
@@ -66,9 +66,9 @@ def test_coefficients_equal_scipys() -> None:
 def test_coefficients_of_a_jpeg_are_whole_numbers(quality: int, closeness: float) -> None:
     pixels, table = _saved(quality)
     view = JpegView(JpegViewConfig(), 8)
-    image_BHW3 = torch.tensor(pixels, dtype=torch.float32)[None]
-    found = view.coefficients(image_BHW3, torch.from_numpy(table)[None])
-    shifted = view.coefficients(image_BHW3[:, 3:-5, 5:-3], torch.from_numpy(table)[None])
+    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
+    found = view.coefficients(image_B3HW, torch.from_numpy(table)[None])
+    shifted = view.coefficients(image_B3HW[..., 3:-5, 5:-3], torch.from_numpy(table)[None])
     assert (found - found.round()).abs().mean() < closeness  # 0.25 by chance
     assert (shifted - shifted.round()).abs().mean() > 1.5 * closeness
 
@@ -76,7 +76,7 @@ def test_coefficients_of_a_jpeg_are_whole_numbers(quality: int, closeness: float
 def test_histograms_equal_those_counted_directly() -> None:
     torch.manual_seed(0)
     view = JpegView(JpegViewConfig(coefficients=3, bins=4, channels=8), 5).double()
-    image = torch.randint(0, 256, (2, 64, 80, 3)).double()
+    image = torch.randint(0, 256, (2, 3, 64, 80)).double()
     table = torch.randint(1, 60, (2, 64)).double()
     bins_BSK = view.coefficients(image, table).abs().round().clamp(max=3).long()
     onehot_BSX = functional.one_hot(bins_BSK, 4).flatten(2).double()
@@ -96,9 +96,9 @@ def test_histograms_equal_those_counted_directly() -> None:
 def _ratios(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the likelihood ratios of an image, (2 x coefficients, H/8, W/8)."""
     view = JpegView(JpegViewConfig(likelihood_ratios=True), 8)
-    image_BHW3 = torch.tensor(pixels, dtype=torch.float32)[None]
+    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
     table_B64 = torch.from_numpy(table)[None]
-    bins_BKS = view.coefficients(image_BHW3, table_B64).abs().round().clamp(max=15).long().mT
+    bins_BKS = view.coefficients(image_B3HW, table_B64).abs().round().clamp(max=15).long().mT
     shares = functional.one_hot(bins_BKS, 16).float().mean(2)
     tables = view.likelihood_ratios(shares, table_B64[:, view.order])
     found = tables.gather(2, bins_BKS.repeat(1, 2, 1))[0]
@@ -167,8 +167,8 @@ def _table_of_steps(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> ND
 def test_the_table_changes_the_output() -> None:
     pixels, table = _saved(75)
     view = JpegView(JpegViewConfig(), 8)
-    image_BHW3 = torch.tensor(pixels, dtype=torch.float32)[None]
+    image_B3HW = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
     histogram = torch.full((1, 20, 16), 1 / 16)
-    with_table = view(image_BHW3, torch.from_numpy(table)[None], histogram)
+    with_table = view(image_B3HW, torch.from_numpy(table)[None], histogram)
     assert with_table.shape == (1, 64, 64, 8)
-    assert not torch.allclose(with_table, view(image_BHW3, torch.ones(1, 64), histogram))
+    assert not torch.allclose(with_table, view(image_B3HW, torch.ones(1, 64), histogram))

@@ -206,7 +206,7 @@ def test_a_table_is_that_of_the_pixels_and_half_have_none(examples: list[Example
     coarse = [example for example in tabled if example.qtable.min() >= 6]
     assert coarse
     for example in coarse:
-        image = torch.from_numpy(example.pixels.copy())[None].float()
+        image = torch.from_numpy(example.pixels.copy()).permute(2, 0, 1)[None].float()
         found = view.coefficients(image, torch.from_numpy(example.qtable)[None])
         assert (found - found.round()).abs().mean() < 0.1
 
