@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from typing import Any, Literal
 Format = Literal["text", "json"]
 
 LOGGER = logging.getLogger("prompt_iml")
+
+_OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
 
 
 class JsonLines(logging.Formatter):
@@ -61,8 +64,9 @@ def printable(text: str, kept: str = "\n\t") -> str:
 
 
 def one_line(message: object) -> str:
-    """Return a message, or an error's, with all white space in it as single spaces."""
-    return " ".join(str(message).split())
+    """Return a message, or an error's, with all white space in it as single spaces, and without the
+    addresses of Python's objects."""
+    return " ".join(_OBJECT.sub("", str(message)).split())
 
 
 def is_json() -> bool:

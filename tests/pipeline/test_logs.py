@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 
@@ -28,3 +29,8 @@ def test_machines_read_run_and_unit(capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(capsys.readouterr().err)
     assert line.pop("time").endswith("+00:00")
     assert line == {"level": "info", "message": "done", "run": "r", "unit": "u", "rows": 3}
+
+
+def test_a_message_names_no_address_of_an_object() -> None:
+    error = OSError(f"cannot identify\nimage file {io.BytesIO()!r}")
+    assert logs.one_line(error) == "cannot identify image file"
