@@ -28,7 +28,7 @@ class Detector:
     Args:
         model: name of a packaged model, or path of a model folder.
         engine: runtime that computes the network: auto, openvino, onnxruntime, torch or tensorrt.
-        precision: of openvino: float32, which auto is, or bfloat16 (twice as fast, other labels).
+        precision: of openvino: float32, which auto is, or bfloat16 (faster; some labels change).
         threads: CPU threads. With one, results are those of a scan to the last digit; more add
             the same numbers in another order.
         closer_look: further tiles for a picture above 12 megapixels; None: as its policy says.

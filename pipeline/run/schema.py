@@ -87,7 +87,7 @@ SCHEMA: Final = pa.schema(
     ],
     metadata={"prompt_iml.schema_version": str(SCHEMA_VERSION)},
 )
-"""Columns in order; the README explains them."""
+"""Columns in order; docs/table.md explains them."""
 
 _COLUMNS = frozenset(SCHEMA.names)
 

@@ -1,4 +1,4 @@
-"""`make bench`: every ratio of the README, printed as measured.
+"""`make bench`: the ratios of docs/benchmarks.md, printed as measured.
 
 python -m tests.bench [NAME...]      names: kernel, engines, compiled, scan, null, beside
 """
