@@ -16,16 +16,27 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.detection.views import (
     STRIDE,
     LogitMap,
     Tiling,
+    View,
     Window,
     blend,
+    cut_stored,
     resampled,
 )
 
 COVERED = 0.5  # share of a tile from which the closer look replaces its score
+MOST_TILES = (
+    4096  # on the stored pixels; 210 megapixels have some 1,100, unless they are a thin strip
+)
+
+
+def can_look_closer(image: Image, view: View) -> bool:
+    """Return whether so few tiles cover the stored pixels that the choice among them is cheap."""
+    return len(cut_stored(image, view)) <= MOST_TILES
 
 
 def suspicious(coarse: LogitMap, tiling: Tiling, most: int) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_iml.engine.detection.closer import merged, remaining, suspicious
+from prompt_iml.engine.detection.closer import can_look_closer, merged, remaining, suspicious
 from prompt_iml.engine.detection.context import NO_CONTEXT, Context, picture_context, tile_matches
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.detection.postprocess import Localization, Region, localize
@@ -37,6 +37,8 @@ from prompt_iml.engine.model.policy import Label, Policy
 from prompt_iml.engine.runtimes.protocol import Batch, Engine, Pending
 
 K = TypeVar("K")
+
+PATIENCE = 4  # batches: a tile that has waited for so many images runs in a batch that is not full
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class _PendingImage(Generic[K]):
 
     Attributes:
         key: the caller's name for the image.
+        number: how many images came before it.
         views: the image as stored or scaled, and for a small picture an enlarged view
             (`cut_enlarged`).
         jpeg_quality: estimated, 1..100; None when the file is no JPEG.
@@ -134,6 +137,7 @@ class _PendingImage(Generic[K]):
     """
 
     key: K
+    number: int
     views: list[_ImageView]
     jpeg_quality: int | None
     stored: Image | None = None
@@ -206,20 +210,27 @@ class _Batcher(Generic[K]):
         tiles = (_Tile(image, view, number) for number in view.numbers)
         self.queues[view.tiling.tile_shape].extend(tiles)
 
-    def batches(self, full: bool) -> Iterator[list[_Tile[K]]]:
+    def batches(self, newest: int | None) -> Iterator[list[_Tile[K]]]:
         """Yield the waiting tiles in batches, also those that are added meanwhile.
 
         Args:
-            full: leave tiles waiting that do not fill a batch.
+            newest: number of the image that came last; tiles that do not fill a batch are left
+                waiting, until `PATIENCE` batches' worth of images have come after theirs. None: all
+                images have come, and no tile is left.
         """
-        while queue := self._waiting(self.size if full else 1):
+        while queue := self._ready(newest):
             tiles = [queue.popleft() for _ in range(min(len(queue), self.size))]
             if tiles := [tile for tile in tiles if not tile.image.failed]:
                 yield tiles
 
-    def _waiting(self, least: int) -> deque[_Tile[K]] | None:
-        """Return the first queue of at least this many tiles."""
-        return next((queue for queue in self.queues.values() if len(queue) >= least), None)
+    def _ready(self, newest: int | None) -> deque[_Tile[K]] | None:
+        """Return the first queue whose tiles are to run, as `batches` has it."""
+        for queue in filter(None, self.queues.values()):
+            if newest is None or len(queue) >= self.size:
+                return queue
+            if newest - queue[0].image.number >= PATIENCE * self.size:
+                return queue
+        return None
 
     def submit(self, tiles: list[_Tile[K]]) -> _PendingBatch[K]:
         """Submit a batch of exactly `size` images: the last tile repeats where tiles are missing.
@@ -286,6 +297,8 @@ class Detector:
         batch_size: number of tiles in a batch. Every batch has exactly this many, so an image's
             finding does not depend on the images around it.
         observe: called for each batch with the number of tiles in it and its size.
+        depth: most batches that may be pending at once; None: as many as suit the engine. With 1
+            none is pending while the caller has a finding, so that callers can take turns.
     """
 
     engine: Engine
@@ -293,6 +306,7 @@ class Detector:
     policy: Policy
     batch_size: int = 1
     observe: Callable[[int, int], None] = lambda tiles, size: None
+    depth: int | None = None
 
     def detect(
         self, images: Iterable[tuple[K, Image | ImageError]]
@@ -303,7 +317,8 @@ class Detector:
         they complete; with batch_size 1 and depth 1 that is the order in which they came. Fewer
         than batch_size tiles of each shape wait at any time, so `native` with its four shapes holds
         at most 4 * (batch_size - 1) images, and those in pending batches, before it takes the next
-        one. An image that gets a closer look keeps its stored pixels until that ends.
+        one; and none waits while more than `PATIENCE` * batch_size others come. An image that gets
+        a closer look keeps its stored pixels until that ends.
 
         An image that cannot be prepared, or on which the engine fails, yields the `InferError`:
         after a failed batch each of its tiles runs alone, so one image cannot fail its neighbours.
@@ -315,41 +330,42 @@ class Detector:
         """
         pending: deque[_PendingBatch[K]] = deque()
         batcher = _Batcher[K](self.engine, self.batch_size, self.observe)
-        for key, image in images:
-            prepared = image if isinstance(image, ImageError) else self._prepare(key, image)
+        for number, (key, image) in enumerate(images):
+            prepared = image if isinstance(image, ImageError) else self._prepare(key, number, image)
             if isinstance(prepared, ImageError):
                 yield key, prepared
-                continue
-            for view in prepared.views:
-                batcher.add(prepared, view)
-            yield from self._run(batcher, pending, full=True)
+            else:
+                for view in prepared.views:
+                    batcher.add(prepared, view)
+            yield from self._run(batcher, pending, number)
         while pending or any(batcher.queues.values()):  # what is collected may queue closer looks
-            yield from self._run(batcher, pending, full=False)
+            yield from self._run(batcher, pending, None)
             yield from self._collect(batcher, pending, 0)
 
     def _run(
-        self, batcher: _Batcher[K], pending: deque[_PendingBatch[K]], *, full: bool
+        self, batcher: _Batcher[K], pending: deque[_PendingBatch[K]], newest: int | None
     ) -> Iterator[tuple[K, Finding | InferError]]:
         """Submit the batches that wait; yield the images that are completed meanwhile."""
-        for tiles in batcher.batches(full):
+        for tiles in batcher.batches(newest):
             pending.append(batcher.submit(tiles))
-            yield from self._collect(batcher, pending, self.engine.depth - 1)
+            yield from self._collect(batcher, pending, (self.depth or self.engine.depth) - 1)
 
-    def _prepare(self, key: K, image: Image) -> _PendingImage[K] | InferError:
+    def _prepare(self, key: K, number: int, image: Image) -> _PendingImage[K] | InferError:
         """Return `_opened`, or the error of an image that cannot be prepared."""
         try:
-            return self._opened(key, image)
+            return self._opened(key, number, image)
         except Exception as error:  # broad, because no image may end the job
             return InferError(f"before the network: {type(error).__name__}: {error}")
 
-    def _opened(self, key: K, image: Image) -> _PendingImage[K]:
+    def _opened(self, key: K, number: int, image: Image) -> _PendingImage[K]:
         """Return an image with its first views; one that they scale down is kept as stored."""
         first = cut(image, self.view, self.policy.closer_look)
         tilings = first, cut_enlarged(image, self.view)
         views = [self._shown(each, range(len(each))) for each in tilings if each]
         scaled = self.view.name == "native" and first.pixels.shape[:2] != first.stored_shape
-        stored = image if scaled and self.policy.closer_look else None
-        return _PendingImage(key, views, image.jpeg_quality, stored)
+        closer = scaled and self.policy.closer_look and can_look_closer(image, self.view)
+        stored = image if closer else None
+        return _PendingImage(key, number, views, image.jpeg_quality, stored)
 
     def _shown(self, tiling: Tiling, numbers: Sequence[int]) -> _ImageView:
         return _ImageView(tiling, self._context(tiling), numbers)
@@ -389,12 +405,22 @@ class Detector:
                     yield image.key, output
                     continue
                 view.outputs.append(output)
-                if not image.complete:
-                    continue
-                if closer := self._closer(image):
-                    batcher.add(image, closer)
-                else:
-                    yield image.key, self._finding(image)
+                if image.complete and (found := self._completed(batcher, image)):
+                    yield image.key, found
+
+    def _completed(
+        self, batcher: _Batcher[K], image: _PendingImage[K]
+    ) -> Finding | InferError | None:
+        """Return the finding of an image whose tiles have run, or the error of finding it; None if
+        the image gets a closer look, whose tiles are queued."""
+        try:
+            if closer := self._closer(image):
+                batcher.add(image, closer)
+                return None
+            return self._finding(image)
+        except Exception as error:  # broad, because no image may end the job
+            image.failed = True
+            return InferError(f"after the network: {type(error).__name__}: {error}")
 
     def _finding(self, image: _PendingImage[K]) -> Finding:
         """Blend tiles and views, and apply the policy."""

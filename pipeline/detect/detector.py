@@ -61,7 +61,7 @@ class Detector:
             heatmap=False,
             image_timeout=0,  # nothing watches
         )
-        self._maker = RowMaker(self._spec)
+        self._maker = RowMaker(self._spec, depth=1)  # calls of detect_many take turns
         self._turn = threading.Lock()
 
     def detect(self, picture: Picture) -> Finding:

@@ -131,6 +131,7 @@ class RowMaker:
         spec: settings that make rows.
         watch: observes each read, each decode and each run of the engine.
         meter: counts what is done.
+        depth: as `Detector` has it.
 
     Attributes:
         meter: as given.
@@ -141,7 +142,11 @@ class RowMaker:
     """
 
     def __init__(
-        self, spec: RowSpec, watch: Watch | None = None, meter: Meter | None = None
+        self,
+        spec: RowSpec,
+        watch: Watch | None = None,
+        meter: Meter | None = None,
+        depth: int | None = None,
     ) -> None:
         use(spec.access)
         model = load_model(spec.model)
@@ -158,7 +163,7 @@ class RowMaker:
         self._watch, self.meter = watch or Unwatched(), meter or Meter()
         engine = open_engine(model, spec.engine, spec.threads, spec.precision)
         self._engine = WatchedEngine(engine, self._watch)
-        self._spec = spec
+        self._spec, self._depth = spec, depth
         self._limits = DecodeLimits(max_pixels=spec.max_pixels)
         self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         self._use(model)
@@ -184,7 +189,12 @@ class RowMaker:
         """Detect with the model's prompts and policy from now on, and name them in the rows."""
         self._engine.load_prompts(model.prompts)
         self._detector = Detector(
-            self._engine, model.view, model.policy, self._engine.batch, self.meter.batch
+            self._engine,
+            model.view,
+            model.policy,
+            self._engine.batch,
+            self.meter.batch,
+            self._depth,
         )
         self.meter.model = (model.id, model.prompts.id, self._engine.name)
         self.provenance = provenance(model, self._engine.name)

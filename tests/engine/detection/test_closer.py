@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prompt_iml.engine.detection.closer import merged, remaining, suspicious
+from prompt_iml.engine.detection import detector
+from prompt_iml.engine.detection.closer import MOST_TILES, merged, remaining, suspicious
 from prompt_iml.engine.detection.detector import Detector, Finding
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.detection.views import LogitMap, View, assemble, cut, cut_stored, tile
+from prompt_iml.engine.errors import InferError
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.model.prompts import PromptSet
 from prompt_iml.engine.runtimes.protocol import Batch, Detection, Done, Engine
@@ -136,6 +138,25 @@ def test_what_looked_suspicious_and_is_not_no_longer_counts() -> None:
 def test_none_is_needed_or_wanted(tiles: int, preprocess: str) -> None:
     found = _found(_photo((40, 40)), Red(), replace(POLICY, closer_look=tiles))
     assert found.preprocess == preprocess
+
+
+def test_a_thin_strip_gets_none() -> None:
+    strip = Image(np.full((1, 128 * (MOST_TILES + 400), 3), 20, np.uint8), None)
+    assert _found(strip, Red()).preprocess == "native-128-scaled"
+
+
+@pytest.mark.parametrize("step", ["suspicious", "merged"])
+def test_an_image_whose_closer_look_fails_fails_alone(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(detector, step, failing)
+    images = [_photo((40, 40)), Image(np.full((90, 128, 3), 9, np.uint8))]
+    found = dict(Detector(Red(), VIEW, POLICY).detect(enumerate(images)))
+    assert isinstance(found[0], InferError)
+    assert isinstance(found[1], Finding)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 import skimage.data
 from numpy.typing import NDArray
 
-from prompt_iml.engine.detection.detector import Detector, Finding
+from prompt_iml.engine.detection import detector as detecting
+from prompt_iml.engine.detection.detector import PATIENCE, Detector, Finding
 from prompt_iml.engine.detection.image import Image
 from prompt_iml.engine.detection.score import PixelModel, ScoreModel
 from prompt_iml.engine.detection.views import View
@@ -299,6 +301,23 @@ def test_few_images_are_open_at_once() -> None:
     assert done == 30
 
 
+def test_a_tile_waits_for_a_bounded_number_of_images() -> None:
+    shapes = chain([(512, 512)], repeat((200, 200), 200))
+    detector, asked = Detector(Brightness(), NATIVE, POLICY, 4), list[int]()
+    images = ((key, asked.append(key) or _image(shape)) for key, shape in enumerate(shapes))  # type: ignore[func-returns-value]
+    assert next(key for key, _ in detector.detect(images) if key == 0) == 0
+    assert len(asked) <= PATIENCE * 4 + 1
+
+
+def test_callers_take_turns_where_no_batch_is_pending_between_findings() -> None:
+    engine = Brightness()
+    engine.depth = 2
+    detector = Detector(engine, NATIVE, POLICY, depth=1)
+    first, second = (detector.detect(enumerate([_image((512, 512))] * 3)) for _ in range(2))
+    for mine, theirs in zip(first, second, strict=True):
+        assert (mine[0], len(engine.seen)) == (theirs[0], 2 * (mine[0] + 1))
+
+
 def _counted(asked: list[int]) -> Iterator[tuple[int, Image]]:
     for key in range(30):
         asked.append(key)
@@ -324,6 +343,24 @@ def test_an_image_that_cannot_be_prepared_fails_alone() -> None:
     nothing = Image(np.zeros((0, 300, 3), np.uint8), None)
     found = dict(Detector(Brightness(), NATIVE, POLICY).detect([(0, nothing), (1, _image((9, 9)))]))
     assert isinstance(found[0], InferError)
+    assert isinstance(found[1], Finding)
+
+
+@pytest.mark.parametrize("step", ["histogram", "localize", "best_threshold"])
+def test_an_image_whose_finding_fails_fails_alone(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = replace(POLICY, pixel_model=PixelModel(1.0, 0.0, 0.0))
+    whole, images = getattr(detecting, step), [_image((700, 900)), _image((9, 9))]
+
+    def failing_once(*arguments: object) -> object:
+        monkeypatch.setattr(detecting, step, whole)
+        raise MemoryError
+
+    monkeypatch.setattr(detecting, step, failing_once)
+    found = dict(Detector(Brightness(), NATIVE, policy).detect(enumerate(images)))
+    assert isinstance(found[0], InferError)
+    assert str(found[0]) == "after the network: MemoryError: "
     assert isinstance(found[1], Finding)
 
 
