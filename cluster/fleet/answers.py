@@ -13,7 +13,13 @@ from prompt_iml.cluster.fleet.limits import Refused
 MOST = 1000
 MOST_BYTES = 64 << 20
 REPEATED = "Idempotent-Replayed"  # header of an answer that was kept
-KEPT = (200, 422)  # statuses that the same request would get again
+
+
+class Answered(NamedTuple):
+    """An answer, and whether the same request would always get it again."""
+
+    response: Response
+    lasting: bool
 
 
 class _Answer(NamedTuple):
@@ -37,7 +43,7 @@ class Answers:
         self._under_way: set[str] = set()
 
     async def once(
-        self, key: str, digest: str, answer: Callable[[], Awaitable[Response]]
+        self, key: str, digest: str, answer: Callable[[], Awaitable[Answered]]
     ) -> Response:
         """Return the answer that the key's first request got, or answer it now.
 
@@ -59,10 +65,10 @@ class Answers:
             return Response(kept.body, kept.status, {REPEATED: "true"}, kept.media_type)
         self._under_way.add(key)
         try:
-            response = await answer()
+            response, lasting = await answer()
         finally:
             self._under_way.discard(key)
-        if response.status_code in KEPT:
+        if lasting:
             body = bytes(response.body)
             self._keep(key, _Answer(digest, response.status_code, body, response.media_type))
         return response

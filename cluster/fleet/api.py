@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from prompt_iml.cluster.fleet.answers import REPEATED, Answers
+from prompt_iml.cluster.fleet.answers import REPEATED, Answered, Answers
 from prompt_iml.cluster.fleet.https import Fetcher
 from prompt_iml.cluster.fleet.image_process import OVERLAY
 from prompt_iml.cluster.fleet.limits import Refused
@@ -40,6 +40,7 @@ from prompt_iml.pipeline.scan import rows
 
 PNG = "image/png"
 FIELD = "images"  # name of each picture in a form
+PASSING = ("fetch", "infer")  # stages of errors that the same request need not get again
 Scan = Callable[[bytes | ImageError, bool], Awaitable[rows.Row]]
 
 Overlay = Annotated[
@@ -63,11 +64,11 @@ class Picture(NamedTuple):
     """Picture of a request.
 
     Attributes:
-        data: its bytes, or the error of fetching them.
+        data: its bytes, or its URL.
         name: its file name in a form; None where it is the only picture.
     """
 
-    data: bytes | ImageError
+    data: bytes | str
     name: str | None = None
 
 
@@ -102,7 +103,7 @@ class Api:
             case "multipart/form-data":
                 return await self._in_form(request)
             case "application/json":
-                return [Picture(await self._fetched(await request.body()))]
+                return [Picture(_url(await request.body()))]
         return [Picture(await request.body())]
 
     async def _in_form(self, request: Request) -> list[Picture]:
@@ -118,11 +119,9 @@ class Api:
             raise HTTPException(400, f"The form must have files called `{FIELD}`, and no others.")
         return pictures
 
-    async def _fetched(self, body: bytes) -> bytes | ImageError:
+    async def _fetched(self, url: str) -> bytes | ImageError:
         try:
-            return await self._fetcher.fetch(UrlRequest.model_validate_json(body).url)
-        except ValidationError as error:
-            raise HTTPException(400, f'Send {{"url": "https://..."}}: {_first(error)}') from error
+            return await self._fetcher.fetch(url)
         except Denied as error:
             raise Refused(403, {"error_message": str(error)}) from error
         except ImageError as error:
@@ -135,25 +134,32 @@ class Api:
         if as_png and len(pictures) > 1:
             raise HTTPException(406, f"{PNG} is an answer to one picture: accept application/json.")
 
-        async def answer() -> Response:
+        async def answer() -> Answered:
             return await self._answer(pictures, overlay, as_png)
 
         if key is None:
-            return await answer()
+            return (await answer()).response
         client = request.headers.get("authorization", "")
         named = hashlib.sha256(f"{client}\0{key}".encode()).hexdigest()
         return await self._answers.once(named, _digest(pictures, (overlay, as_png)), answer)
 
-    async def _answer(self, pictures: list[Picture], overlay: bool, as_png: bool) -> Response:
+    async def _answer(self, pictures: list[Picture], overlay: bool, as_png: bool) -> Answered:
         # One after another, so that the pictures of other requests take turns with them.
-        found = [await self._scan(picture.data, overlay or as_png) for picture in pictures]
+        found = [await self._row(picture.data, overlay or as_png) for picture in pictures]
+        lasting = not any(row.get("error_stage") in PASSING for row in found)
         if as_png and OVERLAY in found[0]:
-            return Response(found[0][OVERLAY], media_type=PNG)
+            return Answered(Response(found[0][OVERLAY], media_type=PNG), lasting)
         if pictures[0].name is None:
-            return JSONResponse(as_json(found[0], overlay), status_code(found[0]))
+            row = found[0]
+            return Answered(JSONResponse(as_json(row, overlay), status_code(row)), lasting)
         named = zip(pictures, found, strict=True)
         answers = [{"name": picture.name} | as_json(row, overlay) for picture, row in named]
-        return JSONResponse({"images": answers})
+        return Answered(JSONResponse({"images": answers}), lasting)
+
+    async def _row(self, data: bytes | str, overlay: bool) -> rows.Row:
+        return await self._scan(
+            await self._fetched(data) if isinstance(data, str) else data, overlay
+        )
 
 
 def as_json(row: rows.Row, overlay: bool = False) -> Json:
@@ -182,9 +188,18 @@ def _digest(pictures: Iterable[Picture], options: tuple[bool, ...]) -> str:
     """Return the digest of what is asked; a form's boundaries are no part of it."""
     whole = hashlib.sha256(repr(options).encode())
     for data, name in pictures:
-        content = data if isinstance(data, bytes) else repr(data).encode()
-        whole.update(json.dumps([name, hashlib.sha256(content).hexdigest()]).encode())
+        content = data if isinstance(data, bytes) else data.encode()
+        asked = [name, type(data).__name__, hashlib.sha256(content).hexdigest()]
+        whole.update(json.dumps(asked).encode())
     return whole.hexdigest()
+
+
+def _url(body: bytes) -> str:
+    """Return the URL of a request; raise `HTTPException` (400) if it has none."""
+    try:
+        return UrlRequest.model_validate_json(body).url
+    except ValidationError as error:
+        raise HTTPException(400, f'Send {{"url": "https://..."}}: {_first(error)}') from error
 
 
 def _first(error: ValidationError | RequestValidationError) -> str:

@@ -107,8 +107,15 @@ class Fetcher:
                 if not 300 <= response.status < 400:
                     return await self._body(response)
                 target = response.headers.get("Location", "")
-            url = self._allowed_url(url.join(URL(target)))
+            url = self._redirected(url, target)
         raise FetchError(f"{url.host} redirects more than {REDIRECTS} times")
+
+    def _redirected(self, url: URL, target: str) -> URL:
+        """Return the URL to which a host redirects; raise `Denied` if it is not on the list."""
+        try:
+            return self._allowed_url(url.join(URL(target)))
+        except ValueError as error:
+            raise Denied(f"{url.host} redirects to what is no URL: {error}") from error
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         host = response.url.host

@@ -7,15 +7,15 @@ import asyncio
 import pytest
 from starlette.responses import Response
 
-from prompt_iml.cluster.fleet.answers import REPEATED, Answers
+from prompt_iml.cluster.fleet.answers import REPEATED, Answered, Answers
 from prompt_iml.cluster.fleet.limits import Refused
 
 
-def ask(answers: Answers, key: str, digest: str = "d", status: int = 200, size: int = 1) -> bool:
+def ask(answers: Answers, key: str, digest: str = "d", lasting: bool = True, size: int = 1) -> bool:
     """Answer a request; return whether with an answer that was kept."""
 
-    async def answer() -> Response:
-        return Response(bytes(size), status)
+    async def answer() -> Answered:
+        return Answered(Response(bytes(size)), lasting)
 
     response = asyncio.run(answers.once(key, digest, answer))
     return REPEATED in response.headers
@@ -31,11 +31,11 @@ def test_answers_are_bounded_in_number_and_bytes() -> None:
     assert not ask(answers, "too large", size=11)
 
 
-@pytest.mark.parametrize(("status", "kept"), [(200, True), (422, True), (500, False)])
-def test_failures_of_the_engine_are_tried_again(status: int, kept: bool) -> None:
+@pytest.mark.parametrize("lasting", [True, False])
+def test_only_answers_that_last_are_kept(lasting: bool) -> None:
     answers = Answers()
-    assert not ask(answers, "key", status=status)
-    assert ask(answers, "key", status=status) == kept
+    assert not ask(answers, "key", lasting=lasting)
+    assert ask(answers, "key", lasting=lasting) == lasting
 
 
 def test_another_request_is_refused() -> None:
@@ -48,10 +48,10 @@ def test_another_request_is_refused() -> None:
 def test_the_same_request_at_the_same_time_is_told_to_wait() -> None:
     answers = Answers()
 
-    async def outer() -> Response:
+    async def outer() -> Answered:
         with pytest.raises(Refused, match="try again"):
             await answers.once("key", "d", outer)
-        return Response(b"done")
+        return Answered(Response(b"done"), True)
 
     assert asyncio.run(answers.once("key", "d", outer)).body == b"done"
     assert ask(answers, "key")

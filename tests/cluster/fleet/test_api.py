@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ import openapi_spec_validator
 import pytest
 import requests
 from PIL import Image
+from starlette.testclient import TestClient
 
+from prompt_iml.cluster.fleet.api import Api, application
+from prompt_iml.cluster.fleet.https import Fetcher
 from prompt_iml.cluster.fleet.schemas import EXAMPLE, Error, Row, Rows
 from prompt_iml.cluster.fleet.serve import Endpoint, endpoint_spec
 from prompt_iml.cluster.settings import EndpointSettings
-from prompt_iml.engine.errors import UsageError
+from prompt_iml.engine.errors import FetchTimeout, ImageError, UsageError
 from prompt_iml.pipeline.demo.photographs import generate_set
 from tests.helpers.endpoint import listening
 from tests.helpers.pages import blocks, page
@@ -164,6 +168,30 @@ def test_a_key_has_one_answer(client: Client) -> None:
     assert again.headers["Idempotent-Replayed"] == "true"
     assert client.post(data=small("green"), headers=key).status_code == 409
     assert client.post(data=body, headers=key, params={"overlay": "true"}).status_code == 409
+
+
+def test_a_failure_to_fetch_is_no_lasting_answer() -> None:
+    """The second time the host sends the picture, and the key names the same request."""
+
+    sent: list[ImageError | bytes] = [FetchTimeout("late"), b"a picture"]
+
+    class Host(Fetcher):
+        async def fetch(self, address: str) -> bytes:
+            if isinstance(answer := sent.pop(0), ImageError):
+                raise answer
+            return answer
+
+    async def scan(picture: bytes | ImageError, overlay: bool) -> dict[str, Any]:
+        failed = isinstance(picture, ImageError)
+        found = {"status": "failed", "error_stage": "fetch"} if failed else {"status": "ok"}
+        return {"scanned_at": datetime.now(UTC), **found}
+
+    api = Api(scan, Host([], 1000), 1)
+    client = TestClient(application(api, 1, False))
+    asked = {"json": {"url": "https://a.example/b"}, "headers": {"Idempotency-Key": "one"}}
+    answers = [client.post("/v1/scan", **asked) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [422, 200, 200]
+    assert "Idempotent-Replayed" in answers[2].headers
 
 
 def test_a_form_sent_again_has_the_same_answer(client: Client) -> None:

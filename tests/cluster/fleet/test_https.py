@@ -133,6 +133,7 @@ def test_a_picture_is_fetched_and_redirects_on_the_list_are_followed(
         ("to/http://localhost:1/a", Denied, "not on the list"),
         ("to/https://localhost/a", Denied, "not on the list"),
         ("to/file:///etc/passwd", Denied, "not on the list"),
+        ("to/https://localhost:99999/", Denied, "no URL"),
     ],
 )
 def test_what_is_not_fetched_is_named(
