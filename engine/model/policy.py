@@ -181,7 +181,7 @@ class Policy:
         """Read a policy that `to_json` wrote. Raises `UsageError` on anything else."""
         try:
             values: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UsageError(f"policy: not JSON ({error}): write it again") from error
         if not isinstance(values, dict) or "id" not in values:
             raise UsageError("policy: must be a JSON object with an id")
@@ -191,8 +191,8 @@ class Policy:
         for name, kind in (("score_model", ScoreModel), ("pixel_model", PixelModel)):
             if values.get(name) is not None:
                 values[name] = _model(kind, name, values[name])
-        if pairs := values.get("manipulated_at_sizes"):
-            values["manipulated_at_sizes"] = _pairs(pairs)
+        if "manipulated_at_sizes" in values:
+            values["manipulated_at_sizes"] = _pairs(values["manipulated_at_sizes"])
         return cls(**values)
 
 
@@ -260,8 +260,15 @@ def _sigmoid(value: float) -> float:
 def _check_number(name: str, value: object, optional: bool) -> None:
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"policy: {name} must be a finite number, not {value!r}")
+    if not _is_finite(value):
+        raise UsageError(f"policy: {name} must be a finite number, not {value!r:.40}")
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _check_thresholds(policy: Policy) -> None:

@@ -8,7 +8,6 @@ constant memory.
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.detect.detector import finding
 from prompt_iml.pipeline.detect.lines import counts_line, ending, until_closed, verdict_line
 from prompt_iml.pipeline.detect.pictures import Result, results
+from prompt_iml.pipeline.images.jpeg import encode_jpeg
 from prompt_iml.pipeline.logs import configure, log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.scan.rows import Row
@@ -164,10 +164,8 @@ class Overlays:
 
     def write(self, found: Result) -> None:
         """Write the overlay of a picture. Raises `OutputNotWritable`."""
-        file = io.BytesIO()
-        shown = finding(found, self._spec).overlay()
-        shown.save(file, "jpeg", quality=OVERLAY_QUALITY)
-        storage.write(f"{self._folder}/{self._name(found.row)}", file.getvalue())
+        shown = encode_jpeg(finding(found, self._spec).overlay(), OVERLAY_QUALITY)
+        storage.write(f"{self._folder}/{self._name(found.row)}", shown)
 
     def _name(self, row: Row) -> str:
         """Return a name that no other picture of this command has."""

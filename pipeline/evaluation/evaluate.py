@@ -68,9 +68,12 @@ def evaluate(settings: EvaluateSettings) -> Json:
         The content of the JSON file that is written.
     """
     perturbations = expand(settings.perturbation)
-    check_outputs(settings.output, settings.plot, settings.results)
+    check_outputs(settings.output, settings.plot)
+    refuse_remote(settings.masks)
     if settings.results:
         check_format(settings.results)
+        if "://" not in settings.results:
+            check_outputs(settings.results)
     sets = checked_labels(settings.manifests, settings.limit)
     if settings.plot:
         require_matplotlib()
@@ -137,10 +140,18 @@ def checked_labels(names: Sequence[str], limit: int | None) -> Sets:
 
 def check_outputs(*paths: str | None) -> None:
     """Raise `UsageError` for a file that cannot be written, before a long evaluation."""
+    refuse_remote(*paths)
     for path in (Path(path) for path in paths if path):
         folder = next(each for each in path.absolute().parents if each.exists())
-        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        locked = path.exists() and not os.access(path, os.W_OK)
+        if locked or path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise UsageError(f"{path} cannot be written: choose another file")
+
+
+def refuse_remote(*paths: str | None) -> None:
+    """Raise `UsageError` for a place that is not on this machine."""
+    if remote := next((path for path in paths if path and "://" in path), None):
+        raise UsageError(f"{remote} is not on this machine: write to a file here, and copy it")
 
 
 def write_json(path: Path, content: Json) -> None:

@@ -22,6 +22,7 @@ from prompt_iml.pipeline.export.files import put, written
 from prompt_iml.pipeline.export.names import picture_name
 from prompt_iml.pipeline.export.rows import Row, Selection
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
+from prompt_iml.pipeline.images.jpeg import encode_jpeg
 from prompt_iml.pipeline.report.pictures import overlay
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.run.masks import decode_mask
@@ -57,7 +58,7 @@ def write_masks(selection: Selection, folder: str) -> Json:
             if row["mask_rle"] is not None:
                 masks += 1
                 name = picture_name(row, "png")
-                put(f"{folder}/{name}", _encoded(_mask(row), "PNG"))
+                put(f"{folder}/{name}", _png(_mask(row)))
             add(row, name)
     return {"images": images, "masks": masks}
 
@@ -105,7 +106,7 @@ def _drawn(row: Row, data: bytes | None, limits: DecodeLimits) -> bytes | None:
         pixels = decode(data, limits).image.pixels
     except ImageError:  # the scan had another version of the decoder
         return None
-    return _encoded(overlay(pixels, _mask(row)), "JPEG")
+    return encode_jpeg(Image.fromarray(overlay(pixels, _mask(row))), JPEG_QUALITY)
 
 
 def _index(file: BinaryIO, picture: str) -> Callable[[Row, str], object]:
@@ -121,7 +122,7 @@ def _mask(row: Row) -> NDArray[np.bool_]:
     return decode_mask(row["mask_rle"], row["mask_height"], row["mask_width"])
 
 
-def _encoded(pixels: NDArray[np.bool_] | NDArray[np.uint8], kind: str) -> bytes:
+def _png(pixels: NDArray[np.bool_]) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, kind, quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(sink, "PNG")
     return sink.getvalue()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prompt_iml.pipeline.images.decode import DecodeLimits, decode
+from prompt_iml.pipeline.images.jpeg import encode_jpeg
 from prompt_iml.pipeline.report.pictures import FOUND
 from prompt_iml.pipeline.run.masks import decode_mask
 
@@ -68,10 +69,8 @@ def picture_jpeg(data: bytes, row: Row, limits: DecodeLimits) -> bytes:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = min(1.0, (SHOWN_PIXELS / (image.width * image.height)) ** 0.5)
     if scale < 1:
-        image = image.resize((round(image.width * scale), round(image.height * scale)))
-    sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=QUALITY, subsampling=0)
-    return sink.getvalue()
+        image = image.resize(tuple(max(1, round(side * scale)) for side in image.size))
+    return encode_jpeg(image, QUALITY, subsampling=0)
 
 
 def stored_mask(row: Row) -> Mask | None:

@@ -109,6 +109,8 @@ def scan(settings: ScanSettings) -> Json:
         closer_look=settings.closer_look,
     )
     config = run_config(settings, model, prompt_set)
+    if earlier and (other := differing(earlier.config() or {}, config)):
+        log(f"note: run {earlier.run_id} had other values of {', '.join(other)}")
     run = Run(output, settings.run_id or default_run_id(config))
     configure(settings.log, run=run.run_id)
     if run.config() is None:  # a wrong command must not leave files
@@ -160,6 +162,13 @@ def continued(settings: ScanSettings, output: str, model: Model) -> tuple[ScanSe
         same = {key: config[key] for key in ("inputs", "format", "image_column")}
         settings = settings.model_copy(update=same)
     return settings, run
+
+
+def differing(before: Json, now: Json) -> list[str]:
+    """Return the names of what shapes rows and is not the same in two configurations."""
+    shaping = {"max_pixels", "max_object_bytes", "heatmap", "engine", "precision", "closer_look"}
+    names = sorted(shaping | {"policy", "prompts", "prompt_set"})
+    return [name for name in names if before.get(name) != now.get(name)]
 
 
 def check_inputs(settings: ScanSettings) -> None:

@@ -80,6 +80,19 @@ def test_a_policy_without_models_is_written_as_before_them() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        '{"id": "p", "manipulated_at_sizes": null}',
+        POLICY.to_json().replace('"scale": ', '"scale": 1' + "0" * 400),
+        "[" * 100_000,
+    ],
+)
+def test_odd_json_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="policy"):
+        Policy.from_json(text)
+
+
+@pytest.mark.parametrize(
     ("megapixels", "threshold"), [(None, 0.9), (0.99, 0.9), (1.0, 0.7), (24.0, 0.7)]
 )
 def test_each_size_has_its_threshold(megapixels: float | None, threshold: float) -> None:

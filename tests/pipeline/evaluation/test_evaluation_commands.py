@@ -81,6 +81,8 @@ def test_calibrate_writes_a_policy_that_evaluate_reads(
         (["--model", "nobody"], "nobody"),
         (["--plot", "a.png"], "pip install"),
         (["--output", "."], ". cannot be written"),
+        (["--output", "s3://b/e.json"], "s3://b/e.json is not on this machine"),
+        (["--masks", "s3://b/masks"], "s3://b/masks is not on this machine"),
         (["--output", f"{__file__}/new/e.json"], "cannot be written"),
     ],
 )

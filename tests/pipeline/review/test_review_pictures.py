@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from prompt_iml.pipeline.images.decode import DecodeLimits
+from prompt_iml.pipeline.images.jpeg import MOST_SIDE
 from prompt_iml.pipeline.review.pictures import (
     as_stored,
     drawn_mask,
@@ -44,6 +45,15 @@ def test_a_large_picture_has_a_smaller_sheet() -> None:
     assert sheet_size(row) == (46, 4096)
     back = drawn_mask(mask_png(mask, row), row)
     assert (back & mask).sum() > 0.97 * (back | mask).sum()
+
+
+@pytest.mark.parametrize("size", [(70_000, 16), (1, 20_000_000)])
+def test_a_side_that_no_jpeg_can_have_is_scaled(size: tuple[int, int]) -> None:
+    sink = io.BytesIO()
+    Image.new("RGB", size).save(sink, "PNG")
+    shown = picture_jpeg(sink.getvalue(), {"exif_orientation": None}, DecodeLimits())
+    with Image.open(io.BytesIO(shown)) as picture:
+        assert max(picture.size) <= MOST_SIDE
 
 
 def test_a_heat_map_is_of_the_size_of_its_sheet() -> None:

@@ -10,7 +10,7 @@ import pytest
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.pipeline.chosen_model import chosen_model
-from prompt_iml.pipeline.scan.scan import row_spec, run_config
+from prompt_iml.pipeline.scan.scan import differing, row_spec, run_config
 from prompt_iml.pipeline.scan.scanner import RowMaker, RowSpec
 from prompt_iml.pipeline.settings import ScanSettings
 from tests.bench.null_model import write_null_model
@@ -43,4 +43,7 @@ def test_a_closer_look_makes_the_rows_and_binds_the_run(
     config = run_config(settings, model)
     assert (config["closer_look"], config["policy"]["closer_look"]) == (16, 16)
     plain = settings.model_copy(update={"closer_look": None})
+    without = run_config(plain, load_model(null))
+    assert differing(config, without) == ["closer_look", "policy"]
+    assert differing(config, config) == []
     assert "closer_look" not in run_config(plain, load_model(null))
