@@ -199,9 +199,8 @@ PRESETS = {
             # the strength of the noise. After training the high-frequency branch alone on 2,400
             # samples, .30 of the authentic images had a mask; with a single linear map, .47
             stem_width=64,
-            # C: traces of several kinds need more than one layer. With 64 channels inside the block,
-            # as many as outside, held-back forgeries were found as well, and a tile took a fifth
-            # longer
+            # C: traces of several kinds need more than one layer. With 64 channels inside the block
+            # held-back forgeries were found as well, and a tile took a fifth longer
             stem_blocks=1,
             stem_inner=16,
             # C: prompts of the frozen branch alone moved the F1 of something new by .02

@@ -1,6 +1,6 @@
 """`make bench`: the ratios of docs/benchmarks.md, printed as measured.
 
-python -m tests.bench [NAME...]      names: kernel, engines, compiled, scan, null, beside
+python -m tests.bench [NAME...]      names: kernel, engines, compiled, picture, scan, null, beside
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import pipelines
+from tests.bench import one_picture, pipelines
 from tests.bench.engines import CONTEXT, DEFAULT, engine_milliseconds
 from tests.bench.kernel import engine_seconds, operator_seconds, search_seconds
 from tests.bench.null_model import write_null_model
@@ -97,6 +97,15 @@ def bench_null(folder: Path) -> None:
     ratio("scan with a null network / plain decode loop", scan, decode, goal=0.9)
 
 
+def bench_picture(folder: Path) -> None:
+    """One picture as a whole process, by its size."""
+    for name, taken in one_picture.measure(folder).items():
+        print(
+            f"{name:40} {taken.seconds:9.2f} s {taken.cpu:9.2f} CPU-s {taken.mebibytes:9.0f} MiB",
+            flush=True,
+        )
+
+
 def show(what: str, rate: Rate) -> None:
     """One measured rate."""
     start_up = f", start-up {rate.start_up:.1f} s apart" if rate.start_up else ""
@@ -109,8 +118,20 @@ def ratio(what: str, ours: Rate, other: Rate, goal: float) -> None:
 
 
 BENCHES = {"kernel": bench_kernel, "engines": bench_engines, "compiled": bench_compiled}
-SCANS = {"scan": bench_scan, "null": bench_null, "beside": bench_beside}
-USUAL = ["kernel", "compiled", "scan", "null", "beside"]  # `engines` is a part of `compiled`
+SCANS = {
+    "picture": bench_picture,
+    "scan": bench_scan,
+    "null": bench_null,
+    "beside": bench_beside,
+}
+USUAL = [
+    "kernel",
+    "compiled",
+    "picture",
+    "scan",
+    "null",
+    "beside",
+]  # `engines` is a part of `compiled`
 
 
 def main(names: list[str]) -> None:
