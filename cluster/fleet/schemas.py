@@ -114,7 +114,7 @@ EXAMPLE: Json = dict.fromkeys(_columns()) | {
     "score_raw": 11.4,
     "label": "manipulated",
     "threshold": 0.77,
-    "policy": "prompt-iml-micro@9",
+    "policy": "prompt-iml-micro@10",
     "manipulated_fraction": 0.0594,
     "regions": [
         {"x": 272, "y": 141, "width": 92, "height": 80, "area": 5510, "mean_score": 0.97,
@@ -124,6 +124,6 @@ EXAMPLE: Json = dict.fromkeys(_columns()) | {
     "mask_height": 300,
     "mask_width": 451,
     "mask_threshold": 0.5,
-    "model": "prompt-iml-micro@9",
+    "model": "prompt-iml-micro@10",
     "scanned_at": "2026-11-30T03:32:07.123456+00:00",
 }  # fmt: skip
