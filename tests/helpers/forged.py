@@ -18,9 +18,9 @@ def forged(encoding: str, orientation: int = 1, size: tuple[int, int] = (512, 38
         size: width and height.
     """
     picture = Image.fromarray(skimage.data.astronaut()).resize(size)
-    other = Image.fromarray(skimage.data.coffee()).resize((400, 300))
+    other = Image.fromarray(skimage.data.retina()).resize((400, 300))
     sink = io.BytesIO()
-    other.save(sink, "JPEG", quality=60)
+    other.save(sink, "JPEG", quality=50)
     part = Image.open(sink).crop((100, 80, 260, 220))
     yy, xx = np.mgrid[:140, :160]
     inside = ((yy - 70) / 70) ** 2 + ((xx - 80) / 80) ** 2 <= 1
