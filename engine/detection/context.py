@@ -30,6 +30,7 @@ from prompt_iml.engine.runtimes.protocol import Batch
 _VIEW = JpegViewConfig()
 COEFFICIENTS, BINS = _VIEW.coefficients, _VIEW.bins  # of the histogram
 STRIP = 64  # rows of blocks that are transformed at a time: 12 MB of a picture of 4,000 columns
+SCALED_STRIP = 256  # rows of pixels that Pillow copies at a time to make them narrower
 LUMA_STRIP = 32  # rows of pixels that are weighted at a time, so that they fit the cache
 MOST_PIXELS = 512 * 384  # a larger picture is scaled down for the search, whose cost is quadratic
 CELL = 4  # pixels between cells; queries are a JPEG block apart
@@ -167,9 +168,17 @@ def _cells(luma: Floats) -> Floats:
     height, width = luma.shape
     scale = (MOST_PIXELS / (height * width)) ** 0.5
     if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        luma = np.asarray(PIL.Image.fromarray(luma).resize(size, PIL.Image.Resampling.BOX))
+        columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
+        strips = [luma[first : first + SCALED_STRIP] for first in range(0, height, SCALED_STRIP)]
+        narrow = np.concatenate([_box(strip, columns, len(strip)) for strip in strips])
+        luma = _box(narrow, columns, rows)
     return _blurred_cells(np.ascontiguousarray(_blurred_cells(luma).T)).T
+
+
+def _box(luma: Floats, columns: int, rows: int) -> Floats:
+    """Return the luma at another size: means over the pixels of each new one."""
+    image = PIL.Image.fromarray(luma)
+    return np.asarray(image.resize((columns, rows), PIL.Image.Resampling.BOX))
 
 
 def _blurred_cells(luma: Floats) -> Floats:

@@ -51,7 +51,8 @@ def test_a_large_photograph_takes_few_bytes_a_pixel(
     for number in range(1, copies):
         files.append(tmp_path / f"{number}.jpg")
         files[-1].symlink_to(files[0])
-    command = [sys.executable, "-P", "-c", SCAN, *map(str, files), "--model", str(model)]
+    flags = ["--model", str(model), "--closer-look", "64"]  # as the model in the package
+    command = [sys.executable, "-P", "-c", SCAN, *map(str, files), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.count("1.000  1 region ") == copies, done.stderr
     assert int(done.stderr.splitlines()[-1]) - PROCESS < limit * size[0] * size[1]
