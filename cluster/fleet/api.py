@@ -157,9 +157,9 @@ class Api:
         return Answered(JSONResponse({"images": answers}), lasting)
 
     async def _row(self, data: bytes | str, overlay: bool) -> rows.Row:
-        return await self._scan(
-            await self._fetched(data) if isinstance(data, str) else data, overlay
-        )
+        """Return the row of a picture, which is fetched first if `data` is its URL."""
+        picture = await self._fetched(data) if isinstance(data, str) else data
+        return await self._scan(picture, overlay)
 
 
 def as_json(row: rows.Row, overlay: bool = False) -> Json:

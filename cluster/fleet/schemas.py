@@ -101,29 +101,32 @@ class UrlRequest(Strict):
 
 
 EXAMPLE: Json = dict.fromkeys(_columns()) | {
-    "sha256": "3cc9a2e4b2a9d1d24b8e1f0c7d5a6f9e8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e",
-    "size_bytes": 71023,
+    "sha256": "a2c72e94eba0bc615a34404b4a68450aef81275b23fef9d98ad64a13d2c5b5b8",
+    "size_bytes": 13980,
     "media_type": "image/jpeg",
-    "width": 451,
-    "height": 300,
-    "exif_orientation": 1,
+    "width": 403,
+    "height": 266,
     "frame_count": 1,
-    "jpeg_quality": 90,
+    "jpeg_quality": 70,
     "status": "ok",
-    "score": 0.999989,
-    "score_raw": 11.4,
+    "score": 0.9966004,
+    "score_raw": 1.2244251,
     "label": "manipulated",
-    "threshold": 0.77,
-    "policy": "prompt-iml-micro@10",
-    "manipulated_fraction": 0.0594,
+    "threshold": 0.92495,
+    "policy": "10-fpr-0.01",
+    "manipulated_fraction": 0.0356816,
     "regions": [
-        {"x": 272, "y": 141, "width": 92, "height": 80, "area": 5510, "mean_score": 0.97,
-         "max_score": 1.0}
+        {"x": 74, "y": 99, "width": 81, "height": 70, "area": 3825, "mean_score": 0.6166,
+         "max_score": 0.93335}
     ],
-    "mask_rle": "aZk0;k72N1O2N2N2O5J3N1O1N3N1O001N2O1O1O1",
-    "mask_height": 300,
-    "mask_width": 451,
-    "mask_threshold": 0.5,
+    "mask_rle": (
+        "nZc0147h79L5J5I4O01O01O101N2O0O1O01O0LlHSOT7m042N1jHPOR7T1O2O1N101N100O1"
+        "0O11O1TIeNg6a1N1O1N10O100001O5K3M1OO2O0O11O2N3M2OO0O1O1O2O01O01O001O0O2O"
+        "001O0O2O1O001O001N3M2O1N3M2O1O4K4M4K7F7J>CmXP2"
+    ),
+    "mask_height": 266,
+    "mask_width": 403,
+    "mask_threshold": 0.2765554,
     "model": "prompt-iml-micro@10",
-    "scanned_at": "2026-11-30T03:32:07.123456+00:00",
+    "scanned_at": "2026-11-30T13:07:07.305597+00:00",
 }  # fmt: skip

@@ -49,11 +49,7 @@ from prompt_iml.engine.runtimes.open import check_engine
 from prompt_iml.pipeline.checks import ray_address
 from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.logs import log
-from prompt_iml.pipeline.registry.registry import (
-    PromptSetRef,
-    Registry,
-    look_up,
-)
+from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.scan.rows import Row, failure, identity
 from prompt_iml.pipeline.scan.scanner import RowSpec

@@ -355,7 +355,7 @@ class Detector:
         try:
             return self._opened(key, number, image)
         except Exception as error:  # broad, because no image may end the job
-            return InferError(f"before the network: {type(error).__name__}: {error}")
+            return _failed("before", error)
 
     def _opened(self, key: K, number: int, image: Image) -> _PendingImage[K]:
         """Return an image with its first views; one that they scale down is kept as stored."""
@@ -420,7 +420,7 @@ class Detector:
             return self._finding(image)
         except Exception as error:  # broad, because no image may end the job
             image.failed = True
-            return InferError(f"after the network: {type(error).__name__}: {error}")
+            return _failed("after", error)
 
     def _finding(self, image: _PendingImage[K]) -> Finding:
         """Blend tiles and views, and apply the policy."""
@@ -460,6 +460,10 @@ class Detector:
             preprocess=image.shown[-1].tiling.preprocess,
             infer_ms=sum(output.infer_ms for view in image.shown for output in view.outputs),
         )
+
+
+def _failed(when: str, error: Exception) -> InferError:
+    return InferError(f"{when} the network: {type(error).__name__}: {error}")
 
 
 def _tile_matches(tile: _Tile[K]) -> NDArray[np.float32]:

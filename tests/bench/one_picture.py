@@ -29,7 +29,7 @@ PICTURES: dict[str, tuple[tuple[int, int], list[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What one process took: seconds by the clock, seconds of CPU, and MiB at most."""
+    """Cost of one process: seconds by the clock, seconds of CPU, and its largest memory in MiB."""
 
     seconds: float
     cpu: float
