@@ -51,6 +51,7 @@ SHARES = (0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
 MASK_RULES = ("mask_threshold", "mask_share", "pixel_model", "least_confidence")  # of a policy
 MISS_RATES = (0.05, 0.1, 0.15, 0.2)  # rows of the table of misses
+STEADY = 5  # false alarms that a size class must allow to have a lower threshold than all images
 LEAST_SLOPE = 1e-3  # for standardised logits, so that an uninformative score keeps its order
 
 
@@ -317,7 +318,8 @@ def size_thresholds(
 ) -> list[tuple[int, float]]:
     """Return each size class with authentic images, and the threshold that it needs.
 
-    A class whose images are too few to show the rate has at least the threshold of all images.
+    A class of so few images that less than `STEADY` of them may be false alarms has at least the
+    threshold of all images: one or two high scores say too little to go below that.
     """
     rate = targets.false_positive_rate
     forged = np.array([each.forged for each in within], bool)
@@ -327,7 +329,8 @@ def size_thresholds(
     for number in np.unique(classes[~forged]).tolist():
         authentic = scores[~forged & (classes == number)]
         own = false_positive_threshold(authentic, rate)
-        needed.append((number, own if len(authentic) * rate >= 1 else max(own, common)))
+        steady = len(authentic) * rate >= STEADY
+        needed.append((number, own if steady else max(own, common)))
     return needed
 
 

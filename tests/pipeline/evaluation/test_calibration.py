@@ -204,6 +204,14 @@ def test_rates_are_measured_by_group() -> None:
     assert group.to_dict()["true_positive_rate"] is None
 
 
+def test_a_class_of_few_images_has_no_lower_threshold_than_all() -> None:
+    images = population()
+    images += [image(False, -9.0 - n / 1000, megapixels=8) for n in range(200)]
+    small, large = make_policy(images, Targets(), "v1").sizes
+    assert (large.authentic, large.false_positives, large.enough) == (200, 0, True)
+    assert large.needed == pytest.approx(small.needed, abs=0.05)
+
+
 def test_every_size_class_keeps_the_rate() -> None:
     rng = np.random.default_rng(0)
     images = population()
