@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from prompt_iml.engine.runtimes.blob_cache import VARIABLE, default_folder
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.run.schema import SCHEMA
 from tests.bench.null_model import write_null_model
@@ -23,6 +25,16 @@ import sys
 from prompt_iml.pipeline.cli import main
 sys.modules["ray"] = sys.modules["torch"] = None
 sys.exit(main(["scan", *sys.argv[1:]]))
+"""
+# Prints what a scan does with sockets and processes, also in threads that end after it.
+WATCHED = """
+import atexit, sys
+from prompt_iml.pipeline.cli import main
+asked = []
+atexit.register(lambda: print(*asked))
+away = "socket.", "subprocess.", "os.fork", "os.posix_spawn"
+sys.addaudithook(lambda event, of: event.startswith(away) and asked.append(f"{event} {of}"))
+main(["scan", *sys.argv[1:]])
 """
 
 
@@ -57,6 +69,16 @@ def test_no_ray_and_no_torch_for_a_picture(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.fullmatch("note: .*\n", done.stderr)
     assert done.stdout.startswith("manipulated")
+
+
+def test_a_verdict_tells_nobody(folder: Path, tmp_path: Path) -> None:
+    """Some of what it imports would report its use."""
+    (home := tmp_path / "home").mkdir()
+    command = [sys.executable, "-c", WATCHED, "photos/forged.jpg"]
+    environment = {VARIABLE: str(default_folder()), **os.environ, "HOME": str(home)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert re.fullmatch("manipulated .*forged.jpg\n\n", done.stdout), done.stdout + done.stderr
+    assert not list(home.iterdir())
 
 
 def test_an_object_for_each_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
