@@ -6,7 +6,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,16 @@ from skimage import data as photographs
 from prompt_iml.engine.runtimes.blob_cache import VARIABLE
 
 ROUNDS = 3
+# Runs a command and prints what it took. In a small process of its own, because the largest memory
+# of a process is at least that of the one that started it.
+MEASURED = """
+import os, subprocess, sys, time
+started = time.monotonic()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 # Sides of the picture, and flags.
 PICTURES: dict[str, tuple[tuple[int, int], list[str]]] = {
     "64x64": ((64, 64), []),
@@ -51,15 +60,11 @@ def measure(folder: Path) -> dict[str, Taken]:
 
 
 def _run(file: Path, flags: list[str], cache: Path) -> Taken:
-    command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(file), *flags]
-    started = time.monotonic()
-    environment, none = os.environ | {VARIABLE: str(cache)}, subprocess.DEVNULL
-    process = subprocess.Popen(command, env=environment, stdout=none, stderr=none)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, f"the scan ended with exit code {process.returncode}"
-    cpu = usage.ru_utime + usage.ru_stime
-    return Taken(time.monotonic() - started, cpu, usage.ru_maxrss / 1024)
+    scan = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(file), *flags]
+    environment = os.environ | {VARIABLE: str(cache)}
+    command = [sys.executable, "-c", MEASURED, *scan]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return Taken(*map(float, done.stdout.split()))
 
 
 def _median(rounds: list[Taken]) -> Taken:
