@@ -13,6 +13,7 @@ from glob import has_magic
 from pathlib import Path
 
 from prompt_iml.engine.errors import MissingInput, OutputNotWritable, UsageError
+from prompt_iml.pipeline.settings import SETTINGS_FILE
 from prompt_iml.pipeline.storage import storage
 
 CONNECT_SECONDS = 10.0
@@ -21,10 +22,34 @@ HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + 
 
 
 def find_inputs(names: Sequence[str]) -> None:
-    """Raise `MissingInput` for a path that cannot be read; globs are not expanded."""
+    """Find what is to be read; globs are not expanded.
+
+    Raises:
+        MissingInput: a path cannot be read.
+        UsageError: the settings file lies in a folder that is to be read: it may be of whoever gave
+            the pictures, and would choose their labels.
+    """
     for name in names:
-        if not has_magic(name) or not storage.is_local(storage.canonical(name)):
+        uri = storage.canonical(name)
+        if not has_magic(name) or not storage.is_local(uri):
             _status(name)
+        if storage.is_local(uri) and _has_settings_file(storage.local_path(uri)):
+            raise UsageError(
+                f"{SETTINGS_FILE} of this folder lies in {storage.display_name(name)}, whose files "
+                "are only data: run the command in another folder"
+            )
+
+
+def _has_settings_file(path: Path) -> bool:
+    """Return whether the settings file of the working folder lies in a folder, or where a glob
+    looks."""
+    folder = next(p for p in (path, *path.parents) if p.is_dir() or not has_magic(str(p)))
+    here = Path.cwd()
+    return (
+        folder.is_dir()
+        and (here / SETTINGS_FILE).exists()
+        and here.resolve().is_relative_to(folder.resolve())
+    )
 
 
 def find_folder(name: str) -> None:

@@ -34,9 +34,10 @@ from prompt_iml.engine.errors import (
     PromptImlError,
     UsageError,
 )
-from prompt_iml.pipeline.logs import printable
+from prompt_iml.pipeline.logs import log, printable
 from prompt_iml.pipeline.parser import did_you_mean, settings_source
 from prompt_iml.pipeline.settings import (
+    SETTINGS_FILE,
     BuildSettings,
     CalibrateSettings,
     Command,
@@ -221,6 +222,8 @@ def run(entry: Entry, settings: Command) -> int:
     """
     if missing := [package for package in entry.needs if find_spec(package) is None]:
         raise _missing(entry, f"{missing[0]} is not installed")
+    if given := settings.from_file():
+        log(f"note: {SETTINGS_FILE} gives {', '.join(sorted(given))}")
     settings.check()
     module, _, function = entry.run.partition(":")
     try:

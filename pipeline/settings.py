@@ -73,7 +73,7 @@ class Command(BaseSettings):
             UsageError: the environment or the file gives a setting by an earlier name.
             SettingsError: the file cannot be read.
         """
-        table = _table(settings_cls.__name__.removesuffix("Settings").lower())
+        table = cls.from_file()
         cls.refuse_earlier(map(str.upper, os.environ), lambda name: ENVIRONMENT + name.upper())
         cls.refuse_earlier(table, lambda name: name, f"{SETTINGS_FILE}: ")
         return init_settings, env_settings, InitSettingsSource(settings_cls, table)
@@ -90,6 +90,11 @@ class Command(BaseSettings):
         for old, reason in cls.removed.items():
             if spelled(old) in names:
                 raise UsageError(f"{where}{spelled(old)} was removed: {reason}")
+
+    @classmethod
+    def from_file(cls) -> dict[str, Any]:
+        """Return the settings that the settings file gives this command; raises `SettingsError`."""
+        return _table(cls.__name__.removesuffix("Settings").lower())
 
     def check(self) -> None:
         """Refuse wrong inputs that can be seen at once, before a model or Ray is imported.

@@ -281,6 +281,18 @@ def test_a_command_without_a_table_in_the_file_takes_its_defaults(
     assert CliApp.run(DemoSettings, []).seed == 0
 
 
+@pytest.mark.parametrize("name", [".", "..", "*.jpg"])
+def test_a_file_among_the_pictures_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt-iml.toml").write_text('[scan]\npolicy = "theirs.json"\n')
+    assert main(["scan", name, "--output", "s3://bucket/out"]) == 2
+    note, refused = capsys.readouterr().err.splitlines()
+    assert note == "note: prompt-iml.toml gives policy"
+    assert f"prompt-iml.toml of this folder lies in {name}, " in refused
+
+
 @pytest.mark.parametrize("text", [b"[scan\n", b"\xff", b"scan = 3\n"])
 def test_a_damaged_file_is_refused(
     text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
