@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile, gettempdir
 from typing import Any
 
 import ray
-from ray._private import ray_constants, utils
+from ray._private import ray_constants, services, utils
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from prompt_iml.engine.errors import PromptImlError, UsageError
@@ -37,6 +37,7 @@ LIMITS = {
     resource.RLIMIT_AS: (16 << 30, "bytes of address space", "-v"),
 }
 RAY_UTILS = vars(utils)  # of Ray
+MOST_CHARACTERS = 15  # of a folder with Ray's sockets, whose whole names may have 103
 ROUNDS = 50  # tenths of a second for what is left of a Ray to end
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable that Ray sets in a submitted job
 
@@ -64,32 +65,41 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
 
 @contextmanager
 def _private_ray(actors: int | None) -> Iterator[None]:
-    """Start a Ray that listens on the loopback address alone, with a random token.
+    """Start a Ray that listens on the loopback address alone, with a random token, and whose files
+    only this user can reach.
 
     The token exists in the environment of its processes, which other users cannot read, and by
     which those that outlive it are known.
     """
     _raise_limits()
     token = secrets.token_hex(32)
-    variables = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        LOG_LEVEL: os.environ.get(LOG_LEVEL, "fatal"),  # Ray's log files have all of it
-        VARIABLE: str(default_folder().absolute()),
-    }
     # Ray would listen on all addresses of the machine. This switch, meant for systems whose
     # firewall warns about every port, makes each of its processes listen on loopback.
     switches = {"ENABLE_RAY_CLUSTER": False}
+    # This server is started without a dashboard, too: to ask clouds for the kind of this machine.
+    servers = {"start_api_server": lambda *_, **__: (None, None)}
     try:
-        with _empty_folder() as folder, _changed(os.environ, variables):
-            _read_token_again()
-            with _changed(vars(ray_constants), switches), _without_notice():
-                _start(folder, actors)
-            yield
+        with _empty_folder(token) as folder:
+            variables = {
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": token,
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_TMPDIR": str(folder),  # Ray's own folders can be written by everybody
+                "no_grpc_proxy": "127.0.0.1",  # else a proxy would get its metrics, and the token
+                LOG_LEVEL: os.environ.get(LOG_LEVEL, "fatal"),  # Ray's log files have all of it
+                VARIABLE: str(default_folder().absolute()),
+            }
+            with _changed(os.environ, variables):
+                _read_token_again()
+                with (
+                    _changed(vars(ray_constants), switches),
+                    _changed(vars(services), servers),
+                    _without_notice(),
+                ):
+                    _start(folder, actors)
+                yield
     finally:
         _read_token_again()
-        _end_processes(token)
 
 
 def _end_processes(token: str) -> None:
@@ -135,13 +145,22 @@ def _joined_ray(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _empty_folder() -> Iterator[Path]:
-    """Create a folder that only this user can enter; shut Ray down and remove it at the end."""
-    with TemporaryDirectory(prefix="prompt-iml-", ignore_cleanup_errors=True) as folder:
+def _empty_folder(token: str = "") -> Iterator[Path]:
+    """Create a folder that only this user can enter; shut Ray down and remove it at the end.
+
+    Args:
+        token: that of a Ray of this machine, whose sockets and logs lie in the folder.
+    """
+    parent = os.environ.get("RAY_TMPDIR") or gettempdir()
+    if len(parent) > MOST_CHARACTERS:
+        parent = "/tmp"
+    with TemporaryDirectory(prefix="prompt-iml-", dir=parent, ignore_cleanup_errors=True) as folder:
         try:
             yield Path(folder)
         finally:
             ray.shutdown()
+            if token:
+                _end_processes(token)
 
 
 def _raise_limits() -> None:
@@ -170,8 +189,8 @@ def _start(folder: Path, actors: int | None) -> None:
         )
     except Exception as error:  # Ray raises no narrower one
         raise PromptImlError(
-            f"Ray does not start on this machine ({one_line(error)}): see `ulimit -a`, the space "
-            "in /tmp, and the logs in /tmp/ray/session_latest/logs"
+            f"Ray does not start on this machine ({one_line(error)}): see `ulimit -a`, and the "
+            f"space in {folder.parent}"
         ) from error
 
 

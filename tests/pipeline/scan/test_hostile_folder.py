@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +67,9 @@ class Scanned:
         addresses: addresses on which its processes listened while it ran.
         tokens: values of RAY_AUTH_TOKEN in the environment of its processes.
         commands: command lines of its processes.
+        home: its HOME.
+        writable: folders of Ray that other users can reach, while it ran.
+        proxied: first bytes of what came to a proxy of the environment.
     """
 
     code: int
@@ -74,6 +81,8 @@ class Scanned:
     tokens: set[str]
     commands: str
     home: Path
+    writable: set[str]
+    proxied: list[bytes]
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +93,46 @@ def scanned(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
     command = [sys.executable, str(COMMAND), "scan", ".", "--output", "out", "--max-actors", "1"]
     pipe = subprocess.PIPE
-    env = kept | {"HOME": str(home)}
-    scan = subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
-    addresses, tokens, commands = set[str](), set[str](), set[str]()
-    while scan.poll() is None:
-        for pid in [scan.pid, *processes_below(scan.pid, "")]:
-            addresses |= listening(pid)
-            commands.add(of_process(pid, "cmdline"))
-            tokens |= set(re.findall(r"RAY_AUTH_TOKEN=(\w+)", of_process(pid, "environ")))
-        time.sleep(0.5)
+    addresses, tokens, commands, writable = set[str](), set[str](), set[str](), set[str]()
+    with proxy() as (port, proxied):
+        proxies = {f"{of}_proxy": f"http://127.0.0.1:{port}" for of in ("http", "https", "grpc")}
+        env = kept | {"HOME": str(home)} | proxies
+        scan = subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
+        while scan.poll() is None:
+            for pid in [scan.pid, *processes_below(scan.pid, "")]:
+                addresses |= listening(pid)
+                commands.add(of_process(pid, "cmdline"))
+                environment = of_process(pid, "environ")
+                tokens |= set(re.findall(r"RAY_AUTH_TOKEN=(\w+)", environment))
+                writable |= open_to_others(re.findall(r"RAY_TMPDIR=([^\0]+)", environment))
+            time.sleep(0.5)
     stdout, stderr = scan.communicate()
     rows = pq.read_table(folder / "out" / "results").to_pylist() if scan.returncode == 0 else []
-    observed = (addresses, tokens, "\n".join(commands), home)
+    observed = (addresses, tokens, "\n".join(commands), home, writable, proxied)
     return Scanned(scan.returncode, stdout, stderr, rows, run_modules(marks), *observed)
+
+
+@contextmanager
+def proxy() -> Iterator[tuple[int, list[bytes]]]:
+    """Open a proxy that refuses everything; yield its port, and what it was asked so far."""
+    asked = list[bytes]()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):  # it was shut down
+                while True:
+                    with server.accept()[0] as client:
+                        asked.append(client.recv(200))
+
+        (thread := threading.Thread(target=serve)).start()
+        yield server.getsockname()[1], asked
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def open_to_others(folders: list[str]) -> set[str]:
+    """Return the folders that exist and that other users may enter."""
+    return {each for each in folders if Path(each).exists() and Path(each).stat().st_mode & 0o77}
 
 
 def of_process(pid: int, name: str) -> str:
@@ -123,6 +159,17 @@ def test_a_scan_has_a_token_of_its_own(scanned: Scanned) -> None:
     assert len(token) == 64
     assert token not in scanned.commands  # which every user can read
     assert not (scanned.home / ".ray").exists()
+
+
+def test_a_scan_tells_nobody(scanned: Scanned) -> None:
+    assert scanned.proxied == []
+    assert not (scanned.home / "intel").exists()
+
+
+def test_other_users_reach_no_folder_of_its_ray(scanned: Scanned) -> None:
+    assert scanned.writable == set()
+    assert "--temp_dir=/tmp/ray" not in scanned.commands
+    assert "--temp_dir=" in scanned.commands
 
 
 def test_stderr_of_a_scan_is_ours(scanned: Scanned) -> None:
