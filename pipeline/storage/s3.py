@@ -65,6 +65,11 @@ class Access:
     signed: tuple[str, ...] = ()
     private_addresses: bool = False
 
+    @property
+    def needs_credentials(self) -> bool:
+        """Whether any request is signed."""
+        return self.kind != "anonymous" or bool(self.signed)
+
 
 SIGNED = Access()
 
@@ -74,8 +79,16 @@ class _Requests:
 
     access = SIGNED
 
-    def register(self, session: Any) -> None:
-        """Handle the events of all clients of a botocore session that are created from now on."""
+    def register(self, session: Any, no_credentials: Any) -> None:
+        """Handle the events of all clients of a botocore session that are created from now on.
+
+        Args:
+            session: the session.
+            no_credentials: a resolver of its kind that finds none, for where none are needed: the
+                usual one would ask the metadata service of a cloud.
+        """
+        if not self.access.needs_credentials:
+            session.register_component("credential_provider", no_credentials)
         session.register("before-parameter-build.s3", self._note_bucket)
         session.register("choose-signer.s3", self._choose_signer)
         session.register("before-call.s3", self._say_who_pays)
@@ -97,6 +110,9 @@ _REQUESTS = _Requests()
 
 def use(access: Access) -> None:
     """Make every request of this process with this access from now on."""
+    if access.needs_credentials != _REQUESTS.access.needs_credentials:
+        client.cache_clear()
+        filesystem.cache_clear()
     _REQUESTS.access = access
 
 
@@ -115,10 +131,13 @@ def client(pid: int) -> Any:
 def filesystem(pid: int) -> Any:
     """Return the s3fs file system of a process."""
     import fsspec
+    from aiobotocore.credentials import (  # type: ignore[import-untyped]
+        AioCredentialResolver,
+    )
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     session = AioSession()
-    _REQUESTS.register(session)
+    _REQUESTS.register(session, AioCredentialResolver([]))
     found = fsspec.filesystem(
         "s3",
         session=session,
@@ -198,7 +217,8 @@ def _client(options: dict[str, Any]) -> Any:
     import boto3
     import botocore.session
     from botocore.config import Config
+    from botocore.credentials import CredentialResolver
 
     session = botocore.session.get_session()
-    _REQUESTS.register(session)
+    _REQUESTS.register(session, CredentialResolver([]))
     return boto3.session.Session(botocore_session=session).client("s3", config=Config(**options))

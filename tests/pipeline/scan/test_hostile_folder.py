@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +20,7 @@ from prompt_iml.pipeline.scan.isolated import isolated_rows
 from prompt_iml.pipeline.scan.scan import row_spec
 from prompt_iml.pipeline.settings import ScanSettings
 from prompt_iml.pipeline.sources import list_units
+from tests.helpers.listener import listener
 from tests.helpers.processes import listening, processes_below
 
 pytestmark = pytest.mark.timeout(600)
@@ -94,8 +91,8 @@ def scanned(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
     command = [sys.executable, str(COMMAND), "scan", ".", "--output", "out", "--max-actors", "1"]
     pipe = subprocess.PIPE
     addresses, tokens, commands, writable = set[str](), set[str](), set[str](), set[str]()
-    with proxy() as (port, proxied):
-        proxies = {f"{of}_proxy": f"http://127.0.0.1:{port}" for of in ("http", "https", "grpc")}
+    with listener() as (proxy, proxied):
+        proxies = {f"{of}_proxy": proxy for of in ("http", "https", "grpc")}
         env = kept | {"HOME": str(home)} | proxies
         scan = subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
         while scan.poll() is None:
@@ -110,24 +107,6 @@ def scanned(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
     rows = pq.read_table(folder / "out" / "results").to_pylist() if scan.returncode == 0 else []
     observed = (addresses, tokens, "\n".join(commands), home, writable, proxied)
     return Scanned(scan.returncode, stdout, stderr, rows, run_modules(marks), *observed)
-
-
-@contextmanager
-def proxy() -> Iterator[tuple[int, list[bytes]]]:
-    """Open a proxy that refuses everything; yield its port, and what it was asked so far."""
-    asked = list[bytes]()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with suppress(OSError):  # it was shut down
-                while True:
-                    with server.accept()[0] as client:
-                        asked.append(client.recv(200))
-
-        (thread := threading.Thread(target=serve)).start()
-        yield server.getsockname()[1], asked
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
 
 
 def open_to_others(folders: list[str]) -> set[str]:

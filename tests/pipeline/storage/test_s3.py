@@ -32,6 +32,7 @@ from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.storage.listing import list_objects
 from prompt_iml.pipeline.storage.s3 import SIGNED, Access, use
 from tests.helpers.gate import Answer, Refuse, gate
+from tests.helpers.listener import listener
 from tests.helpers.stores import Bucket
 
 Headers = Mapping[str, str]
@@ -85,6 +86,20 @@ def test_a_public_bucket_is_read_without_credentials(
             monkeypatch.delenv(name)
         forget_clients()
         read_all(public)
+
+
+def test_no_credentials_are_sought_where_none_are_needed(
+    s3: Bucket, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual search ends at the metadata service of a cloud."""
+    s3.client.put_object(Bucket=s3.name, Key="one.jpg", Body=b"1234", ACL="public-read")
+    with behind(signs), listener() as (service, asked):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"{service}/")
+        use(Access("anonymous"))
+        read_all(s3)
+    assert asked == []
 
 
 def test_labels_in_a_public_bucket_are_read_without_credentials(
