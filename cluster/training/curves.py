@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
+from prompt_iml.pipeline.evaluation.plots import blank_figure
 from prompt_iml.pipeline.storage import storage
 
 CURVES, PICTURE = "curves.csv", "curves.png"
@@ -52,9 +53,7 @@ def read_curves(uri: str) -> list[Report]:
 
 def picture(reports: list[Report]) -> bytes:
     """Return a PNG of the loss and of the metrics on held-back examples, over samples."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = blank_figure(9, 3.5)
     left, right = figure.subplots(1, 2)
     samples = [int(report["samples"]) for report in reports]
     left.plot(samples, [float(report["loss"]) for report in reports], label="loss")

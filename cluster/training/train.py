@@ -45,6 +45,7 @@ from prompt_iml.cluster.training.loop import (
     start_network,
     train_worker,
 )
+from prompt_iml.cluster.training.rendezvous import FileConfig
 from prompt_iml.engine.errors import MissingInput, PromptImlError, UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.forgery.history import FRAME
@@ -106,8 +107,8 @@ def train(settings: TrainSettings) -> Trained:
     _bind(settings)
     if not storage.exists(f"{output}/{WEIGHTS}"):
         workers = settings.max_workers or settings.workers
-        with ray_session(settings.address, None if settings.gpus else workers):
-            _fit(_for_workers(settings))
+        with ray_session(settings.address, None if settings.gpus else workers) as private:
+            _fit(_for_workers(settings), private)
     *_, last = read_curves(f"{output}/{CURVES}")
     metrics = {name: float(value) for name, value in last.items() if name != "samples"}
     return Trained(f"{output}/{WEIGHTS}", int(last["samples"]), metrics)
@@ -161,13 +162,15 @@ def _absolute_start(start: str) -> str:
     return storage.canonical(start) if is_weights_file(start) else load_model(start).reference
 
 
-def _fit(settings: TrainSettings) -> None:
+def _fit(settings: TrainSettings, private: Path | None) -> None:
     quiet_ray_data()
+    group = FileConfig(folder=str(private)) if private else TorchConfig()
+    group.backend = "nccl" if settings.gpus else "gloo"
     scheme, path = _split(settings.output)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings.model_dump(),
-        torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
+        torch_config=group,
         scaling_config=_scaling(settings),
         run_config=RunConfig(
             name=RUN,

@@ -13,6 +13,7 @@ from prompt_iml.pipeline.evaluation.sets import SetResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LINES = {
     "pixel F1": "f1",
@@ -30,14 +31,21 @@ def require_matplotlib() -> None:
         raise MissingDependency("plots need matplotlib: pip install 'prompt-iml[train]'")
 
 
-def plot_results(path: Path, results: Sequence[SetResult]) -> None:
-    """Plot the metrics over the perturbations, one panel for each set."""
+def blank_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches, in matplotlib's own style: a `matplotlibrc` in
+    the working folder, which could even run LaTeX, has no effect."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcdefaults()
+    return Figure((width, height), layout="constrained")
+
+
+def plot_results(path: Path, results: Sequence[SetResult]) -> None:
+    """Plot the metrics over the perturbations, one panel for each set."""
     names = list(dict.fromkeys(result.set for result in results))
     perturbations = list(dict.fromkeys(result.perturbation for result in results))
-    size = (3 + 0.45 * len(perturbations) + 2.5, 3.4 * len(names))
-    figure = Figure(size, layout="constrained")
+    figure = blank_figure(3 + 0.45 * len(perturbations) + 2.5, 3.4 * len(names))
     panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
     for name, panel in zip(names, panels, strict=True):
         _plot_set(panel, [result for result in results if result.set == name])
@@ -48,9 +56,7 @@ def plot_results(path: Path, results: Sequence[SetResult]) -> None:
 
 def plot_reliability(path: Path, table: Sequence[Bin], error: float) -> None:
     """Plot the share of forged images over the score, beside the ideal line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((4.5, 4.5), layout="constrained")
+    figure = blank_figure(4.5, 4.5)
     panel = figure.subplots()
     panel.plot([0, 1], [0, 1], color="0.7", linestyle="--")
     panel.plot([each.score for each in table], [each.forged for each in table], marker="o")

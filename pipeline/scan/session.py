@@ -43,7 +43,7 @@ IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable that Ray sets i
 
 
 @contextmanager
-def ray_session(address: str, actors: int | None) -> Iterator[None]:
+def ray_session(address: str, actors: int | None) -> Iterator[Path | None]:
     """Connect to a cluster, or start one on this machine and end it afterwards.
 
     The environment is restored at the end. A caller that is connected already keeps its session.
@@ -52,19 +52,22 @@ def ray_session(address: str, actors: int | None) -> Iterator[None]:
         address: `local`, `auto` (RAY_ADDRESS, else local) or a cluster's address.
         actors: requested scan actors; a local cluster gets a CPU for each.
 
+    Yields:
+        A folder that only the processes of this user can enter, where all run on this machine.
+
     Raises:
         UsageError: no cluster responds at the address.
     """
     if ray.is_initialized():
-        yield
+        yield None
         return
     address = ray_address(address)
-    with _private_ray(actors) if address == "local" else _joined_ray(address):
-        yield
+    with _private_ray(actors) if address == "local" else _joined_ray(address) as folder:
+        yield folder
 
 
 @contextmanager
-def _private_ray(actors: int | None) -> Iterator[None]:
+def _private_ray(actors: int | None) -> Iterator[Path]:
     """Start a Ray that listens on the loopback address alone, with a random token, and whose files
     only this user can reach.
 
@@ -97,7 +100,7 @@ def _private_ray(actors: int | None) -> Iterator[None]:
                     _without_notice(),
                 ):
                     _start(folder, actors)
-                yield
+                yield folder
     finally:
         _read_token_again()
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,18 @@ def assert_ends(process: subprocess.Popen[str], number: int, code: int, line: st
         time.sleep(0.2)
 
 
-def begin(*arguments: str) -> subprocess.Popen[str]:
-    """Start `prompt-iml ARGUMENTS`; what it starts carries the last argument, a path or port."""
+@contextlib.contextmanager
+def begin(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start `prompt-iml ARGUMENTS`; what it starts carries the last argument, a path or port. It is
+    killed when a test fails meanwhile."""
     command = [sys.executable, "-m", "prompt_iml.pipeline.cli", *arguments]
-    environment = os.environ | {MARK: arguments[-1]}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    environment, pipe = os.environ | {MARK: arguments[-1]}, subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _ancestors(pid: int) -> list[int]:

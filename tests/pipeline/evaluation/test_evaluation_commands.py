@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from prompt_iml.engine.model.policy import Policy
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.demo.photographs import generate_set, write_shards
 from prompt_iml.pipeline.evaluation import SetResult
+from prompt_iml.pipeline.evaluation.plots import blank_figure
 
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
 
@@ -50,6 +53,14 @@ def test_evaluate_writes_a_table_and_json(
     for row in written:
         with Image.open(masks / row["mask_file"]) as mask:
             assert np.asarray(mask).mean() == pytest.approx(row["masked"])
+
+
+@needs_matplotlib
+def test_a_style_in_the_working_folder_has_no_effect(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("figure.facecolor: red\ntext.usetex: True\n")
+    code = f"from {blank_figure.__module__} import *; print(blank_figure(1, 1).get_facecolor())"
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True)
+    assert printed == "(1.0, 1.0, 1.0, 1.0)\n"
 
 
 @needs_matplotlib
