@@ -44,12 +44,9 @@ def _has_settings_file(path: Path) -> bool:
     """Return whether the settings file of the working folder lies in a folder, or where a glob
     looks."""
     folder = next(p for p in (path, *path.parents) if p.is_dir() or not has_magic(str(p)))
-    here = Path.cwd()
-    return (
-        folder.is_dir()
-        and (here / SETTINGS_FILE).exists()
-        and here.resolve().is_relative_to(folder.resolve())
-    )
+    if not (folder.is_dir() and Path(SETTINGS_FILE).exists()):
+        return False
+    return Path.cwd().resolve().is_relative_to(folder.resolve())
 
 
 def find_folder(name: str) -> None:

@@ -37,7 +37,7 @@ LIMITS = {
     resource.RLIMIT_AS: (16 << 30, "bytes of address space", "-v"),
 }
 RAY_UTILS = vars(utils)  # of Ray
-MOST_CHARACTERS = 15  # of a folder with Ray's sockets, whose whole names may have 103
+MOST_CHARACTERS = 19  # of a folder far below which Ray has sockets, whose names may have 107
 ROUNDS = 50  # tenths of a second for what is left of a Ray to end
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable that Ray sets in a submitted job
 
@@ -153,17 +153,31 @@ def _empty_folder(token: str = "") -> Iterator[Path]:
 
     Args:
         token: that of a Ray of this machine, whose sockets and logs lie in the folder.
+
+    Raises:
+        UsageError: no folder can be created.
     """
-    parent = os.environ.get("RAY_TMPDIR") or gettempdir()
-    if len(parent) > MOST_CHARACTERS:
-        parent = "/tmp"
-    with TemporaryDirectory(prefix="prompt-iml-", dir=parent, ignore_cleanup_errors=True) as folder:
+    with _temporary_folder(for_ray=bool(token)) as folder:
         try:
             yield Path(folder)
         finally:
             ray.shutdown()
             if token:
                 _end_processes(token)
+
+
+def _temporary_folder(for_ray: bool) -> TemporaryDirectory[str]:
+    """Create a folder among the temporary files; for a Ray of this machine in RAY_TMPDIR, if that
+    is set. Raises `UsageError` if that is not possible."""
+    try:
+        parent, named = gettempdir(), os.environ.get("RAY_TMPDIR")
+        if for_ray and named and len(named) > MOST_CHARACTERS:
+            raise UsageError(f"RAY_TMPDIR has more than {MOST_CHARACTERS} characters: shorten it")
+        if for_ray:
+            parent = named or (parent if len(parent) <= MOST_CHARACTERS else "/tmp")
+        return TemporaryDirectory(prefix="prompt-iml-", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UsageError(f"no temporary folder ({error}): set TMPDIR or RAY_TMPDIR") from error
 
 
 def _raise_limits() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline import checks
+from prompt_iml.pipeline.scan.session import _temporary_folder
 from tests.bench.null_model import write_null_model
 from tests.helpers.processes import scan_command
 
@@ -61,6 +62,18 @@ def test_a_limit_below_what_ray_needs_is_named(
     refused = subprocess.run([*driver, *command], capture_output=True, text=True)
     assert refused.returncode == 2, refused.stderr
     assert "raise `ulimit -" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("/dev/null", "Not a directory.*: set TMPDIR or"), ("/tmp/" + 15 * "a", "more than 19 char")],
+)
+def test_a_folder_that_ray_cannot_use_is_named(
+    folder: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    with pytest.raises(UsageError, match=message):
+        _temporary_folder(for_ray=True)
 
 
 def test_a_cluster_that_accepts_and_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
