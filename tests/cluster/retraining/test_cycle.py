@@ -25,6 +25,7 @@ from tests.helpers.photos import write_photos
 from tests.helpers.processes import (
     assert_ends,
     begin,
+    listening,
     processes_below,
     wait_for_process,
     wait_for_reports,
@@ -100,6 +101,8 @@ def test_train_kill_resume_evaluate_gate_promote_roll_back(
         wait_for_process(cycle, "ray::RayTrainWorker")
         (folder,) = (path for path in output.glob("cycle-*") if path.is_dir())
         wait_for_reports(f"file://{folder}/{CURVES}", 1, cycle)
+        addresses = [listening(pid) for pid in processes_below(cycle.pid, "")]
+        assert set().union(*addresses) == {"127.0.0.1"}
         os.kill(processes_below(cycle.pid, "ray::RayTrainWorker")[0], signal.SIGKILL)
         out, err = cycle.communicate()
     assert cycle.returncode == 0, err[-2000:]
