@@ -13,7 +13,6 @@ from glob import has_magic
 from pathlib import Path
 
 from prompt_iml.engine.errors import MissingInput, OutputNotWritable, UsageError
-from prompt_iml.pipeline.settings import SETTINGS_FILE
 from prompt_iml.pipeline.storage import storage
 
 CONNECT_SECONDS = 10.0
@@ -21,32 +20,35 @@ HTTP2_SETTINGS = b"\x04"  # type of the frame with which a server of HTTP/2, as 
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 
 
-def find_inputs(names: Sequence[str]) -> None:
+def find_inputs(names: Sequence[str], settings_file: str = "") -> None:
     """Find what is to be read; globs are not expanded.
+
+    Args:
+        names: paths and URIs.
+        settings_file: a file of the working folder that must not lie among them: it may be of
+            whoever gave the pictures, and would choose their labels.
 
     Raises:
         MissingInput: a path cannot be read.
-        UsageError: the settings file lies in a folder that is to be read: it may be of whoever gave
-            the pictures, and would choose their labels.
+        UsageError: the settings file lies in a folder that is to be read.
     """
     for name in names:
         uri = storage.canonical(name)
         if not has_magic(name) or not storage.is_local(uri):
             _status(name)
-        if storage.is_local(uri) and _has_settings_file(storage.local_path(uri)):
+        if not (settings_file and Path(settings_file).exists() and storage.is_local(uri)):
+            continue
+        if _is_here(storage.local_path(uri)):
             raise UsageError(
-                f"{SETTINGS_FILE} of this folder lies in {storage.display_name(name)}, whose files "
+                f"{settings_file} of this folder lies in {storage.display_name(name)}, whose files "
                 "are only data: run the command in another folder"
             )
 
 
-def _has_settings_file(path: Path) -> bool:
-    """Return whether the settings file of the working folder lies in a folder, or where a glob
-    looks."""
+def _is_here(path: Path) -> bool:
+    """Return whether the working folder is in a folder, or where a glob looks."""
     folder = next(p for p in (path, *path.parents) if p.is_dir() or not has_magic(str(p)))
-    if not (folder.is_dir() and Path(SETTINGS_FILE).exists()):
-        return False
-    return Path.cwd().resolve().is_relative_to(folder.resolve())
+    return folder.is_dir() and Path.cwd().resolve().is_relative_to(folder.resolve())
 
 
 def find_folder(name: str) -> None:

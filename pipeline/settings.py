@@ -240,7 +240,7 @@ class InputFlags(AccessFlags):
         from prompt_iml.pipeline.storage.s3 import use
 
         use(self.access)
-        find_inputs(self.inputs)
+        find_inputs(self.inputs, SETTINGS_FILE)
         super().check()
 
 
@@ -565,7 +565,7 @@ class ImportSettings(AccessFlags):
         from prompt_iml.pipeline.checks import find_inputs
 
         super().check()
-        find_inputs(self.truths)
+        find_inputs(self.truths, SETTINGS_FILE)
 
 
 class EvaluationFlags(AccessFlags, LookFlags):
@@ -582,7 +582,7 @@ class EvaluationFlags(AccessFlags, LookFlags):
         from prompt_iml.pipeline.checks import find_inputs
 
         super().check()
-        find_inputs(self.manifests)
+        find_inputs(self.manifests, SETTINGS_FILE)
 
 
 class EvaluateSettings(EvaluationFlags):
