@@ -21,7 +21,7 @@ from ray.train.torch.config import (
 
 @dataclass
 class FileConfig(TorchConfig):
-    """Process group of a Ray on this machine.
+    """Settings of the process group of a training on one machine.
 
     Attributes:
         folder: for the file; only this user can enter it.
@@ -35,7 +35,7 @@ class FileConfig(TorchConfig):
 
 
 class FileBackend(_TorchBackend):
-    """What a `FileConfig` starts."""
+    """Ray Train's backend that joins the processes of a `FileConfig` to one process group."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Connect all processes; Ray Train calls it again when processes were replaced."""

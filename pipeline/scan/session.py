@@ -170,11 +170,15 @@ def _temporary_folder(for_ray: bool) -> TemporaryDirectory[str]:
     """Create a folder among the temporary files; for a Ray of this machine in RAY_TMPDIR, if that
     is set. Raises `UsageError` if that is not possible."""
     try:
-        parent, named = gettempdir(), os.environ.get("RAY_TMPDIR")
-        if for_ray and named and len(named) > MOST_CHARACTERS:
-            raise UsageError(f"RAY_TMPDIR has more than {MOST_CHARACTERS} characters: shorten it")
-        if for_ray:
-            parent = named or (parent if len(parent) <= MOST_CHARACTERS else "/tmp")
+        parent = gettempdir()
+        if for_ray and (named := os.environ.get("RAY_TMPDIR")):
+            if len(named) > MOST_CHARACTERS:
+                raise UsageError(
+                    f"RAY_TMPDIR has more than {MOST_CHARACTERS} characters: shorten it"
+                )
+            parent = named
+        elif for_ray and len(parent) > MOST_CHARACTERS:
+            parent = "/tmp"
         return TemporaryDirectory(prefix="prompt-iml-", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise UsageError(f"no temporary folder ({error}): set TMPDIR or RAY_TMPDIR") from error

@@ -67,7 +67,7 @@ class Access:
 
     @property
     def needs_credentials(self) -> bool:
-        """Whether any request is signed."""
+        """Whether some requests are signed, so that credentials must be found."""
         return self.kind != "anonymous" or bool(self.signed)
 
 
