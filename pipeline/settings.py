@@ -248,7 +248,7 @@ class LimitFlags(Command):
     """Limits on a single image."""
 
     max_pixels: int = Field(210_000_000, ge=1)
-    """Images with more pixels fail as too_large before decoding, which takes 10 bytes a pixel."""
+    """Images with more pixels fail as too_large before decoding, which takes 11 bytes a pixel."""
     image_timeout: float = Field(300.0, gt=0)
     """Seconds that decoding one image, or one run of the network, may take."""
 
