@@ -34,7 +34,7 @@ from prompt_iml.pipeline.evaluation.images import ImageResult, evaluate_images
 from prompt_iml.pipeline.evaluation.per_image import watched
 from prompt_iml.pipeline.evaluation.perturbations import expand
 from prompt_iml.pipeline.evaluation.plots import plot_reliability, require_matplotlib
-from prompt_iml.pipeline.evaluation.sets import set_name
+from prompt_iml.pipeline.evaluation.sets import set_names
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.settings import CalibrateSettings
@@ -208,9 +208,9 @@ def _evaluate_all(
     engine = open_engine(model, settings.engine, precision=settings.precision)
     detector = Detector(engine, model.view, claim_all(targets))
     results: Results = {}
-    failed = 0
+    failed, names = 0, set_names(sets)
     for truth, labels in sets.items():
-        name = set_name(truth)
+        name = names[truth]
         for perturbation in perturbations:
             evaluations = evaluate_images(detector, labels, perturbation)
             title = f"{name}, {perturbation}"

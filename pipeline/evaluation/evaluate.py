@@ -14,6 +14,7 @@ from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.engine.runtimes.open import open_engine
+from prompt_iml.pipeline.checks import check_output
 from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.evaluation.images import Evaluation, evaluate_images
 from prompt_iml.pipeline.evaluation.per_image import mask_files, per_image, watched
@@ -28,7 +29,7 @@ from prompt_iml.pipeline.evaluation.sets import (
     Counts,
     SetResult,
     SizeResult,
-    set_name,
+    set_names,
     summarize,
 )
 from prompt_iml.pipeline.export.files import check_format
@@ -70,6 +71,8 @@ def evaluate(settings: EvaluateSettings) -> Json:
     perturbations = expand(settings.perturbation)
     check_outputs(settings.output, settings.plot)
     refuse_remote(settings.masks)
+    if settings.masks:
+        check_output(settings.masks, "--masks")
     if settings.results:
         check_format(settings.results)
         if "://" not in settings.results:
@@ -180,11 +183,12 @@ def _results(
     settings: EvaluateSettings, sets: Sets, perturbations: Sequence[str], evaluations: Evaluate
 ) -> Iterator[SetResult]:
     """Yield each result after its line of the table."""
-    width = max(len(set_name(truth)) for truth in sets)
+    names = set_names(sets)
+    width = max(map(len, names.values()))
     log(table_header(width))
     with per_image(settings.results, settings.masks) as writer:
         for truth, labels in sets.items():
-            name, file_of = set_name(truth), mask_files(labels)
+            name, file_of = names[truth], mask_files(labels)
             for perturbation in perturbations:
                 folder = f"{name}/" * (len(sets) > 1) + f"{perturbation}/" * (
                     len(perturbations) > 1

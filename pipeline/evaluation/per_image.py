@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,13 +15,14 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from PIL import Image
 
-from prompt_iml.engine.errors import ImageError
+from prompt_iml.engine.errors import ImageError, OutputNotWritable
 from prompt_iml.pipeline.evaluation.images import Evaluation
 from prompt_iml.pipeline.export.files import Write, check_format, row_file, written
-from prompt_iml.pipeline.logs import log, printable
+from prompt_iml.pipeline.export.names import LONGEST
+from prompt_iml.pipeline.logs import log, one_line, printable
 from prompt_iml.pipeline.monitoring.progress import LINE_SECONDS, clock
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.truth import Label
+from prompt_iml.pipeline.truth import Label, Mask
 
 T = TypeVar("T")
 
@@ -62,9 +64,7 @@ class PerImage:
         """
         row = _row(each) | {"set": name, "perturbation": perturbation}
         if self.masks and each.mask is not None:
-            path = self.masks / mask_file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(each.mask).save(path)
+            _save(each.mask, self.masks / mask_file)
             row["mask_file"] = mask_file
         self._rows.append(row)
         if len(self._rows) == BATCH:
@@ -75,6 +75,15 @@ class PerImage:
         if self.write and self._rows:
             self.write(pa.RecordBatch.from_pylist(self._rows, SCHEMA))
         self._rows.clear()
+
+
+def _save(mask: Mask, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    except OSError as error:
+        shown = storage.display_name(str(path))
+        raise OutputNotWritable(f"cannot write {shown}: {one_line(error)}") from error
 
 
 @contextmanager
@@ -105,10 +114,10 @@ def mask_files(labels: Sequence[Label]) -> Callable[[Label], str]:
     """Return a function that gives the path of an image's mask below a folder of masks.
 
     It is the path of the image below the folder that all images of the set share, and its member's
-    name, with `.png`.
+    name, with `.png`. What is too long for a file's name is cut, and told apart by its checksum.
     """
     root = commonpath([_path(label).rpartition("/")[0] for label in labels])
-    return lambda label: _safe(f"{_path(label)[len(root) :]}/{label.member or ''}") + ".png"
+    return lambda label: _safe(f"{_path(label)[len(root) :]}/{label.member or ''}")
 
 
 def _path(label: Label) -> str:
@@ -116,9 +125,18 @@ def _path(label: Label) -> str:
 
 
 def _safe(name: str) -> str:
-    """Return a name as a path that leads nowhere else, and can be shown."""
+    """Return a name as the path of a PNG file that leads nowhere else, and can be shown."""
     parts = [part for part in storage.display_name(name).split("/") if part not in ("", ".", "..")]
-    return "/".join(printable(part, kept="") for part in parts)
+    return "/".join(_cut(printable(part, kept="")) for part in parts) + ".png"
+
+
+def _cut(part: str) -> str:
+    """Return a part of a path, with room for an extension."""
+    data = part.encode()
+    if len(data) <= LONGEST - len(".png"):
+        return part
+    checksum = hashlib.sha256(data).hexdigest()[:12]
+    return f"{data[:200].decode(errors='ignore')}-{checksum}"
 
 
 def watched(items: Iterable[T], total: int, name: str) -> Iterator[T]:

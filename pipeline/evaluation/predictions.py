@@ -1,8 +1,9 @@
 """Maps of another model, to be evaluated as ours are.
 
 A folder has one file for each image: a mask or a grey probability map as an image, a NumPy array of
-probabilities (`.npy`), or an `.npz` with `map` and perhaps `score`, as TruFor writes it. A file has
-the image's name, with or without its extension, and may lie in the same folders: `Tp/1.png`,
+probabilities (`.npy`), or an `.npz` with `map` and perhaps `score`, as TruFor writes it. Whole
+numbers are masks of 0 and 1 if no map of the folder has a larger one, else grey. A file has the
+image's name, with or without its extension, and may lie in the same folders: `Tp/1.png`,
 `1.jpg.npz`, `1.png`.
 """
 
@@ -13,6 +14,7 @@ import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,26 @@ class Predictions:
                 self.find(label)
         faults.check()
 
+    def load(self, uri: str) -> tuple[Floats, float | None]:
+        """Return (H, W) probabilities, and the score of the image where the file has one.
+
+        Raises:
+            BadLabels: the file is no map.
+        """
+        values, score = read_map(uri)
+        # A dark map and a mask look alike: the other maps tell which it is.
+        is_mask = values.dtype.kind in "iu" and values.max() == 1 and self.are_masks
+        try:
+            return as_probabilities(values, is_mask), score
+        except ValueError as error:
+            raise _no_map(uri, error) from error
+
+    @cached_property
+    def are_masks(self) -> bool:
+        """True if no whole number in any map exceeds 1. Reads maps until one does."""
+        uris = {uri for uris in self._by_name.values() for uri in uris}
+        return all(values.max(initial=0) <= 1 for values, _ in map(read_map, sorted(uris)))
+
 
 def evaluate_predictions(predictions: Predictions, labels: Sequence[Label]) -> Iterator[Evaluation]:
     """Evaluate the map of each labelled image; an image that cannot be decoded has its error.
@@ -99,33 +121,48 @@ def evaluate_predictions(predictions: Predictions, labels: Sequence[Label]) -> I
             yield Evaluation(label, opened)
             continue
         truth, image = opened
-        uri = predictions.find(label)
-        try:
-            probabilities, score = load_map(uri)
-        except (OSError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            shown = storage.display_name(uri.removeprefix("file://"))
-            raise BadLabels(f"{shown} is no map: {one_line(error)[:200]}") from error
+        probabilities, score = predictions.load(predictions.find(label))
         yield _evaluated(label, truth, fitted(probabilities, image.pixels.shape[:2]), score)
 
 
-def load_map(uri: str) -> tuple[Floats, float | None]:
-    """Return (H, W) probabilities, and the score of the image where the file has one.
+def read_map(uri: str) -> tuple[NDArray[Any], float | None]:
+    """Return a map (H, W) as it is stored, and the score of the image where the file has one.
 
     Raises:
-        ValueError, OSError, KeyError: the file is no map.
+        BadLabels: the file is no map.
     """
-    file = io.BytesIO(storage.read_bytes(uri))
-    if uri.lower().endswith(".npz"):
+    data = storage.read_bytes(uri)
+    try:
+        values, score = _parsed(uri.lower(), io.BytesIO(data))
+        values = np.squeeze(values)
+        if values.ndim != 2 or not values.size:
+            raise ValueError(f"it has the shape {values.shape} and not height and width")
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"its score {score:g} is no probability from 0 to 1")
+    except Exception as error:  # broad, because readers of damaged files raise all kinds
+        raise _no_map(uri, error) from error
+    return values, score
+
+
+def _no_map(uri: str, error: Exception) -> BadLabels:
+    shown = storage.display_name(uri.removeprefix("file://"))
+    return BadLabels(f"{shown} is no map: {one_line(error)[:200]}")
+
+
+def _parsed(name: str, file: io.BytesIO) -> tuple[NDArray[Any], float | None]:
+    if name.endswith(".npz"):
+        with zipfile.ZipFile(file):  # a `.npy` of that name would be read as an array
+            pass
         with np.load(file) as arrays:
-            name = next((name for name in MAPS if name in arrays), None)
-            if name is None:
+            found = next((name for name in MAPS if name in arrays), None)
+            if found is None:
                 raise ValueError(f"it has none of the arrays {', '.join(MAPS)}")
-            score = float(arrays["score"]) if "score" in arrays else None
-            return _probabilities(arrays[name]), score
-    if uri.lower().endswith(".npy"):
-        return _probabilities(np.load(file)), None
+            score = arrays["score"].item() if "score" in arrays else None
+            return arrays[found], None if score is None else float(score)
+    if name.endswith(".npy"):
+        return np.load(file), None
     with PilImage.open(file) as picture:
-        return _probabilities(_grey(picture)), None
+        return _grey(picture), None
 
 
 def _grey(picture: PilImage.Image) -> NDArray[Any]:
@@ -137,14 +174,17 @@ def _grey(picture: PilImage.Image) -> NDArray[Any]:
     return colours[..., 0]
 
 
-def _probabilities(values: NDArray[Any]) -> Floats:
-    """Return (H, W) from 0 to 1: of whole numbers by the range of their type."""
-    values = np.squeeze(values)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"it has the shape {values.shape} and not height and width")
+def as_probabilities(values: NDArray[Any], is_mask: bool = False) -> Floats:
+    """Return (H, W) from 0 to 1: of whole numbers by their type, unless they are those of a mask.
+
+    Raises:
+        ValueError: the values are no probabilities.
+    """
     top = 1.0
-    if values.dtype.kind in "iu" and values.max() > 1:
-        top = 255.0 if values.max() <= 255 else 65535.0
+    if values.dtype.kind in "iu" and not is_mask:
+        # Types of more bytes, as of NumPy's whole numbers, tell nothing of the range.
+        top = {"B": 255.0, "H": 65535.0}.get(values.dtype.char, 0.0)
+        top = top or (255.0 if values.max() <= 255 else 65535.0)
     scaled = values.astype(np.float32) / np.float32(top)
     if not ((scaled >= 0) & (scaled <= 1)).all():
         raise ValueError("its values are not probabilities from 0 to 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -252,6 +252,23 @@ def set_name(truth: str | Path) -> str:
 
     A `manifest.csv` or `truth.csv` has the name of its folder.
     """
-    path = PurePosixPath(storage.canonical(str(truth)).partition("://")[2])
+    return _parts(truth)[-1]
+
+
+def set_names(truths: Iterable[str]) -> dict[str, str]:
+    """Return the name of each set; equal names get as many of their folders as tell them apart."""
+    parts = {truth: _parts(truth) for truth in truths}
+    names = {truth: each[-1] for truth, each in parts.items()}
+    for length in range(2, max(map(len, parts.values()), default=0) + 1):
+        counts = Counter(names.values())
+        alike = [truth for truth, name in names.items() if counts[name] > 1]
+        names |= {truth: "/".join(parts[truth][-length:]) for truth in alike}
+    return names
+
+
+def _parts(truth: str | Path) -> tuple[str, ...]:
+    """Return the folders of a set and its name."""
+    path = PurePosixPath(storage.canonical(str(truth)).partition("://")[2].lstrip("/"))
     stem = _EXTENSIONS.sub("", path.name)
-    return path.parent.name if stem in ("manifest", "truth") else stem
+    folders = path.parent.parts
+    return folders if stem in ("manifest", "truth") and folders else (*folders, stem)

@@ -94,6 +94,7 @@ def test_calibrate_writes_a_policy_that_evaluate_reads(
         (["--output", "."], ". cannot be written"),
         (["--output", "s3://b/e.json"], "s3://b/e.json is not on this machine"),
         (["--masks", "s3://b/masks"], "s3://b/masks is not on this machine"),
+        (["--masks", __file__], "is not a folder: choose another --masks"),
         (["--output", f"{__file__}/new/e.json"], "cannot be written"),
     ],
 )

@@ -21,7 +21,6 @@ from prompt_iml.pipeline.evaluation.predictions import (
     Predictions,
     evaluate_predictions,
     fitted,
-    load_map,
 )
 from prompt_iml.pipeline.truth import Faults, Label, read_labels
 from tests.helpers.stores import Folder
@@ -107,9 +106,22 @@ def test_perfect_maps_are_measured_as_perfect(place: Path) -> None:
     ],
 )
 def test_every_form_of_a_map(name: str, data: bytes, tmp_path: Path) -> None:
-    values, score = load_map(Folder(tmp_path).put(name, data))
+    uri = Folder(tmp_path).put(name, data)
+    values, score = Predictions(str(tmp_path)).load(uri)
     assert score is None
     assert (values == truth_mask()).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_dark_map_is_no_mask_where_others_are_grey(
+    kind: type[np.uint8 | np.uint16], tmp_path: Path
+) -> None:
+    dark = np.zeros(SIZE, kind)
+    dark[0, 0] = 1
+    uri = Folder(tmp_path).put("dark.png", image(dark))
+    Folder(tmp_path).put("grey.png", image(np.full(SIZE, 230, kind)))
+    values, _ = Predictions(str(tmp_path)).load(uri)
+    assert values.max() == np.float32(1 / np.iinfo(kind).max)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +133,13 @@ def test_every_form_of_a_map(name: str, data: bytes, tmp_path: Path) -> None:
         ("1.npy", npy(np.array([{}])), "pickle"),
         ("1.npz", npz(logits=np.zeros(SIZE)), "none of the arrays map"),
         ("1.npz", b"no archive", "1.npz is no map"),
+        ("1.npz", b"", "1.npz is no map"),
+        ("1.npz", npy(np.zeros(SIZE)), "1.npz is no map"),
+        ("1.npz", npz(map=np.zeros(SIZE))[:-300], "1.npz is no map"),
+        ("1.npz", npz(map=np.zeros(SIZE), score=-2.3), "score -2.3"),
+        ("1.npz", npz(map=np.zeros(SIZE), score=np.nan), "score nan"),
+        ("1.npz", npz(map=np.zeros(SIZE), score=[1, 0]), "1.npz is no map"),
+        ("1.npy", b"", "1.npy is no map"),
         ("1.png", image(np.eye(3, dtype=np.uint8)[None] * np.uint8(255)), "coloured"),
         ("1.png", b"no picture", "1.png is no map"),
     ],
@@ -158,6 +177,24 @@ def test_maps_that_are_missing_or_in_doubt_are_named_together(place: Path) -> No
     (place / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no map"):
         Predictions(str(place / "empty"))
+
+
+def test_sets_of_the_same_name_are_told_apart(place: Path) -> None:
+    write_maps(place)
+    long = "\u56fe" * 83  # with an extension, as long as names are
+    for folder in ("a", "b"):
+        (place / folder).mkdir()
+        Folder(place).put(f"{folder}/{long}.jpg", image(np.full(SIZE, 90, np.uint8), "JPEG"))
+        (place / folder / "set.csv").write_text(f"image,label\n{long}.jpg,authentic\n")
+    Folder(place).put(f"maps/{long}.png", image(truth_mask()))
+    flags = ["--predictions", str(place / "maps"), "--masks", str(place / "masks")]
+    flags += ["--results", str(place / "r.csv"), "--output", str(place / "e.json")]
+    assert main(["evaluate", str(place / "a/set.csv"), str(place / "b/set.csv"), *flags]) == 0
+    with (place / "r.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["set"] for row in rows] == ["a/set", "b/set"]
+    assert len({row["mask_file"] for row in rows}) == 2
+    assert all((place / "masks" / row["mask_file"]).exists() for row in rows)
 
 
 def evaluated(place: Path, *flags: str) -> dict[str, Any]:
