@@ -116,7 +116,8 @@ class Miss:
         of_authentic, of_forged: shares of the authentic and forged images labelled authentic.
         least: `least_confidence` that keeps the rate of masked authentic images.
         masked: share of the authentic images with a mask.
-        f1: mean pixel F1 of the masks of the forged; an empty mask counts 0.
+        f1: mean pixel F1 of the masks of the forged whose truth has one, nan without any; an empty
+            mask counts 0.
     """
 
     rate: float
@@ -177,8 +178,11 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, with None for nan."""
-        sizes = [without_nan(asdict(each)) for each in self.sizes]
-        return without_nan(asdict(self)) | {"policy": self.policy.to_dict(), "sizes": sizes}
+        tables = {
+            name: [without_nan(asdict(each)) for each in getattr(self, name)]
+            for name in ("sizes", "misses")
+        }
+        return without_nan(asdict(self)) | {"policy": self.policy.to_dict(), **tables}
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,7 +499,7 @@ def _measure(
     alarms = labels[~forged] == "manipulated"
     table = reliability(scores, forged)
     thresholds = size_thresholds(within, scores, targets)
-    edited = [each for each in within if each.forged and each.has_known_pixels]
+    edited = _edited(within)
     every = replace(policy, authentic_below=0.0, least_confidence=0.0)
     masks = np.array(
         [
@@ -556,6 +560,11 @@ def _size_rate(
     )
 
 
+def _edited(within: Sequence[ImageResult]) -> list[ImageResult]:
+    """Return the forged images whose masks are known."""
+    return [each for each in within if each.forged and each.has_known_pixels]
+
+
 def _miss(rate: float, policy: Policy, within: Sequence[ImageResult], targets: Targets) -> Miss:
     """Measure labels and masks of the policy at another miss rate."""
     forged, scores = _truth_and_scores(policy, within)
@@ -571,5 +580,5 @@ def _miss(rate: float, policy: Policy, within: Sequence[ImageResult], targets: T
         of_forged=float((labels[forged] == "authentic").mean()),
         least=policy.least_confidence,
         masked=_masked_rate(policy, _masks_of_authentic(policy, within)),
-        f1=mean([mask_f1(policy, each) for each in within if each.forged]),
+        f1=mean([mask_f1(policy, each) for each in _edited(within)]),
     )

@@ -89,6 +89,9 @@ def test_labels_without_masks_calibrate_the_score_and_leave_the_masks() -> None:
         whole, **{name: getattr(base, name) for name in MASK_RULES}
     )
     assert math.isnan(made.f1)
+    assert [each["f1"] for each in make_policy(bare, Targets(), "a").to_dict()["misses"]] == [
+        None
+    ] * len(made.misses)
     some = [bare[0], *images[1:]]
     fitted = make_policy(some, Targets(), "a", base=base).policy
     without = make_policy(images[1:], Targets(), "a").policy
@@ -249,6 +252,11 @@ def test_misses_are_counted_at_every_rate() -> None:
     assert all(each.masked <= Targets().flagged_rate for each in misses)
     (chosen,) = (each for each in misses if each.rate == Targets().miss_rate)
     assert (chosen.f1, chosen.masked) == (calibration.f1, calibration.masked_rate)
+    images = population()
+    half = [without_mask(each) if n % 2 and each.forged else each for n, each in enumerate(images)]
+    calibration = make_policy(half, Targets(), "v1")
+    (chosen,) = (each for each in calibration.misses if each.rate == Targets().miss_rate)
+    assert chosen.f1 == calibration.f1
 
 
 def test_few_authentic_images_have_a_mask() -> None:
