@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from prompt_iml.engine.errors import NotFound
+from prompt_iml.engine.errors import BadLabels, NotFound
 from prompt_iml.pipeline.run.masks import decode_mask, run_lengths
 from prompt_iml.pipeline.sources.uri_list import located
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.truth.labels import Faults, Label, split_member
+from prompt_iml.pipeline.truth.labels import SHOWN_FAULTS, Faults, Label, split_member
 from prompt_iml.pipeline.truth.masks import Mask, Rle
 
 FOLDERS = ("", "images/", "data/", "../images/", "../data/")
@@ -33,15 +33,27 @@ def is_coco(document: Document) -> bool:
 
 
 def coco_labels(document: Document, place: str, faults: Faults) -> list[Label]:
-    """Return a label for each image of a COCO document; `place` is its URI."""
+    """Return a label for each image of a COCO document; `place` is its URI.
+
+    Raises:
+        BadLabels: an annotation is of no image, which would be authentic without it.
+    """
     shapes = defaultdict[Any, list[Any]](list)
     for annotation in filter(_is_object, document["annotations"]):
-        shapes[annotation.get("image_id")].append(annotation.get("segmentation"))
+        # An id that is a list, say, is that of no image either.
+        image_id = annotation.get("image_id")
+        known = image_id if isinstance(image_id, int | str) else repr(image_id)
+        shapes[known].append(annotation.get("segmentation"))
     labels = []
     for row, image in enumerate(document["images"]):
         with faults.of(row):
             found = image if _is_object(image) else {}
-            labels.append(_label(row, found, shapes.get(found.get("id"), []), place))
+            if not isinstance(found.get("id"), int | str):
+                raise ValueError("has no id, which is a number or a text")
+            labels.append(_label(row, found, shapes.pop(found["id"], []), place))
+    if shapes:
+        some = ", ".join(map(repr, list(shapes)[:SHOWN_FAULTS]))
+        raise BadLabels(f"{faults.name}: annotations have the image_id {some}, and no image has")
     return labels
 
 

@@ -145,7 +145,7 @@ def _read(uri: str) -> list[Review]:
     try:
         rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
         return [_review(row) for row in rows]
-    except (pa.ArrowException, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, OverflowError, KeyError, ValueError) as error:
         shown = storage.display_name(uri)
         raise BadLabels(f"{shown} holds no review ({one_line(error)[:100]}): remove it") from error
 

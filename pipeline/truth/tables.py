@@ -27,6 +27,7 @@ from prompt_iml.engine.errors import BadLabels, DamagedShard, UsageError
 from prompt_iml.pipeline.logs import one_line
 from prompt_iml.pipeline.sources.parquet import open_parquet
 from prompt_iml.pipeline.sources.tables import (
+    MAX_LINE,
     URI_COLUMNS,
     cells_of,
     decoded_head,
@@ -62,7 +63,12 @@ VERDICTS: dict[str, Verdict | None] = {
     **dict.fromkeys(("tp", "positive", "1", "1.0", "true", "yes"), "manipulated"),
 }
 MAX_JSON_BYTES = 512 << 20  # a JSON document is parsed whole
-HEAD_BYTES = 4096
+HEAD_BYTES = MAX_LINE  # so that they hold the first line of JSON lines
+
+HOLDS = {  # what columns of a Parquet file hold, where not any value will do
+    "image": "names of files: name them, or this file and the number of the row as uri and member",
+    "mask": "names of files, and no bytes of PNG files",
+}
 
 Row = Mapping[str, Any]
 
@@ -88,7 +94,7 @@ def table_labels(uri: str, shown: str, faults: Faults) -> list[Label]:
     if isinstance(document, dict) and is_coco(document):
         return coco_labels(document, uri, faults)
     if isinstance(document, list):
-        return _labels(map(_cells, document), folder, faults)
+        return _listed(document, shown, folder, faults)
     return _labels(_text_rows(uri, shown), folder, faults)
 
 
@@ -96,6 +102,19 @@ def _labels(rows: Iterable[Row], folder: str, faults: Faults) -> list[Label]:
     labels = []
     for number, row in enumerate(rows):
         with faults.of(number):
+            labels.append(_label(number, row, folder))
+    return labels
+
+
+def _listed(document: list[Any], shown: str, folder: str, faults: Faults) -> list[Label]:
+    """Return the labels of the entries of a JSON list."""
+    named = [cells_of(entry, COLUMNS) for entry in document if isinstance(entry, dict)]
+    if named:
+        _check_columns(set().union(*named), shown)
+    labels = []
+    for number, entry in enumerate(document):
+        with faults.of(number):
+            row = cells_of(entry, COLUMNS) if isinstance(entry, dict) else _pair(entry)
             labels.append(_label(number, row, folder))
     return labels
 
@@ -152,11 +171,25 @@ def _parquet_rows(uri: str, shown: str) -> Iterator[Row]:
             places = {column: first_of(known, lowered) for column, known in COLUMNS.items()}
             found = {column: single[at] for column, at in places.items() if at is not None}
             _check_columns(found, shown)
+            for column, name in found.items():
+                if not _holds(file.schema_arrow.field(name).type, column):
+                    raise BadLabels(f"{shown}: the column {name} holds no {HOLDS[column]}")
             for batch in file.iter_batches(batch_size=256, columns=list(found.values())):
                 for row in batch.to_pylist():
                     yield {column: _value(row[name]) for column, name in found.items()}
     except (pa.ArrowException, OSError, DamagedShard) as error:
         raise BadLabels(f"{shown} is not a Parquet file ({one_line(error)[:200]})") from error
+
+
+def _holds(kind: pa.DataType, column: str) -> bool:
+    """Return whether an Arrow type may be that of a column."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if column not in HOLDS or pa.types.is_null(kind):
+        return True
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return True
+    return column == "mask" and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _value(value: object) -> str | bytes:
@@ -188,10 +221,10 @@ def _is_line(text: str) -> bool:
     return isinstance(row, dict) and not is_coco(row)
 
 
-def _cells(entry: object) -> Row:
-    """Return the cells of an entry of a JSON list: a pair, or an object with names."""
-    if isinstance(entry, dict):
-        return cells_of(entry, COLUMNS)
-    pair = entry if isinstance(entry, list) else []
-    texts = [each if isinstance(each, str) else "" for each in pair]
-    return dict(zip(("image", "mask"), texts, strict=False))
+def _pair(entry: object) -> Row:
+    """Return the cells of a pair of an image and its mask, which may be null."""
+    match entry:
+        case [str(image), str() | None as mask]:
+            return {"image": image, "mask": mask or ""}
+        case _:
+            raise ValueError("is neither an object nor a pair of an image and its mask")

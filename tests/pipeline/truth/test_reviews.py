@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 
 from prompt_iml.engine.errors import BadLabels, EmptySource, UsageError
+from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.truth import Faults, Label, Rle, check_images, read_labels
 from prompt_iml.pipeline.truth.masks import load_mask
 from prompt_iml.pipeline.truth.reviews import Review, read_reviews, write_review
@@ -110,6 +112,16 @@ def test_a_damaged_file_is_named(damage: bytes, folder: Folder) -> None:
         read_labels(f"{folder.uri}/out")
     folder.remove("out/reviews/review-1.parquet")
     assert name not in read_reviews(f"{folder.uri}/out/reviews")
+
+
+def test_any_damaged_byte_is_named_or_harmless(row: Row, folder: Folder) -> None:
+    name = write_review(f"{folder.uri}/out/reviews", review_of(row, "manipulated", mask=mask(3)))
+    whole = storage.read_bytes(name)
+    for at in range(0, len(whole), 7):
+        damaged = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+        storage.write(name, damaged)
+        with suppress(BadLabels):
+            read_reviews(f"{folder.uri}/out/reviews")
 
 
 def test_a_decision_is_read_as_it_was_written(store: Store, row: Row) -> None:

@@ -115,7 +115,10 @@ def test_names_are_relative_to_the_table_or_to_where_one_stands(
         ("a.csv", "image\na.jpg\n", "add the column mask or label$"),
         ("a.csv", "", "add the column image, mask or label$"),
         ("a.json", "[[", "no JSON"),
-        ("a.json", '[["a.jpg", "a.png"], 3]', r"row 1 \(from 0\): has no image"),
+        ("a.json", '[["a.jpg", "a.png"], 3]', r"row 1 \(from 0\): is neither"),
+        ("a.json", '[["a.jpg"]]', r"row 0 \(from 0\): is neither an object nor a pair"),
+        ("a.json", '[["a.jpg", 3]]', r"row 0 \(from 0\): is neither an object nor a pair"),
+        ("a.json", '[{"image": "a.jpg", "mask_pth": "a.png"}]', "add the column mask or label$"),
         ("a.csv", "image,label\na.jpg,odd\nb.jpg,1\n,0\n", "2 faulty rows .*row 0: .*'odd'.*row 2"),
     ],
 )
@@ -124,6 +127,33 @@ def test_a_wrong_table_is_refused(name: str, content: str, message: str, place: 
     with pytest.raises(UsageError, match=message) as raised:
         read_labels(place / name)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_column_of_embedded_pictures_is_refused_in_one_line(column: str, place: Path) -> None:
+    row = {"image": "a.jpg", "mask": "a.png", column: {"bytes": jpeg(), "path": "a.jpg"}}
+    pq.write_table(pa.Table.from_pylist([row]), place / "a.parquet")
+    with pytest.raises(BadLabels, match=f"the column {column} holds no names") as raised:
+        read_labels(place / "a.parquet")
+    assert len(str(raised.value)) < 300
+
+
+def test_the_first_of_json_lines_may_be_long(place: Path) -> None:
+    rows = [{"image": "a.jpg", "mask": "", "note": "x" * 9000}, {"image": "a.jpg", "mask": ""}]
+    (place / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(read_labels(place / "a.jsonl")) == 2
+
+
+@pytest.mark.parametrize("unknown", ["1", 2, [1], None])
+def test_an_annotation_of_no_image_is_a_fault(unknown: Any, place: Path) -> None:
+    """Else the picture that it belongs to would count as authentic."""
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
+        "annotations": [{"image_id": unknown, "segmentation": [[0, 0, 4, 0, 4, 4]]}],
+    }
+    (place / "a.json").write_text(json.dumps(document))
+    with pytest.raises(BadLabels, match="annotations have the image_id"):
+        read_labels(place / "a.json")
 
 
 def test_an_image_may_be_listed_twice(place: Path, tar_of: TarOf) -> None:
