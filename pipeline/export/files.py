@@ -43,7 +43,7 @@ def written(uri: str) -> Iterator[BinaryIO]:
 @contextmanager
 def _moved(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    aside = path.parent / f".{secrets.token_hex(8)}"  # the name itself may be as long as names are
     try:
         with aside.open("xb") as file:
             yield file

@@ -28,7 +28,7 @@ def file_name(row: Row, root: str) -> str:
 
 
 def _is_safe(part: str) -> bool:
-    return part not in ("", ".", "..") and len(part.encode()) <= LONGEST
+    return part not in ("", ".", "..") and "\0" not in part and len(part.encode()) <= LONGEST
 
 
 def picture_name(row: Row, extension: str) -> str:

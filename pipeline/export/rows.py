@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from prompt_iml.pipeline.export.files import row_file
@@ -49,9 +50,14 @@ class Selection:
         if self.labels:
             results = results.filter(ds.field("label").isin(list(self.labels)))
         ahead = {"batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
-        for batch in results.to_batches(
+        batches = results.to_batches(
             columns=list(columns), batch_size=BATCH, cache_metadata=False, **ahead
-        ):
+        )
+        while True:
+            with storage.fetching(self.run.output):
+                batch = next(batches, None)
+            if batch is None:
+                return
             if batch.num_rows:
                 yield batch
 
@@ -78,7 +84,8 @@ class Selection:
 def write_rows(selection: Selection, file: BinaryIO, kind: str) -> int:
     """Write all selected rows, failed ones too, as `csv` or `jsonl`; return their number.
 
-    A CSV has no masks, and regions as JSON; the masks of JSON lines are COCO run lengths.
+    A CSV has no masks, and regions as JSON; text that a spreadsheet would run as a formula begins
+    with `'`. The masks of JSON lines are COCO run lengths.
     """
     left_out = {"heatmap_png", "mask_rle"} if kind == "csv" else {"heatmap_png"}
     columns = [name for name in SCHEMA.names if name not in left_out]
@@ -96,9 +103,19 @@ def _csv_field(field: pa.Field, kind: str) -> pa.Field:
 
 
 def _flat(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-    """Return rows whose regions are JSON."""
+    """Return rows whose regions are JSON, and whose text is no formula."""
     regions = [
         None if value is None else json.dumps(value) for value in batch["regions"].to_pylist()
     ]
     at = columns.index("regions")
-    return batch.set_column(at, "regions", pa.array(regions, pa.string()))
+    flat = batch.set_column(at, "regions", pa.array(regions, pa.string()))
+    for at, field in enumerate(flat.schema):
+        if field.type == pa.string():
+            flat = flat.set_column(at, field.name, _no_formula(flat.column(at)))
+    return flat
+
+
+def _no_formula(texts: pa.Array) -> pa.Array:
+    """Return texts of which those that a spreadsheet would run begin with `'`."""
+    runs = pc.fill_null(pc.match_substring_regex(texts, r"^[=+\-@\t\r]"), False)
+    return pc.if_else(runs, pc.binary_join_element_wise("'", texts, ""), texts)

@@ -64,7 +64,8 @@ def write_report(
     output = storage.canonical(output)
     target = storage.canonical(path) if path else f"{output}/report.html"
     try:
-        content = gather(Run(output, only_run(output, run_id)), limit, sample, side)
+        with storage.fetching(output):
+            content = gather(Run(output, only_run(output, run_id)), limit, sample, side)
     except FetchError as error:
         raise MissingInput(f"no results to report: {error}") from error
     storage.write(target, render(content).encode())

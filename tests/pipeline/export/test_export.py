@@ -147,6 +147,7 @@ def test_names_of_files_lead_below_one_folder(
         ("../up.jpg", "up-012345678901.png"),
         ("/etc/passwd", "image-012345678901.png"),
         ("x" * 300 + ".jpg", "x" * 80 + "-012345678901.png"),
+        ("a\0b.jpg", "a_b-012345678901.png"),
     ],
 )
 def test_members_are_named_as_files_can_be(member: str, name: str) -> None:
@@ -236,6 +237,42 @@ def test_tables_have_every_row_and_no_heat_map(output: str) -> None:
     masks = [decode_mask(json.loads(line)["mask_rle"].encode(), *SIZE) for line in lines]
     assert (masks[0] == mask_of(1)).all()
     assert "heatmap_png" not in json.loads(lines[0])
+
+
+def test_a_csv_holds_no_formula(tmp_path: Path) -> None:
+    row = row_of("file:///in/s.tar", '=HYPERLINK("http://evil")', 1, "manipulated")
+    output = committed(f"file://{tmp_path}", ["/in"], row | {"content_id": "@a"}, row)
+    exported(output, "csv")
+    rows = list(csv.DictReader(read(f"{output}/exports/results.csv").splitlines()))
+    assert [row["member"] for row in rows] == ['\'=HYPERLINK("http://evil")'] * 2
+    assert [row["content_id"] for row in rows] == ["'@a", ""]
+    assert rows[0]["uri"] == "file:///in/s.tar"
+    exported(output, "jsonl")
+    first = json.loads(read(f"{output}/exports/results.jsonl").splitlines()[0])
+    assert first["member"] == row["member"]
+
+
+@pytest.mark.parametrize("to", ["csv", "jsonl", "coco", "masks"])
+def test_results_that_cannot_be_read_are_named(to: str, tmp_path: Path) -> None:
+    rows = [row_of("file:///in/s.tar", str(n), 1, "manipulated") for n in range(200)]
+    output = committed(f"file://{tmp_path}", ["/in"], *rows)
+    part = tmp_path / "results" / "part-u1.parquet"
+    data = part.read_bytes()
+    part.write_bytes(data[:4] + bytes(len(data) // 2) + data[len(data) // 2 + 4 :])
+    with pytest.raises(MissingInput, match="no results to export"):
+        exported(output, to)
+
+
+def test_a_name_may_be_as_long_as_names_are(tmp_path: Path) -> None:
+    name = "\u56fe" * 83 + ".png"  # 253 bytes
+    (tmp_path / name).write_bytes(picture(1))
+    output = committed(
+        f"file://{tmp_path}/out",
+        [str(tmp_path)],
+        row_of(f"file://{tmp_path}/{name}", None, 1, "manipulated"),
+    )
+    assert exported(output, "coco", images=True)["missing"] == 0
+    assert (tmp_path / "out" / "exports" / "images" / name).exists()
 
 
 def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
