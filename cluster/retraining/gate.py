@@ -26,9 +26,11 @@ from typing import Literal
 from prompt_iml.cluster.retraining.labels import LABELS
 from prompt_iml.engine.model.policy import Policy
 from prompt_iml.pipeline.evaluation import SetResult
+from prompt_iml.pipeline.logs import one_line, printable
 from prompt_iml.pipeline.run.folder import Json
 
 QUALITY = ("f1", "image_auc")
+LONGEST_REASON = 1000  # characters; the registry refuses texts above 4,096
 ROUNDING = 1e-9  # because 0.52 - 0.50 is more than 0.02 in binary
 
 
@@ -142,6 +144,7 @@ def decide(
     ]
     reasons = [*faults, *(fault for one in comparisons if (fault := one.fault))]
     reasons += _no_gain(comparisons, limits.min_gain)
+    reasons = [printable(one_line(each), kept="")[:LONGEST_REASON] for each in reasons]
     notes = [note for result in old for note in _notes(result, limits)]
     return Verdict(not reasons, tuple(reasons), tuple(notes), tuple(comparisons))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 from prompt_iml.cluster.retraining.gate import Limits, decide
 from prompt_iml.engine.model.policy import UNTRAINED, Policy
 from prompt_iml.pipeline.evaluation import SetResult
+from prompt_iml.pipeline.registry.documents import parse_verdict
 
 LABELS = Policy("p", manipulated_at=0.5, authentic_below=0.2, false_positive_rate=0.01)
 OLD = SetResult(
@@ -141,6 +143,14 @@ def test_one_bad_set_is_enough_and_every_reason_is_reported() -> None:
         "other: image",
     ]
     assert len(verdict.comparisons) == 8
+
+
+def test_a_verdict_of_any_reasons_is_read_back() -> None:
+    sets = [replace(OLD, set=f"a set of a long name {n}" * 3) for n in range(60)]
+    verdict = decide(sets, sets, LABELS, Limits(), ["two lines\nof \x1b[31m an error"])
+    stored = parse_verdict(json.dumps(verdict.to_json()).encode(), "verdict.json")
+    assert stored["reasons"][0] == "two lines of \\u001b[31m an error"
+    assert stored["reasons"][1].startswith("nothing gained: ")
 
 
 def test_a_set_too_small_for_its_margin_is_noted() -> None:
