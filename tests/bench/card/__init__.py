@@ -1,0 +1,1 @@
+"""Benchmark of a version: the sets that calibrate and evaluate it, and the tables of its card."""
