@@ -6,6 +6,7 @@ import re
 from typing import ClassVar, Literal, Self
 
 from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic_settings import CliSuppress
 
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.pipeline.settings import (
@@ -183,7 +184,12 @@ class SubmitSettings(ScanSettings):
     """Scan on a Ray cluster as a job; the same command attaches to it or resumes it."""
 
     output: str
-    """Folder for the results, local or s3://."""
+    """Folder for the results: s3://, gs://, az://, or an absolute path that every node has."""
+    # A job always has an output, and these two are for scans without one.
+    json_lines: CliSuppress[bool] = False
+    """Print each verdict as a JSON object; a job refuses it."""
+    overlay: CliSuppress[str | None] = None
+    """Draw the masks over the pictures; a job refuses it."""
     address: str
     """Jobs API of the cluster, such as http://head:8265; its token is taken from RAY_AUTH_TOKEN."""
     working_dir: str | None = None

@@ -6,6 +6,7 @@ it knows nothing, shells complete names of files.
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -78,6 +79,7 @@ def arguments(name: str, settings: type[Command]) -> list[Argument]:
             about=action.help or "",
         )
         for action in settings_source(name, settings).root_parser._actions
+        if action.help != SUPPRESS
     ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable
 from difflib import get_close_matches
 from typing import Any, Never
 
+from pydantic import ByteSize
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from prompt_iml.pipeline.settings import Command
@@ -20,35 +21,43 @@ GROUPS = {
     ),
     "Model": (
         "model", "engine", "precision", "registry", "prompts", "refresh_prompts", "policy",
-        "closer_look",
+        "closer_look", "plugin",
     ),
     "Where it runs": (
         "address", "min_actors", "max_actors", "actor_cpus", "actor_gpus", "wave_units", "decoder",
         "min_replicas", "max_replicas", "workers", "max_workers", "gpus", "host", "port",
-        "browser", "working_dir", "wait",
+        "browser", "working_dir", "wait", "estimate", "rate", "actors", "lease_seconds",
     ),
     "Resume and repair": ("run_id", "retry_failed", "retry_codes", "skip_scanned"),
     "Limits": (
         "max_pixels", "max_object_bytes", "max_bytes", "max_queued", "image_timeout",
-        "read_timeout", "actor_memory", "max_failure_rate",
+        "read_timeout", "actor_memory", "max_failure_rate", "max_images", "url_hosts",
+        "require_token",
     ),
     "Training": (
         "train", "start", "semantic_weights", "prompt_set", "labels", "preset", "fusion",
-        "add_new_parts", "samples", "batch", "learning_rate", "patience", "seed",
+        "add_new_parts", "samples", "batch", "learning_rate", "patience", "seed", "negatives",
+        "autoencoders",
     ),
     "Evaluation": (
         "eval_sets", "eval_every", "eval_examples", "margin", "fpr_margin", "max_fpr", "min_gain",
-        "predictions",
+        "predictions", "perturbation", "id", "false_positive_rate", "miss_rate", "flagged_rate",
+        "min_side", "min_jpeg_quality",
     ),
     "Output": (
         "output", "json_lines", "overlay", "heatmap", "log", "report", "path", "plot", "side",
-        "results", "masks", "images", "reviewer",
+        "results", "masks", "images", "reviewer", "target_size", "grace", "force",
     ),
 }  # fmt: skip
+OF_COMMANDS = {("demo", "seed"): "Selection", ("build", "batch"): "Model"}  # and not of a training
 NO_DEFAULT = re.compile(r" \((required|default: (None|False|True|\[\]))\)$")
+LIST_DEFAULT = re.compile(r"(?<=\(default: )\[(.+)\](?=\)$)")
+SIZE_DEFAULT = re.compile(r"(?<=\(default: )\d+(?=\)$)")
 UNKNOWN_FLAG = re.compile(r"unrecognized arguments: .*?(--?[\w-]+)")
 LIST_OF = re.compile(r"list\[(\{.*\})\]")  # of words to choose from
-METAVARS = {"str": "TEXT", "int": "N", "float": "NUMBER", "list[str]": "LIST", "ByteSize": "SIZE"}
+METAVARS = {
+    "str": "TEXT", "int": "N", "float": "NUMBER", "list[str]": "NAME,...", "ByteSize": "SIZE",
+}  # fmt: skip
 
 
 class Help(HelpFormatter):
@@ -89,6 +98,7 @@ class CommandParser(ArgumentParser):
             add_help=False,
         )
         groups = {field: title for title, named in GROUPS.items() for field in named}
+        groups |= {field: title for (of, field), title in OF_COMMANDS.items() if of == name}
         required = {field: REQUIRED for field, info in fields.items() if info.is_required()}
         self._title_of = groups | required
         titles = (REQUIRED, *GROUPS, OTHER)
@@ -100,7 +110,7 @@ class CommandParser(ArgumentParser):
         if "metavar" in options:
             metavar = LIST_OF.sub(r"\1,...", options["metavar"])
             options["metavar"] = METAVARS.get(metavar, metavar)
-        options["help"] = NO_DEFAULT.sub("", options["help"])
+        options["help"] = _as_written(NO_DEFAULT.sub("", options["help"]), options.get("metavar"))
         is_flag = names[0].startswith("-")
         title = self._title_of.get(options["dest"], OTHER) if is_flag else REQUIRED
         self._groups[title].add_argument(*names, **options)
@@ -117,6 +127,17 @@ class CommandParser(ArgumentParser):
         unknown = UNKNOWN_FLAG.match(message)
         known = [name for action in self._actions for name in action.option_strings]
         raise SettingsError(message + (did_you_mean(unknown[1], known) if unknown else ""))
+
+
+def _as_written(text: str, metavar: str | None) -> str:
+    """Return a help text whose default is written as its flag takes it: `a,b`, or 256MiB."""
+    if metavar == METAVARS["ByteSize"]:
+        return SIZE_DEFAULT.sub(lambda number: _size(int(number[0])), text)
+    return LIST_DEFAULT.sub(lambda words: words[1].replace("'", "").replace(", ", ","), text)
+
+
+def _size(number: int) -> str:
+    return ByteSize(number).human_readable().replace(".0", "")  # which has one decimal
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

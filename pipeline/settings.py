@@ -163,7 +163,8 @@ class RegistryFlags(Command):
     registry: str | None = None
     """Registry of prompt sets, local or s3://; without one, the model's own prompts are used."""
     prompts: str = "current"
-    """Prompt set of the registry: its digest, or `current`, looked up once at the start."""
+    """Prompt set of the registry: its id, or at least the first 8 digits of it, or `current`;
+    looked up once at the start."""
 
 
 class RayFlags(Command):
@@ -215,7 +216,8 @@ class InputFlags(AccessFlags):
     """Flags that name the inputs and say what they are and how they are divided."""
 
     inputs: CliPositionalArg[list[str]] = Field(min_length=1)
-    """Directory, glob, file, list of URIs, tar or Parquet shard; local, s3://, https:// ..."""
+    """Folder, glob, image, list, or shard (tar, zip or Parquet); local, s3://, https://, gs://, az://
+    or hf://."""
     format: Literal["auto", "objects", "tar", "parquet", "list"] = "auto"
     """Type of the inputs, where detecting it is not wanted."""
     image_column: str | None = None
@@ -248,7 +250,8 @@ class LimitFlags(Command):
     """Limits on a single image."""
 
     max_pixels: int = Field(210_000_000, ge=1)
-    """Images with more pixels fail as too_large before decoding, which takes 11 bytes a pixel."""
+    """Images with more pixels fail as too_large before decoding. A JPEG takes 11 bytes a pixel, or
+    24 where large ones follow each other; other formats take some 20."""
     image_timeout: float = Field(300.0, gt=0)
     """Seconds that decoding one image, or one run of the network, may take."""
 
@@ -285,13 +288,14 @@ class ScanSettings(InputFlags, RegistryFlags, LookFlags, LimitFlags, Pool):
     removed: ClassVar[dict[str, str]] = {"decoder": "JPEG files are decoded by Pillow"}
 
     inputs: CliPositionalArg[list[str]] = Field([])
-    """Directory, glob, file, list of URIs, tar or Parquet shard; local, s3://, https:// ..."""
+    """Folder, glob, image, list, or shard (tar, zip or Parquet); local, s3://, https://, gs://, az://
+    or hf://."""
     output: str | None = None
     """Folder for the results, local, s3://, gs:// or az://; without one, verdicts are printed."""
     json_lines: bool = False
     """Without --output: print each verdict as a JSON object with the columns of its row."""
     overlay: str | None = None
-    """Without --output: folder for pictures with their masks drawn, local or s3://."""
+    """Without --output: folder for the pictures that have a mask, with it drawn, local or s3://."""
     run_id: str | None = Field(None, pattern=RUN_ID)
     """Name of the run; without one, a digest of its configuration."""
     retry_failed: str | None = Field(None, pattern=RUN_ID)
@@ -307,7 +311,7 @@ class ScanSettings(InputFlags, RegistryFlags, LookFlags, LimitFlags, Pool):
     limit: int | None = Field(None, ge=1)
     """Scan only the first N images."""
     max_object_bytes: int = Field(256 * 2**20, ge=1)
-    """Larger images fail as too_large and are not fetched."""
+    """Images of more bytes fail as too_large and are not fetched."""
     read_timeout: float = Field(1800.0, gt=0)
     """Seconds that reading the next image may take, with what a shard holds before it."""
     actor_memory: ByteSize | None = Field(None, ge=2 * 2**30)

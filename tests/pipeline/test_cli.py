@@ -224,6 +224,37 @@ def test_help_shows_flags_as_they_are_used(capsys: pytest.CaptureFixture[str]) -
         assert "--no-json" not in page
 
 
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_flag_has_a_group_and_no_default_is_a_python_list(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    page = capsys.readouterr().out
+    assert re.fullmatch(r"  -h, --help +Show this page.\n", page.partition("Other:\n")[2])
+    assert not re.search(r"\(default:\s+\[", page)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [("compact", "256MiB"), ("calibrate", "none,jpeg-90,jpeg-70,resize-0.5,resize-1.5")],
+)
+def test_help_shows_defaults_as_a_flag_takes_them(
+    command: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert re.search(rf"\(default:\s+{re.escape(shown)}\)", capsys.readouterr().out)
+
+
+def test_help_leaves_out_what_a_job_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["submit", "--help"])
+    page = capsys.readouterr().out
+    assert "--json" not in page
+    assert "--overlay" not in page
+
+
 def test_every_help_text_is_a_sentence() -> None:
     for name, entry in commands().items():
         for field, spec in entry.settings.model_fields.items():
