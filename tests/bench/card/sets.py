@@ -2,10 +2,13 @@
 
     photographs, held back ----------> cluster.training.validation: posted, png, ..., full
     screenshots and scans, held back -> negatives-calibration, negatives-evaluation
-    clones of originals.csv ----------> originals-calibration, originals-evaluation
+    clones of originals.csv ----------> originals-calibration, originals-evaluation,
+                                        originals-large -> closer-101, closer-102
 
 `originals.csv` names photographs as their cameras saved them, in public repositories: of cameras
-and repositories that training has not, no camera in both sets.
+and repositories that training has not, no camera in both sets. Those of `large`, above 12.6
+megapixels, are forged in one window each, and some are of other sets or of cameras that training
+has.
 """
 
 from __future__ import annotations
@@ -14,22 +17,24 @@ import csv
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
-from prompt_iml.cluster.training.validation import write_sets
-from prompt_iml.pipeline.forgery.photos import Photo, list_photos, split
+from prompt_iml.cluster.training.validation import full_size_pairs, write_set, write_sets
+from prompt_iml.pipeline.forgery.generator import Generator
+from prompt_iml.pipeline.forgery.photos import Photo, is_large, list_photos, split
 
 ORIGINALS = Path(__file__).with_name("originals.csv")
 SETS = ("calibration", "evaluation")
+LARGE_SEEDS = (101, 102)  # of the forgeries of `large`
 LEAST_FORGED = 3_000_000  # pixels of a photograph that the set `full` forges
 
 
 def write_originals(clones: Path, output: Path) -> None:
-    """Write the photographs of `originals.csv` to `output/originals-calibration` and `-evaluation`.
+    """Write the photographs of each set of `originals.csv` to `output/originals-SET`.
 
     Args:
         clones: folder with a clone of each repository, or its bare .git folder, as `owner/name`.
@@ -40,7 +45,7 @@ def write_originals(clones: Path, output: Path) -> None:
     """
     with ORIGINALS.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    for name in SETS:
+    for name in (*SETS, "large"):
         folder = output / f"originals-{name}"
         folder.mkdir(parents=True)
         paths = []
@@ -75,13 +80,22 @@ def write_all(photos: Path, negatives: Path, autoencoders: str, clones: Path, ou
     held_back = split(list_photos(photos, negatives))[1]
     write_negatives((photo for photo in held_back if photo.kind == "negative"), output)
     write_originals(clones, output)
-    (large := output / "large").mkdir()
+    (hosts := output / "hosts").mkdir()
     for path in sorted((output / "originals-calibration").glob("*.jpg")):
         with Image.open(path) as image:
             if image.width * image.height >= LEAST_FORGED:
-                (large / path.name).hardlink_to(path)
+                (hosts / path.name).hardlink_to(path)
+    write_closer(list_photos(photos), output)
     held = read_autoencoders(autoencoders, held_back=True)
-    write_sets(list_photos(photos), output, autoencoders=held, full=large)
+    write_sets(list_photos(photos), output, autoencoders=held, full=hosts)
+
+
+def write_closer(photos: Sequence[Photo], output: Path) -> None:
+    """Write the sets `closer-SEED`: each photograph of `originals-large` forged, and its twin."""
+    generator = Generator.read([photo for photo in split(photos)[1] if is_large(photo)], ())
+    paths = sorted((output / "originals-large").glob("*.jpg"))
+    for seed in LARGE_SEEDS:
+        write_set(output / f"closer-{seed}", full_size_pairs(generator, paths, seed), seed)
 
 
 def _write_manifest(folder: Path, paths: Iterable[Path]) -> None:
