@@ -88,7 +88,7 @@ def _private_ray(actors: int | None) -> Iterator[Path]:
                 "RAY_AUTH_TOKEN": token,
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_TMPDIR": str(folder),  # Ray's own folders can be written by everybody
-                "no_grpc_proxy": "127.0.0.1",  # else a proxy would get its metrics, and the token
+                "no_grpc_proxy": _unproxied(),
                 LOG_LEVEL: os.environ.get(LOG_LEVEL, "fatal"),  # Ray's log files have all of it
                 VARIABLE: str(default_folder().absolute()),
             }
@@ -103,6 +103,18 @@ def _private_ray(actors: int | None) -> Iterator[Path]:
                 yield folder
     finally:
         _read_token_again()
+
+
+def _unproxied() -> str:
+    """Return the hosts that gRPC asks directly, with this machine among them.
+
+    The metrics exporter of a driver, unlike all else of Ray, would ask a proxy of the environment
+    for a process of its own machine: the proxy would get the token of the cluster, or the driver
+    would wait for it.
+    """
+    variables = "no_grpc_proxy", "no_proxy"  # gRPC reads the first that is set
+    named = next(filter(None, map(os.environ.get, variables)), "")
+    return ",".join(filter(None, (named, "127.0.0.1")))
 
 
 def _end_processes(token: str) -> None:
@@ -136,7 +148,7 @@ def _environment(pid: int) -> bytes:
 @contextmanager
 def _joined_ray(address: str) -> Iterator[None]:
     check_cluster(address)
-    with _empty_folder() as folder, _changed(os.environ, {}):
+    with _empty_folder() as folder, _changed(os.environ, {"no_grpc_proxy": _unproxied()}):
         try:
             with _changed(vars(ray_constants), {"NUM_REDIS_GET_RETRIES": 1}):  # of half a minute
                 _connect(folder, address, logging_level=logging.WARNING)

@@ -19,6 +19,7 @@ from prompt_iml.pipeline.monitoring import metrics
 from prompt_iml.pipeline.monitoring.meter import Meter
 from tests.bench.null_model import write_null_model
 from tests.helpers.heads import environment, ray_head, short_folder
+from tests.helpers.listener import listener
 
 pytestmark = pytest.mark.timeout(600)
 MONITORING = Path(__file__).parents[3] / "cluster" / "kubernetes" / "monitoring"
@@ -35,11 +36,12 @@ def test_time_until_each_is_counted() -> None:
 @dataclass(frozen=True)
 class Scan:
     """Metrics that Prometheus would read at the end of a scan, and the log of its driver and
-    workers; the driver also repeats lines of the workers."""
+    workers; the driver also repeats lines of the workers. What came to a proxy of the driver."""
 
     metrics: str
     driver: str
     workers: str
+    proxied: list[bytes]
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +57,23 @@ def observed(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFac
     for name, data in {**photographs, "broken.jpg": photographs["rocket.jpg"][:2000]}.items():
         (folder / "in" / name).write_bytes(data)
     model, env = write_null_model(folder / "model"), environment()
-    with short_folder() as sessions, ray_head(env, "--num-cpus=2", folder=sessions) as ports:
+    with (
+        short_folder() as sessions,
+        ray_head(env, "--num-cpus=2", folder=sessions) as ports,
+        listener() as (proxy, proxied),
+    ):
         command = [
             sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(folder / "in"),
             "--run-id=metered", f"--output={folder / 'out'}", f"--model={model}", "--max-actors=1",
             "--max-failure-rate=1", "--log=json", f"--address=127.0.0.1:{ports['port']}",
         ]  # fmt: skip
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        proxies = {f"{of}_proxy": proxy for of in ("http", "https", "grpc")}
+        done = subprocess.run(command, env=env | proxies, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         url = f"http://127.0.0.1:{ports['metrics-export-port']}/metrics"
         files = sessions.glob("session_latest/logs/worker-*.err")
-        return Scan(wait_for_metrics(url), done.stderr, "".join(f.read_text() for f in files))
+        log = "".join(file.read_text() for file in files)
+        return Scan(wait_for_metrics(url), done.stderr, log, proxied)
 
 
 def wait_for_metrics(url: str) -> str:
@@ -102,6 +110,11 @@ def test_actors_log_their_units(observed: Scan, photographs: dict[str, bytes]) -
     (done,) = [line for line in json_lines(observed.workers) if line["message"] == "done"]
     assert (done["run"], done["rows"]) == ("metered", len(photographs) + 1)
     assert {line["run"] for line in json_lines(observed.driver + observed.workers)} == {"metered"}
+
+
+def test_a_driver_asks_no_proxy_for_its_own_machine(observed: Scan) -> None:
+    """It would get the token of the cluster."""
+    assert observed.proxied == []
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
