@@ -59,7 +59,7 @@ TOLERANCE = TOLERANCES["float32"]
 PARAMETERS = {
     "image": "image_BHW3",
     "qtable": "qtable_B64",
-    "histogram": "histogram_BKN",
+    "histogram": "histogram_BAN",
     "matches": "matches_BFHW",
 }
 INSENSITIVE = 0.1  # share of the prompts' effect that an engine may miss

@@ -1,8 +1,10 @@
 """Prompt-IML (arXiv 2401.00653): RGB pixels in, mask logits and the logit of a score out.
 
+Parts beyond the paper also take facts of the picture, which `engine.detection.context` computes.
 Read the files in this order:
 
     config    the sizes, and which of them the paper states
+    cells     the layout (B, S, C) of a map; a cell is one position of it, which Swin calls a token
     model     the whole network: the paper's figure 2
     stems     from pixels to tokens: equations 1 and 2
     swin      the layers of both branches, and the prompts: equations 3 and 8

@@ -33,7 +33,7 @@ class SwinConfig:
     depths: tuple[int, ...]
     heads: tuple[int, ...]
     windows: tuple[int, ...]
-    mlp_ratio: int = 4
+    mlp_ratio: int = 4  # C: as Swin
     patch: int = 4  # P 3.2, as Swin
     position_grid: int = 0  # C: P eq. 1 has one; stock Swin, whose weights we load, has none
 
@@ -81,7 +81,7 @@ class DecoderConfig:
         decoder_ffn: feed-forward width of these layers.
     """
 
-    hidden: int = 256
+    hidden: int = 256  # C: all sizes are Mask2Former's, whose architecture P 3.3 takes
     heads: int = 8
     points: int = 4
     encoder_layers: int = 6

@@ -12,10 +12,11 @@ Choices (C):
     Where the finest map is coarser than the mask features (stride 4), a sub-pixel convolution
         (Shi et al., arXiv 1609.05158) makes several features from each cell.
     Group norm has 8 channels a group: Mask2Former's 256 channels in 32 groups.
-    Mask features are not computed: what is read from them is linear, and so are they.
-Letters: B images, H W rows and columns of a map, s pixels between its cells, C channels of a fused
-map, D channels of the decoder, S cells of one map or of all maps together, M heads, R mask features
-of a cell, which are those of a square of pixels.
+    Mask features are never stored. They are linear in the cells, W x + b, and a logit is linear in
+        them, q . (W x + b), so q W is computed first; see `MaskFeatures`.
+Letters: B images, H W rows and columns of a map, s pixels between its cells, C input channels (of a
+fused map, or D for mask features), D channels of the decoder, S cells of one map or of all maps
+together, M heads, R mask features of a cell, one for each square of 4x4 pixels in it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ class PixelDecoder(nn.Module):
         self.mask_features = PointConv(d, d * spread**2)
 
     def forward(self, fused_BHWC: Sequence[Tensor]) -> tuple[MaskFeatures, list[Map]]:
-        """Return the mask features, and the three coarser maps."""
+        """Return the mask features, and the maps (B, S, D) of the three coarser strides.
+
+        The finest is the first.
+        """
         (finest_BSC, size), *coarse = (cells(map_BHWC) for map_BHWC in fused_BHWC)
         maps = self.encode(
             [(norm(x_BSC), size) for norm, (x_BSC, size) in zip(self.inputs, coarse, strict=True)]
@@ -100,9 +104,9 @@ class PixelDecoder(nn.Module):
 class MaskFeatures:
     """Mask features of stride 4, as the cells and the 1x1 convolution that would make them.
 
-    A query's logits are its product with the features, so they are the cells' product with the
-    query's product with the weights: R numbers a cell, and not R*D. Sums of features likewise are
-    the weights' products with sums of cells.
+    A logit is q . (W x + b) = (q W) . x + q . b, so q W is computed once for an image, and each
+    cell gives R numbers instead of R*D. Weighted sums of features are likewise W applied to sums of
+    cells.
 
     Args:
         x_BSC: cells.
@@ -117,7 +121,7 @@ class MaskFeatures:
         self.bias_DR = torch.unflatten(cast("Tensor", conv.bias), 0, (-1, spread**2))
 
     def logits(self, query_BD: Tensor) -> Tensor:
-        """Return the product of each feature with its image's query, (B, H/4, W/4)."""
+        """Return the product of each feature with its image's query: (B, H, W), of stride 4."""
         weight_BX = query_BD @ self.weight_DRC.flatten(1)
         weight_BRC = torch.unflatten(weight_BX, 1, self.weight_DRC.shape[1:])
         logits_BSR = self.x_BSC @ weight_BRC.mT + (query_BD @ self.bias_DR)[:, None]
@@ -126,7 +130,7 @@ class MaskFeatures:
         return rows.flatten(3, 4).flatten(1, 2)
 
     def sums(self, share_BHW: Tensor) -> Tensor:
-        """Return the sum of the features, weighted by shares (B, H/4, W/4): (B, D)."""
+        """Return the sum of the features, weighted by shares (B, H, W): (B, D)."""
         (height, width), side = self.size, self.spread
         rows = torch.unflatten(torch.unflatten(share_BHW, 2, (width, side)), 1, (height, side))
         share_BSR = rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -245,9 +249,9 @@ class DecoderLayer(nn.Module):
 
 
 def attention_mask(mask_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (B, S) bool: the cells where the mask, scaled to `size`, is positive.
+    """Return (B, S) bool: the cells where the mask, scaled to `size`, is at least 0.
 
-    An image whose mask is empty gets all cells, because a softmax over none is NaN (C).
+    If there is no such cell, all are True, as in Mask2Former: a softmax over none is NaN.
     """
     scaled_B1HW = functional.interpolate(
         mask_BHW.detach()[:, None], size, mode="bilinear", align_corners=False
@@ -280,4 +284,5 @@ def _point_norm(in_channels: int, channels: int) -> nn.Sequential:
 
 
 def _feed_forward(channels: int, hidden: int) -> nn.Sequential:
+    """Return two linear layers with a ReLU between."""
     return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))

@@ -61,7 +61,7 @@ class Fusion(nn.Module):
         return grid(sem_BSC, size), grid(hfq_BSC, size), grid(both_BSC, size)
 
     def align(self, sem_BSC: Tensor, hfq_BSC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add to each map the other, weighted by channel and by cell."""
+        """Return both maps (B, S, C), each plus the other, weighted by channel and by cell."""
         both = torch.cat([sem_BSC, hfq_BSC], -1)
         channel = self.channel_weights(both.mean(1))[:, None]  # P eq. 4
         channel_sem, channel_hfq = channel.chunk(2, -1)  # (B, 1, C)
@@ -145,8 +145,8 @@ def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
     """Return (H*W, 2) float32: (x, y) of each cell's centre, row by row, 0..1 over the map."""
     y_H = (torch.arange(height, device=device) + 0.5) / height
     x_W = (torch.arange(width, device=device) + 0.5) / width
-    grid = torch.stack([x_W[None, :].expand(height, width), y_H[:, None].expand(height, width)], -1)
-    return grid.reshape(height * width, 2)
+    columns, rows = x_W[None, :].expand(height, width), y_H[:, None].expand(height, width)
+    return torch.stack([columns, rows], -1).reshape(height * width, 2)
 
 
 def _width_height(height: int, width: int, like: Tensor) -> Tensor:

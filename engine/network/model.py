@@ -10,8 +10,12 @@ Choices (C):
         were trained on such images.
     Patches are merged after the fusion, so that a fused map has the resolution of its layer.
     Prompts begin with random values as in VPT (Jia et al., arXiv 2203.12119).
+Beyond the paper, off in `prompt-iml-s`: the wide stem and the prompts of the high-frequency
+    branch, and what the JPEG view and the matches add to its map of stride 8. The score head, which
+    the paper lacks too, is always on.
 Letters: B images, H W rows and columns, s pixels between the tokens of a layer, C channels,
-D channels of the decoder, K blocks of a layer, P prompts of a block.
+D channels of the decoder, K blocks of a layer, P prompts of a block, A AC coefficients, N absolute
+values of a coefficient, F features of the matches.
 """
 
 from __future__ import annotations
@@ -55,9 +59,9 @@ class PromptIML(nn.Module):
             _prompts(shape, config.swin) for shape in config.prompt_shapes
         )
         self.block_stage = swin.strides.index(BLOCK)
-        beside = channels[self.block_stage]
-        self.jpeg_view = JpegView(config.jpeg_view, beside) if config.jpeg_view else None
-        self.matches = Matches(beside) if config.match_map else None
+        block_channels = channels[self.block_stage]
+        self.jpeg_view = JpegView(config.jpeg_view, block_channels) if config.jpeg_view else None
+        self.matches = Matches(block_channels) if config.match_map else None
         self.fusion = nn.ModuleList(
             Fusion(c, heads, config.fusion_points)
             for c, heads in zip(channels, swin.heads, strict=True)
@@ -75,7 +79,7 @@ class PromptIML(nn.Module):
         self,
         image_BHW3: Tensor,
         qtable_B64: Tensor | None = None,
-        histogram_BKN: Tensor | None = None,
+        histogram_BAN: Tensor | None = None,
         matches_BFHW: Tensor | None = None,
         prompts: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -85,15 +89,18 @@ class PromptIML(nn.Module):
             image_BHW3: RGB, 0..255, uint8 or floating.
             qtable_B64: JPEG luma quantisation tables in natural order, ones where there is
                 none; needed where the JPEG view is on.
-            histogram_BKN: histograms of the whole pictures; needed where the JPEG view is on.
-            matches_BFHW: matches of each block of 8x8 pixels; needed where the match map is on.
+            histogram_BAN: (B, 20, 16), for each coefficient the share, 0..1, of the picture's
+                blocks at each absolute value in units of the table; the last is open. Needed where
+                the JPEG view is on.
+            matches_BFHW: (B, 6, H/8, W/8), how each block of 8x8 pixels resembles another place
+                (`find_matches` in `engine.detection.context`); needed where the match map is on.
             prompts: (K, P, C) a layer, of the semantic branch and then, if it has prompts, of the
                 high-frequency branch; instead of the network's own.
 
         Returns:
             Mask logits (B, H/4, W/4), above 0 means manipulated, and score logits (B,).
         """
-        context = qtable_B64, histogram_BKN, matches_BFHW
+        context = qtable_B64, histogram_BAN, matches_BFHW
         masks, score_B = self.localize(self.extract(image_BHW3, *context, prompts))
         return masks[-1], score_B
 
@@ -101,7 +108,7 @@ class PromptIML(nn.Module):
         self,
         image_BHW3: Tensor,
         qtable_B64: Tensor | None = None,
-        histogram_BKN: Tensor | None = None,
+        histogram_BAN: Tensor | None = None,
         matches_BFHW: Tensor | None = None,
         prompts: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
@@ -111,7 +118,7 @@ class PromptIML(nn.Module):
         normal_B3HW = (pixels_B3HW - self.mean) / self.std
         additions_BHWC: list[Tensor] = []
         if self.jpeg_view is not None:
-            additions_BHWC.append(self.jpeg_view(pixels_B3HW, qtable_B64, histogram_BKN))
+            additions_BHWC.append(self.jpeg_view(pixels_B3HW, qtable_B64, histogram_BAN))
         if self.matches is not None:
             additions_BHWC.append(self.matches(matches_BFHW))
         sem = self.semantic.patch_embed(normal_B3HW)  # P eq. 1
@@ -141,8 +148,10 @@ class PromptIML(nn.Module):
         both layers."""
         semantic, high_frequency = self.semantic.stages(), self.high_frequency.stages()
         tensors, stages = list(prompts or self.prompts), len(semantic)
-        theirs = tensors[stages:] or [None] * stages
-        return zip(semantic, high_frequency, self.fusion, tensors[:stages], theirs, strict=True)
+        hfq_prompts = tensors[stages:] or [None] * stages
+        return zip(
+            semantic, high_frequency, self.fusion, tensors[:stages], hfq_prompts, strict=True
+        )
 
 
 def _high_frequency_stem(config: NetworkConfig) -> nn.Module:

@@ -10,7 +10,8 @@ Choices (C):
         have the same tokens.
     Bayar and Stamm's constraint (every 2-D slice has -1 at its centre and other taps that sum to
         1) is applied in every forward pass, so that no optimiser step can violate it.
-    High-frequency tokens are computed in float32: they are small differences of large values.
+    BayarConvs and the patch embedding after them run in float32, also under autocast: residuals are
+        small differences of large values.
 Letters: B images, H W rows and columns, C channels.
 """
 

@@ -12,8 +12,8 @@ Choices (C):
     Prompts have no position: no relative-position bias, and they are in every shifted window.
     Parameters have the official Swin's names, so that its checkpoints load.
 Letters: B images, H W rows and columns, S = H*W tokens, s pixels between the tokens of a layer,
-C channels, N windows, T tokens of a window, M heads, D channels of a head, K blocks of a layer,
-P prompts of a block.
+C channels, N windows of all images (of a mask: of one image), T tokens of a window, M heads,
+D channels of a head, K blocks of a layer, P prompts of a block.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class WindowAttention(nn.Module):
         if self.shift:
             bias = bias + mask_N1TT
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)
-        # The windows of one image, or one for all, broadcast over the images of the batch.
+        # The bias is one for each window of an image, or one for all, and the same for each image.
         scores = (torch.unflatten(scores, 0, (-1, bias.shape[0])) + bias).flatten(0, 1)
         y: Tensor = self.proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
         return y

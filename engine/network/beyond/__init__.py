@@ -1,7 +1,8 @@
 """Parts of the network that the paper does not have; the config switches the first three on.
 
-Pixels, the file's quantisation table, statistics of the whole picture
-(`engine.detection.context`) or maps of the network enter. An addition to a map of the
-high-frequency branch (`jpeg_view`, `matches`), its tokens (`wide_stem`), or the score of the whole
-image (`score_head`) leaves.
+jpeg_view    `jpeg_view`: histograms of DCT coefficients -> an addition to a high-frequency map
+matches      `match_map`: where the picture repeats itself -> an addition to the same map
+wide_stem    `stem_width`: pixels -> tokens, in place of the stem of equation 2
+score_head   always on: mask, query and fused maps -> the logit of the whole image
+dct          constants of JPEG's blocks, which need no torch
 """

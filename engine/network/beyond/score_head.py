@@ -2,9 +2,10 @@
 
 Paper (P): it has no score; its training has no labels of images.
 Choices (C):
-    The score begins as the evidence in the mask (its soft maxima) alone, and learns to weigh it
-        against the query, the fused maps, and the features inside and outside of the mask. The
-        maximum alone would turn the noise of one pixel into an alarm.
+    The score begins as the evidence in the mask (its soft maxima) alone, so that the other inputs
+        add no noise, and learns to weigh it against the query, the fused maps, and the features
+        inside and outside of the mask. The maximum alone would turn the noise of one pixel into an
+        alarm.
     The activation is GELU: with ReLU, all units died within 10,000 samples.
     Gradients flow through the evidence, and not through the weights of inside and outside.
 Letters: B images, H W rows and columns of the mask, S cells of the mask, D channels of the decoder,
@@ -33,7 +34,6 @@ class ScoreHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
         self.evidence = nn.Linear(len(SHARPNESS), 1)
-        # C: the score begins as the evidence alone, so that the other inputs add no noise
         nn.init.zeros_(cast("nn.Linear", self.layers[2]).weight)
         nn.init.constant_(self.evidence.weight, 1 / len(SHARPNESS))
 

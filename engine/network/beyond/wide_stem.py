@@ -1,10 +1,10 @@
-"""Wide stem: the high-frequency stem with a rectifier and residual blocks between two convolutions.
+"""Wide stem: the high-frequency stem with a ReLU and residual blocks between two convolutions.
 
 Paper (P): its stem is linear (equation 2, `engine.network.stems`).
 Choices (C):
-    Patches of 4 become many rectified channels, from which a second convolution makes the tokens.
-        Regions differ in the strength of their noise, which a linear map from a patch to fewer
-        numbers than it has pixels does not keep.
+    Patches of 4 become many channels after a ReLU, from which a second convolution makes the
+        tokens. Regions differ in the strength of their noise, which a linear map from a patch to
+        fewer numbers than it has pixels does not keep.
     A new block begins as the identity, so that it can be added to a trained network. Between its
         convolutions it may have fewer channels: they run at a stride of 4 pixels, where channels
         are dearest.
@@ -21,11 +21,11 @@ from torch.nn import functional
 from prompt_iml.engine.network.stems import BayarPatches, tokens
 
 PATCH = 4  # pixels: the paper's patch; the second convolution merges them into larger ones
-GAIN = 16.0  # residuals are a few grey levels, a twentieth of the standard deviation of pixels
+GAIN = 16.0  # brings residuals, a twentieth of the standard deviation of pixels, to about 1
 
 
 class WideStem(BayarPatches):
-    """BayarConvs, patch embedding to `width` channels, rectifier, blocks, convolution, norm.
+    """BayarConvs, patch embedding to `width` channels, ReLU, blocks, convolution, norm.
 
     Args:
         channels: C of the tokens.
@@ -45,8 +45,8 @@ class WideStem(BayarPatches):
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Return tokens (B, H/patch, W/patch, C)."""
-        rectified_BCHW = functional.relu(self.residuals(image_B3HW, GAIN))
-        return tokens(self.merge(self.blocks(rectified_BCHW)), self.norm)
+        hidden_BCHW = functional.relu(self.residuals(image_B3HW, GAIN))
+        return tokens(self.merge(self.blocks(hidden_BCHW)), self.norm)
 
 
 class ResidualBlock(nn.Module):

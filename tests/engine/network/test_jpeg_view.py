@@ -15,7 +15,7 @@ from scipy.fft import dctn
 from torch.nn import functional
 
 from prompt_iml.engine.network.beyond.dct import LUMA, dct_basis, zigzag
-from prompt_iml.engine.network.beyond.jpeg_view import JpegView, first_steps
+from prompt_iml.engine.network.beyond.jpeg_view import JpegView, first_save_ratios
 from prompt_iml.engine.network.config import JpegViewConfig
 
 
@@ -155,12 +155,12 @@ def test_no_first_steps_where_there_were_none_or_finer_ones(first: int | None, l
 
 
 def _table_of_steps(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return `first_steps` of an image, (coefficients, bins)."""
+    """Return `first_save_ratios` of an image, (coefficients, bins)."""
     values = np.abs(np.round(_blocks(np.round(pixels @ np.array(LUMA)) - 128) / table))
     sizes = torch.from_numpy(values.clip(max=15))[..., zigzag()[1:21]].long()
     shares = functional.one_hot(sizes, 16).float().mean((0, 1))[None]
     step = torch.from_numpy(table[zigzag()[1:21]])[None]
-    ratios: NDArray[np.float32] = first_steps(shares, step)[0].numpy()
+    ratios: NDArray[np.float32] = first_save_ratios(shares, step)[0].numpy()
     return ratios
 
 
