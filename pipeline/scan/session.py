@@ -31,6 +31,7 @@ from prompt_iml.pipeline.checks import check_cluster, ray_address
 from prompt_iml.pipeline.logs import one_line
 
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+NICENESS = ray_constants.RAY_WORKER_NICENESS
 # What Ray's processes need at least, with the flags of `ulimit`; below, they die without a word.
 LIMITS = {
     resource.RLIMIT_NOFILE: (1024, "open files", "-n"),
@@ -89,6 +90,8 @@ def _private_ray(actors: int | None) -> Iterator[Path]:
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_TMPDIR": str(folder),  # Ray's own folders can be written by everybody
                 "no_grpc_proxy": _unproxied(),
+                # Ray would give its workers a twentieth of what other programs get of a busy core.
+                NICENESS: os.environ.get(NICENESS, "0"),
                 LOG_LEVEL: os.environ.get(LOG_LEVEL, "fatal"),  # Ray's log files have all of it
                 VARIABLE: str(default_folder().absolute()),
             }

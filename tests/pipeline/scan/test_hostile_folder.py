@@ -67,6 +67,7 @@ class Scanned:
         home: its HOME.
         writable: folders of Ray that other users can reach, while it ran.
         proxied: first bytes of what came to a proxy of the environment.
+        niceness: that of its processes, 0 unless somebody changed it.
     """
 
     code: int
@@ -80,6 +81,7 @@ class Scanned:
     home: Path
     writable: set[str]
     proxied: list[bytes]
+    niceness: set[int]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,7 @@ def scanned(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
     command = [sys.executable, str(COMMAND), "scan", ".", "--output", "out", "--max-actors", "1"]
     pipe = subprocess.PIPE
     addresses, tokens, commands, writable = set[str](), set[str](), set[str](), set[str]()
+    niceness = set[int]()
     with listener() as (proxy, proxied):
         proxies = {f"{of}_proxy": proxy for of in ("http", "https", "grpc")}
         env = kept | {"HOME": str(home)} | proxies
@@ -99,13 +102,15 @@ def scanned(photographs: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
             for pid in [scan.pid, *processes_below(scan.pid, "")]:
                 addresses |= listening(pid)
                 commands.add(of_process(pid, "cmdline"))
+                if stat := of_process(pid, "stat").rpartition(") ")[2].split():
+                    niceness.add(int(stat[16]))
                 environment = of_process(pid, "environ")
                 tokens |= set(re.findall(r"RAY_AUTH_TOKEN=(\w+)", environment))
                 writable |= open_to_others(re.findall(r"RAY_TMPDIR=([^\0]+)", environment))
             time.sleep(0.5)
     stdout, stderr = scan.communicate()
     rows = pq.read_table(folder / "out" / "results").to_pylist() if scan.returncode == 0 else []
-    observed = (addresses, tokens, "\n".join(commands), home, writable, proxied)
+    observed = (addresses, tokens, "\n".join(commands), home, writable, proxied, niceness)
     return Scanned(scan.returncode, stdout, stderr, rows, run_modules(marks), *observed)
 
 
@@ -143,6 +148,11 @@ def test_a_scan_has_a_token_of_its_own(scanned: Scanned) -> None:
 def test_a_scan_tells_nobody(scanned: Scanned) -> None:
     assert scanned.proxied == []
     assert not (scanned.home / "intel").exists()
+
+
+def test_its_processes_have_the_priority_of_the_command(scanned: Scanned) -> None:
+    """On a busy machine a scan would take ten times as long."""
+    assert scanned.niceness == {os.getpriority(os.PRIO_PROCESS, 0)}
 
 
 def test_other_users_reach_no_folder_of_its_ray(scanned: Scanned) -> None:
