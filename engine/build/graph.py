@@ -10,11 +10,13 @@ import warnings
 from typing import Literal
 
 import onnx
-from onnx import helper, inliner
+from onnx import TensorProto, helper, inliner
 
 from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
 
 Plugin = Literal["own", "none"]
+
+UINT8 = TensorProto.UINT8
 
 WARNING = (
     "deformable attention without a plugin: TensorRT is known to compute its GridSample form "
@@ -33,13 +35,33 @@ def for_tensorrt(model: onnx.ModelProto, plugin: Plugin = "own") -> onnx.ModelPr
     """
     if plugin == "none":
         warnings.warn(WARNING, RuntimeWarning, stacklevel=2)
-        return decomposed(model)
-    return _with_plugin(model)
+        return _without_bytes(decomposed(model))
+    return _without_bytes(_with_plugin(model))
 
 
 def decomposed(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with the operator in ONNX's own operators, without local functions."""
     return inliner.inline_local_functions(model)
+
+
+def _without_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Cast inputs of unsigned bytes before they are transposed, and not after it (in place).
+
+    TensorRT has them as inputs, and for some versions and machines no other layer than a cast takes
+    them.
+    """
+    graph = model.graph
+    inputs = {each.name for each in graph.input if each.type.tensor_type.elem_type == UINT8}
+    for place, node in reversed(list(enumerate(graph.node))):
+        if node.op_type == "Transpose" and node.input[0] in inputs:
+            (cast,) = (each for each in graph.node if node.output[0] in each.input)
+            kind, name = cast.attribute[0].i, f"{node.input[0]}:cast"
+            graph.node.insert(place, helper.make_node("Cast", [node.input[0]], [name], to=kind))
+            node.input[0] = name
+            for value in graph.value_info:
+                if value.name == node.output[0]:
+                    value.type.tensor_type.elem_type = kind
+    return model
 
 
 def _with_plugin(model: onnx.ModelProto) -> onnx.ModelProto:

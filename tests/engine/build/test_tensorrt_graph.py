@@ -8,9 +8,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from prompt_iml.engine.build.builder import graph_for
 from prompt_iml.engine.build.graph import for_tensorrt
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.engine.operator.onnx_op import DOMAIN, NAME
+from prompt_iml.engine.runtimes.plans import Recipe
 from tests.helpers.operator_model import operator_model
 
 SIZES = np.array([(5, 4), (3, 2), (1, 6)], np.int64)
@@ -51,7 +53,17 @@ def test_our_plugin_s_nodes_say_who_computes_them_and_nobody_else_can() -> None:
     )
     assert not changed.functions
     assert packaged.SerializeToString() == before
-    assert [n.output for n in changed.graph.node] == [n.output for n in packaged.graph.node]
+    outputs = [list(node.output) for node in changed.graph.node]
+    outputs.remove(["image:cast"])
+    assert outputs == [list(node.output) for node in packaged.graph.node]
+
+
+def test_bytes_are_cast_before_any_other_layer_takes_them() -> None:
+    graph = graph_for(load_model("prompt-iml-micro"), Recipe(((256, 256),), (1,)), (256, 256)).graph
+    takers = [node.op_type for node in graph.node if "image" in node.input]
+    assert set(takers) <= {"Cast", "Shape"}
+    (transposed,) = (node for node in graph.node if "image:cast" in node.input)
+    assert transposed.op_type == "Transpose"
 
 
 def test_without_a_plugin_only_onnx_s_operators_and_a_warning_remain(
