@@ -19,14 +19,27 @@ IMPORTS = "import prompt_iml.engine, prompt_iml.pipeline.cli; print(prompt_iml.e
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a wheel and a source archive."""
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    """A folder with a wheel, of the files that the image gets, and a source archive."""
+    built = tmp_path_factory.mktemp("built")
     left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
-    shutil.copytree(ROOT, source, symlinks=True, ignore=left_out, dirs_exist_ok=True)
-    for kind in ("build_wheel", "build_sdist"):
+    whole = [path.name for path in ROOT.iterdir()]
+    for kind, names in (("build_wheel", copied_names()), ("build_sdist", whole)):
+        source = tmp_path_factory.mktemp("source")
+        for name in set(names) - left_out(str(ROOT), names):
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=left_out)
+            else:
+                shutil.copy(ROOT / name, source)
         command = [sys.executable, "-c", BUILD, kind, str(built)]
         subprocess.run(command, cwd=source, check=True, capture_output=True)
     return built
+
+
+def copied_names() -> list[str]:
+    """Return the names in this folder that the Containerfile copies into the image."""
+    lines = (ROOT / "cluster" / "Containerfile").read_text().splitlines()
+    copies = [line.split() for line in lines if line.startswith("COPY ") and "--from" not in line]
+    return [name for _, *names, _ in copies for name in names]
 
 
 def test_the_wheel_serves_every_python(packages: Path) -> None:
