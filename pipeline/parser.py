@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import Action, ArgumentParser, HelpFormatter, _ArgumentGroup
 from collections.abc import Container, Iterable
 from difflib import get_close_matches
-from typing import Any, Never
+from typing import Any, Never, get_args
 
 from pydantic import ByteSize
-from pydantic_settings import CliSettingsSource, SettingsError
+from pydantic_settings import CliPositionalArg, CliSettingsSource, SettingsError
 
 from prompt_iml.pipeline.settings import Command
 
@@ -50,6 +51,7 @@ GROUPS = {
     ),
 }  # fmt: skip
 OF_COMMANDS = {("demo", "seed"): "Selection", ("build", "batch"): "Model"}  # and not of a training
+POSITIONAL = get_args(CliPositionalArg[str])[1]  # marks a field
 NO_DEFAULT = re.compile(r" \((required|default: (None|False|True|\[\]))\)$")
 LIST_DEFAULT = re.compile(r"(?<=\(default: )\[(.+)\](?=\)$)")
 SIZE_DEFAULT = re.compile(r"(?<=\(default: )\d+(?=\)$)")
@@ -146,7 +148,21 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+class FlagSource(CliSettingsSource[Any]):
+    """Source of settings that takes each positional argument as it is written.
+
+    The shell has divided them already, and names of files have commas, quotes and brackets. The
+    values of other flags are lists in one word: `--label a,b`.
+    """
+
+    def _merge_parsed_list(self, parsed_list: list[str], field_name: str) -> str:
+        field = self.settings_cls.model_fields.get(field_name)
+        if field and POSITIONAL in field.metadata:
+            return json.dumps(parsed_list)
+        return super()._merge_parsed_list(parsed_list, field_name)
+
+
 def settings_source(name: str, settings: type[Command]) -> CliSettingsSource[Any]:
     """Return the source of settings that reads a command's flags."""
     parser, add = CommandParser(name, settings), CommandParser.add_flag
-    return CliSettingsSource(settings, root_parser=parser, add_argument_method=add)
+    return FlagSource(settings, root_parser=parser, add_argument_method=add)

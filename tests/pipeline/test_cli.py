@@ -12,7 +12,7 @@ import pytest
 from pydantic_settings import CliApp
 
 from prompt_iml.engine.errors import PromptImlError
-from prompt_iml.pipeline.cli import COMMANDS, DONE, FAILURES, commands, main
+from prompt_iml.pipeline.cli import COMMANDS, DONE, FAILURES, commands, main, parse
 from prompt_iml.pipeline.logs import log
 from prompt_iml.pipeline.settings import DemoSettings, ScanSettings
 
@@ -98,6 +98,25 @@ WRONG = [
 ]
 
 HEAVY = {"numpy", "pyarrow", "ray", "PIL", "scipy", "pandas", "fsspec", "botocore", "torch"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Smith, John.jpg", "[1] a.jpg"], ["{a}.jpg"], ['q"x.jpg'], ["[a,b"], ["null"], ["7"],
+        [" lead.jpg"], ["\udcff.jpg"], ["back\\slash.jpg"], ["https://e.org/w_300,h_200/a.jpg"],
+    ],
+)  # fmt: skip
+def test_an_input_is_taken_as_it_is_written(names: list[str]) -> None:
+    assert parse("scan", ScanSettings, names).inputs == names
+    evaluated = parse("evaluate", COMMANDS["evaluate"].settings, names)
+    assert evaluated.model_dump()["manifests"] == names
+
+
+def test_a_flag_takes_a_list_in_one_word() -> None:
+    arguments = ["out, b", "--label", "authentic,uncertain"]
+    top = parse("top", COMMANDS["top"].settings, arguments).model_dump()
+    assert (top["output"], top["label"]) == ("out, b", ["authentic", "uncertain"])
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "scan --help", "train --help"])
