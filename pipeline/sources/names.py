@@ -29,6 +29,17 @@ _UNREAD_ARCHIVE = re.compile(
 UNREAD_ARCHIVE = "an archive that is not read: unpack it, or write a tar or zip"
 PACKED_MEMBER = "an archive or a Parquet file in a shard is not read: unpack the shard, and scan it"
 
+# Of what lies beside images in a shard.
+_OTHER_SUFFIXES = (
+    *(".txt", ".text", ".md", ".rst", ".log", ".html", ".htm", ".css", ".js", ".py", ".ipynb"),
+    *(".json", ".jsonl", ".ndjson", ".geojson", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".xml"),
+    *(".csv", ".tsv", ".cls", ".cap", ".caption", ".id", ".url", ".xmp", ".aae", ".srt", ".vtt"),
+    *(".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".pyd", ".mat", ".h5", ".db", ".sqlite"),
+    *(".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".odt", ".rtf", ".eml", ".msg"),
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".wmv", ".mp3", ".wav", ".flac"),
+    *(".ogg", ".m4a", ".exe", ".dll", ".so", ".sh", ".bat", ".md5", ".sha1", ".sha256"),
+)
+
 # Names that Spark, Hive and prompt-iml write beside data, and cameras do not.
 _BOOKKEEPING = frozenset(
     ["_runs", "_SUCCESS", "_metadata", "_common_metadata", "_temporary", "_delta_log"]
@@ -38,6 +49,15 @@ _BOOKKEEPING = frozenset(
 def claims_to_be_image(name: str) -> bool:
     """Return whether a name has the extension of an image, of a supported format or not."""
     return _path(name).endswith(_IMAGE_SUFFIXES)
+
+
+def may_be_image(name: str) -> bool:
+    """Return whether a member may be an image, by its name alone: where its content is not seen.
+
+    Datasets also store images by their hash or number, without an extension.
+    """
+    is_other = _path(name).endswith(_OTHER_SUFFIXES) or is_hidden(name.rpartition("/")[2])
+    return (claims_to_be_image(name) or not is_other) and not is_apple_double(name)
 
 
 def is_unread_archive(name: str) -> bool:

@@ -17,6 +17,7 @@ from prompt_iml.pipeline.sources.names import (
     claims_to_be_image,
     is_apple_double,
     is_packed,
+    may_be_image,
 )
 from prompt_iml.pipeline.storage import storage
 from prompt_iml.pipeline.units import Sample, too_large
@@ -86,12 +87,15 @@ def _image(
 ) -> Sample | None:
     """Read a member; None if it is no image."""
     name = member.filename
-    is_image = claims_to_be_image(name) and not is_apple_double(name)
+    claims_image = claims_to_be_image(name) and not is_apple_double(name)
+    is_image = claims_image if _is_link(member) else may_be_image(name)  # until its head is read
     error: ImageError | None = _refusal(member)
     try:
         if error is None:
             with archive.open(member) as body:
-                return _read(uri, member, body, is_image, max_object_bytes)
+                head = body.read(HEAD_BYTES)
+                is_image = claims_image or sniff(head) is not None
+                return _read(uri, member, head, body, is_image, max_object_bytes)
     except FetchError:
         raise
     except _DAMAGED as damage:
@@ -100,11 +104,15 @@ def _image(
 
 
 def _read(
-    uri: str, member: zipfile.ZipInfo, body: IO[bytes], is_image: bool, max_object_bytes: int
+    uri: str,
+    member: zipfile.ZipInfo,
+    head: bytes,
+    body: IO[bytes],
+    is_image: bool,
+    max_object_bytes: int,
 ) -> Sample | None:
-    head = body.read(HEAD_BYTES)
-    media_type = sniff(head)
-    if not (is_image or media_type):
+    """Read the rest of a member behind its head; None if it is no image."""
+    if not is_image:
         packed = Unsupported(PACKED_MEMBER)
         return Sample(uri, member.filename, error=packed) if is_packed(member.filename) else None
     if error := too_large(member.file_size, max_object_bytes):
@@ -112,9 +120,13 @@ def _read(
     chunks = [head]
     while chunk := body.read(_CHUNK):
         chunks.append(chunk)
-    claims_image = claims_to_be_image(member.filename)
-    data = b"".join(chunks)
-    return Sample(uri, member.filename, data=data, claims_image=claims_image, media_type=media_type)
+    return Sample(
+        uri,
+        member.filename,
+        data=b"".join(chunks),
+        claims_image=claims_to_be_image(member.filename),
+        media_type=sniff(head),
+    )
 
 
 def _refusal(member: zipfile.ZipInfo) -> Unsupported | None:
@@ -122,6 +134,10 @@ def _refusal(member: zipfile.ZipInfo) -> Unsupported | None:
         return Unsupported("an encrypted zip member: write the shard without a password")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return Unsupported("a zip member that is neither stored nor deflated: pack it again")
-    if stat.S_ISLNK(member.external_attr >> 16):
+    if _is_link(member):
         return Unsupported("a symbolic link in a zip: write the shard with what it points to")
     return None
+
+
+def _is_link(member: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(member.external_attr >> 16)

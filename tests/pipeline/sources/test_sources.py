@@ -868,6 +868,23 @@ def test_an_encrypted_zip_is_refused(folder: Folder) -> None:
     assert "encrypted" in str(sample.error)
 
 
+def test_a_spoilt_member_without_an_extension_is_a_failed_row(folder: Folder) -> None:
+    shard = zip_of({"0a": b"\xff\xd8\xff" + b"a" * 5000, "0b": b"b" * 5000, "0c": b"c" * 9})
+    for name, body in (("0a", b"a" * 5000), ("0b", b"b" * 5000), ("0c", b"c" * 9)):
+        shard = shard.replace(body, body[:-1] + name[:1].encode())
+    samples = scan(folder.put("a.zip", shard))
+    assert [s.member for s in samples] == ["0a", "0c"]  # the head of 0b is no image's
+    assert all(isinstance(s.error, DamagedShard) for s in samples)
+
+
+@pytest.mark.parametrize("pack", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_that_are_not_unpacked_are_failed_rows(pack: int, folder: Folder) -> None:
+    names = ["0a", "0a.cls", "in/0b", "__MACOSX/._0a", "notes.TXT", ".DS_Store", "c.jpg", "in.tar"]
+    samples = scan(folder.put("a.zip", zip_of(dict.fromkeys(names, b"1"), compression=pack)))
+    assert [s.member for s in samples] == ["0a", "in/0b", "c.jpg", "in.tar"]
+    assert all(isinstance(s.error, Unsupported) for s in samples)
+
+
 @pytest.mark.parametrize("cut", [0, 100, -1])
 def test_a_damaged_zip_is_one_failed_sample(cut: int, folder: Folder) -> None:
     (damage,) = scan(folder.put("a.zip", zip_of(MEMBERS)[:cut]))
