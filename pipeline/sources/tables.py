@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ ROWS_TRIED = 10
 MAX_LINE = 1 << 20  # characters; the rest of a longer line counts as another
 _HEAD_BYTES = 512
 _JSON = "{"
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a surrogate pair; others stand for bytes
+
+csv.field_size_limit(MAX_LINE)  # of the process: a cell may hold a mask or an embedding
 
 Entry = tuple[str, str]
 Columns = Mapping[str, Sequence[str]]
@@ -191,7 +195,7 @@ def _entries(lines: Iterator[str], layout: Layout) -> Iterator[Entry]:
     elif layout.delimiter == _JSON:
         yield from map(_json_entry, lines)
     else:
-        for row in filter(None, _reader(lines, layout.delimiter, strict=True)):
+        for row in _filled_rows(lines, layout.delimiter):
             yield _cell(row, layout.column), _cell(row, layout.id_column)
 
 
@@ -201,7 +205,12 @@ def _json_entry(line: str) -> Entry:
     if not (key := _key(row)):
         return line.strip()[:200], ""
     ids = [row[name] for name in ID_COLUMNS if isinstance(row.get(name), str | int)]
-    return row[key].strip(), str(ids[0]) if ids else ""
+    return _whole(row[key].strip()), _whole(str(ids[0])) if ids else ""
+
+
+def _whole(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which only JSON can write."""
+    return _HALF.sub("\ufffd", text)
 
 
 def _parsed(line: str) -> Any:
@@ -249,7 +258,7 @@ def _rows(
     name: str, lines: Iterator[str], delimiter: str, places: dict[str, int]
 ) -> Iterator[Cells]:
     with _damage(name):
-        for row in filter(None, _reader(lines, delimiter, strict=True)):
+        for row in _filled_rows(lines, delimiter):
             yield {column: _cell(row, at) for column, at in places.items()}
 
 
@@ -303,6 +312,12 @@ def _reader(
     """Return the cells of each row; a strict reader refuses a quote that is never closed."""
     skip = delimiter == " "
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=skip, strict=strict)
+
+
+def _filled_rows(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
+    """Yield the cells of rows; spreadsheets write rows of blank cells at the end of a table."""
+    rows = _reader(lines, delimiter, strict=True)
+    return (row for row in rows if any(map(str.strip, row)))
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

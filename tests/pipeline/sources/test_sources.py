@@ -422,8 +422,28 @@ def test_lists_carry_ids(folder: Folder) -> None:
 
 
 def test_one_long_line_is_no_list(folder: Folder) -> None:
-    with pytest.raises(UsageError, match=r"list\.txt is no CSV"):
-        units(folder.put("list.txt", b"x" * 200_000), format="list")
+    name = folder.put("list.txt", b"x" * 200_000)
+    with pytest.raises(UsageError, match="nor a list"):
+        units(name)
+    (sample,) = scan(name, format="list")
+    assert sample.error
+
+
+def test_a_long_cell_refuses_no_list(folder: Folder) -> None:
+    data = lines("uri,mask", f"a.jpg,{'1' * 140_000}", "b.jpg,1")
+    assert len(scan(folder.put("list.csv", data))) == 2
+
+
+def test_rows_of_blank_cells_are_passed_over(folder: Folder) -> None:
+    data = lines("uri,id", "a.jpg,1", "  ", ",", " , ", "b.jpg,2", ",,")
+    assert [s.content_id for s in units(folder.put("list.csv", data))[0].objects] == ["1", "2"]
+
+
+def test_half_a_surrogate_pair_in_json_is_replaced(folder: Folder) -> None:
+    data = jsonl({"url": "https://e.org/\ud83d.jpg", "id": "x\ud83d"}, {"url": "\U0001f600.jpg"})
+    first, second = units(folder.put("list.jsonl", data))[0].objects
+    assert (first.uri, first.content_id) == ("https://e.org/\ufffd.jpg", "x\ufffd")
+    assert second.uri.endswith("/\U0001f600.jpg")
 
 
 @pytest.mark.parametrize(
