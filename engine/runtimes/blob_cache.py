@@ -44,17 +44,20 @@ class BlobCache:
 
     Raises:
         UsageError: `PROMPT_IML_CACHE_GIB` is no size.
+
+    Attributes:
+        folder: where the blobs are, whether it exists or not.
     """
 
     def __init__(self, folder: Path | None = None, kind: str = BLOB) -> None:
-        self._folder, self._kind = folder or default_folder(), kind
+        self.folder, self._kind = folder or default_folder(), kind
         self._most_bytes = most_bytes()
 
     def read(self, key: str) -> bytes | None:
         """Return the blob, or None when it is missing or damaged."""
         path = self._path(key)
         try:
-            if not _is_ours_alone(self._folder):
+            if not _is_ours_alone(self.folder):
                 return None
             content = path.read_bytes()
             os.utime(path)
@@ -69,10 +72,10 @@ class BlobCache:
         A process that looks for a blob while another removes it finds none, and compiles again.
         """
         with suppress(OSError):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._remove_unused()
             with tempfile.NamedTemporaryFile(
-                dir=self._folder, suffix=HALF_WRITTEN, delete=False
+                dir=self.folder, suffix=HALF_WRITTEN, delete=False
             ) as file:
                 try:
                     file.write(hashlib.sha256(blob).digest())
@@ -85,7 +88,7 @@ class BlobCache:
             self._remove_beyond_limit()
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{key}{self._kind}"
+        return self.folder / f"{key}{self._kind}"
 
     def _remove_unused(self) -> None:
         """Remove what is used no more, and files that a killed process left."""
@@ -105,7 +108,7 @@ class BlobCache:
 
     def _files(self, kind: str) -> Iterator[tuple[float, int, Path]]:
         """Yield time of last use, size and path; the folder may hold files of other programs."""
-        for path in list(self._folder.glob(f"*{kind}")):
+        for path in list(self.folder.glob(f"*{kind}")):
             with suppress(FileNotFoundError):  # another process has removed it
                 status = path.stat()
                 yield status.st_mtime, status.st_size, path

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import Model
-from prompt_iml.engine.runtimes.blob_cache import BlobCache
+from prompt_iml.engine.runtimes.blob_cache import VARIABLE, BlobCache
 from prompt_iml.engine.runtimes.parity import Parity
 
 VERSION = 1  # of the builder; a higher one makes every stored plan out of date
@@ -80,6 +81,7 @@ def store(
 
     Raises:
         ValueError: the plans did not pass.
+        UsageError: the cache could not keep them, or will not give them back.
     """
     if not parity.passed:
         raise ValueError(f"plans that did not pass are not stored: {parity.worst}")
@@ -91,8 +93,18 @@ def store(
         "tiles": [[*tile, len(plan)] for tile, plan in plans.items()],
     }
     key = plan_key(model, recipe, machine)
-    cache.write(key, b"\n".join([json.dumps(about).encode(), b"".join(plans.values())]))
-    cache.write(_digest("current", model, machine), key.encode())
+    blobs = {
+        key: b"\n".join([json.dumps(about).encode(), b"".join(plans.values())]),
+        _digest("current", model, machine): key.encode(),
+    }
+    for name, blob in blobs.items():
+        cache.write(name, blob)
+    # A cache passes over a folder that it cannot write to or does not trust.
+    if any(cache.read(name) != blob for name, blob in blobs.items()):
+        raise UsageError(
+            f"cannot keep the engine in {cache.folder}: set {VARIABLE} to a folder that only you "
+            "can write to"
+        )
     return key
 
 

@@ -17,7 +17,7 @@ from onnx import helper
 from prompt_iml.engine.build import builder as tensorrt_build
 from prompt_iml.engine.build.builder import emulated_error, float32_operators
 from prompt_iml.engine.build.precision import choose_float32
-from prompt_iml.engine.errors import InferError, MissingDependency
+from prompt_iml.engine.errors import InferError, MissingDependency, UsageError
 from prompt_iml.engine.model.folder import GRAPH, Model, load_model, open_folder
 from prompt_iml.engine.model.graph_file import seal
 from prompt_iml.engine.runtimes import plans
@@ -233,9 +233,24 @@ def test_what_failed_is_not_stored_and_exits_with_3(
 
 def test_a_damaged_plan_is_not_handed_out(model: Model, cache: BlobCache, good: Parity) -> None:
     key = plans.store(cache, model, RECIPE, MACHINE, {(256, 256): b"plan"}, good)
-    (file,) = Path(cache._folder).glob(f"{key}*")
+    (file,) = cache.folder.glob(f"{key}*")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert plans.load(cache, model, RECIPE, MACHINE) is None
+
+
+@pytest.mark.parametrize("mode", [None, 0o775])
+def test_plans_that_cannot_be_kept_are_not_stored(
+    model: Model, tmp_path: Path, good: Parity, mode: int | None
+) -> None:
+    """No folder can be made below a file, and none is read that a group can write to."""
+    folder = tmp_path / "cache"
+    if mode is None:
+        folder.touch()
+    else:
+        folder.mkdir()
+        folder.chmod(mode)
+    with pytest.raises(UsageError, match=rf"cannot keep the engine in {folder}: set {VARIABLE}"):
+        plans.store(BlobCache(folder, PLAN), model, RECIPE, MACHINE, {(256, 256): b"plan"}, good)
 
 
 def test_plans_that_did_not_pass_cannot_be_stored(
