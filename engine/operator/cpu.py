@@ -22,13 +22,13 @@ LIBRARY = Path(__file__).with_name("_cpu.so")
 
 
 def available() -> bool:
-    """Return whether the kernel was compiled when the package was installed."""
+    """Return whether the kernel was compiled when the package was installed, for this platform."""
     return _library() is not None
 
 
 def library_path() -> str | None:
-    """Return the file of the compiled kernel; None if it was not compiled."""
-    return str(LIBRARY) if LIBRARY.exists() else None
+    """Return the file of the compiled kernel; None if it is not `available`."""
+    return str(LIBRARY) if available() else None
 
 
 def forward(
@@ -147,10 +147,10 @@ def _call(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    path = library_path()
-    if path is None:
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError:  # not compiled; or for another platform, as in a job's --working-dir
         return None
-    library = ctypes.CDLL(path)
     library.promptiml_best_matches.restype = None
     for name in ("forward", "backward"):
         for dtype in ("float32", "float64"):

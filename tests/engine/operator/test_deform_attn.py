@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,16 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"fit each other|out has|contiguous"):
             cpu.forward(*wrong)
+
+
+def test_a_kernel_of_another_platform_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_cpu.so").write_bytes(b"\xcf\xfa\xed\xfe of a Mac")
+    monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "_cpu.so")
+    monkeypatch.setattr(cpu, "_library", cpu._library.__wrapped__)  # not what is cached
+    assert not cpu.available()
+    assert cpu.library_path() is None
 
 
 def test_a_compiler_traces_the_reference_in_one_graph() -> None:
