@@ -54,7 +54,11 @@ def _node_error(spec: ScanSpec) -> str:
     """Return the error that keeps this node from scanning; empty if it can scan."""
     try:
         RowMaker(spec.rows)
-        storage.exists(spec.run.plan_uri)
+        if not storage.exists(spec.run.plan_uri):  # as where --output is a folder of the driver's
+            return (
+                f"{storage.display_name(spec.run.plan_uri)} is not there: choose an --output that "
+                "every node reaches"
+            )
     except PromptImlError as error:
         return one_line(error)
     except Exception as error:  # every actor would fail in the same way

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import ray
@@ -12,17 +13,21 @@ import ray
 from prompt_iml.engine.errors import UsageError
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.run.folder import Run
+from prompt_iml.pipeline.scan import preflight
 from prompt_iml.pipeline.scan.preflight import check_node
 from prompt_iml.pipeline.scan.scan import row_spec
 from prompt_iml.pipeline.scan.scanner import ScanSpec
 from prompt_iml.pipeline.settings import ScanSettings
+from prompt_iml.pipeline.storage import storage
 from tests.helpers.stores import Bucket, Folder
 
 
 @pytest.fixture
 def spec(folder: Folder, cluster: None) -> ScanSpec:
     settings = ScanSettings(inputs=[folder.uri], output=folder.uri)
-    return ScanSpec(Run(folder.uri, "r"), row_spec(settings, load_model(settings.model)))
+    run = Run(folder.uri, "r")
+    storage.create_once(run.plan_uri, b"{}")
+    return ScanSpec(run, row_spec(settings, load_model(settings.model)))
 
 
 @pytest.fixture
@@ -57,6 +62,17 @@ def test_a_node_that_cannot_scan_is_refused_with_the_reason(
     with pytest.raises(UsageError, match=message) as refusal:
         check_node(replace(spec, rows=replace(spec.rows, **change)))  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value)
+
+
+def test_a_node_without_the_output_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "RowMaker", lambda rows: None)
+    settings = ScanSettings(inputs=["-"], output="-")
+    spec = ScanSpec(Run(f"file://{tmp_path}", "r"), row_spec(settings, load_model(settings.model)))
+    assert f"{tmp_path}/_runs/r/plan.json is not there" in preflight._node_error(spec)
+    storage.create_once(spec.run.plan_uri, b"{}")
+    assert not preflight._node_error(spec)
 
 
 class Elsewhere(str):
