@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, Final, cast
 
 import pyarrow as pa
@@ -184,6 +184,16 @@ def row_to_json(row: dict[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
     return answer | {"scanned_at": answer["scanned_at"].isoformat()}
 
 
+def add_incomplete(total: dict[str, int | None], more: Mapping[str, int | None]) -> None:
+    """Add the numbers of lost images, by shard; None, an unknown number, only if all are unknown.
+
+    The units of one Parquet file are several parts.
+    """
+    for uri, lost in more.items():
+        before = total.get(uri)
+        total[uri] = lost if before is None else before + (lost or 0)
+
+
 def merge_parts(parts: Iterable[bytes]) -> bytes:
     """Merge the rows of several parts of one run, in order, into one part.
 
@@ -204,7 +214,7 @@ def merge_parts(parts: Iterable[bytes]) -> bytes:
         statuses.update(summary["statuses"])
         codes.update(summary["codes"])
         units.update(units_of(summary))
-        incomplete |= summary.get("incomplete", {})
+        add_incomplete(incomplete, summary.get("incomplete", {}))
         waiting.append(rows)
         if sum(table.num_rows for table in waiting) >= _MERGED_GROUP_ROWS:
             waiting = [_write_rows(file, waiting).slice(0, 0)]

@@ -25,7 +25,7 @@ from prompt_iml.pipeline.monitoring.progress import Progress
 from prompt_iml.pipeline.registry.registry import PromptSetRef, Registry, look_up
 from prompt_iml.pipeline.run.folder import Json, Run, default_run_id
 from prompt_iml.pipeline.run.plan import Plan, make_plan, read_plan, waves
-from prompt_iml.pipeline.run.schema import SCHEMA_VERSION
+from prompt_iml.pipeline.run.schema import SCHEMA_VERSION, add_incomplete
 from prompt_iml.pipeline.scan.scanner import Part, RowSpec, ScanSpec, highest
 from prompt_iml.pipeline.settings import InputFlags, ScanSettings
 from prompt_iml.pipeline.sources import list_units
@@ -77,7 +77,7 @@ class Totals:
         described = asdict(part)
         self.statuses.update(described.pop("statuses"))
         self.codes.update(described.pop("codes"))
-        self.incomplete |= described.pop("incomplete")
+        add_incomplete(self.incomplete, described.pop("incomplete"))
         self.labels.update(described.pop("labels"))
         self.findings = highest(self.findings + described.pop("findings"))
         self.new_rows += part.rows if described.pop("new") else 0

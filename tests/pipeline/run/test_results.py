@@ -18,7 +18,16 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from prompt_iml.pipeline.run.masks import decode_mask, encode_mask
-from prompt_iml.pipeline.run.schema import SCHEMA, RowWriter, image_id, read_part, read_summary
+from prompt_iml.pipeline.run.schema import (
+    SCHEMA,
+    RowWriter,
+    image_id,
+    merge_parts,
+    read_part,
+    read_summary,
+)
+from prompt_iml.pipeline.scan.scan import Totals
+from prompt_iml.pipeline.scan.scanner import Part
 
 GOLDEN = Path(__file__).with_name("golden_schema_v1.txt")
 REGION = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 12, "mean_score": 0.5, "max_score": 1.0}
@@ -181,6 +190,23 @@ def test_a_part_says_what_of_its_shard_is_lost(
     for each in (row(member="0"), last):
         writer.add(each)
     assert read_summary(writer.close())["incomplete"] == incomplete
+
+
+@pytest.mark.parametrize(
+    ("images", "lost"), [([3, 5, 2], 7), ([-1, 4, -1], 3), ([-1, -1, -1], None)]
+)
+def test_lost_images_of_the_units_of_one_file_are_added(
+    images: list[int], lost: int | None
+) -> None:
+    totals, parts = Totals(), list[bytes]()
+    for number, many in enumerate(images):
+        writer = RowWriter(f"u{number}", "r1", "s.parquet", many)
+        writer.add(row(status="failed"))
+        parts.append(writer.close())
+        incomplete = read_summary(parts[-1])["incomplete"]
+        totals.add(Part("f", 1, 1, "", {}, {}, incomplete, {}, [], new=True))
+    assert totals.incomplete == {"s.parquet": lost}
+    assert read_summary(merge_parts(parts))["incomplete"] == {"s.parquet": lost}
 
 
 @pytest.mark.parametrize("where", [0.3, 0.6, 0.9])
