@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import PurePosixPath
 
-from prompt_iml.engine.errors import EmptySource
+from prompt_iml.engine.errors import EmptySource, OutputNotWritable
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.detect.detector import finding
@@ -37,7 +37,7 @@ from prompt_iml.pipeline.units import Sample, Unit
 MANY = 200  # images after which storing the results is advised
 NOT_PRINTED = ["mask_rle", "heatmap_png", "run_id"]
 OVERLAY_QUALITY = 90
-NAME_CHARACTERS = 100
+NAME_BYTES = 150  # of an overlay's name; file systems allow 255 with its endings
 
 
 @dataclass(slots=True)
@@ -46,13 +46,13 @@ class Counts:
 
     Attributes:
         statuses, codes, labels: images by status, by error code, by label.
-        incomplete: shards that could not be read to their end.
+        incomplete: URIs of the shards that could not be read to their end.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
-    incomplete: int = 0
+    incomplete: set[str] = field(default_factory=set)
 
     def add(self, row: Row) -> None:
         """Count one row."""
@@ -68,7 +68,7 @@ class Counts:
             **{name: self.statuses[name] for name in ("ok", "failed", "skipped")},
             "codes": dict(self.codes),
             "labels": dict(self.labels),
-            "incomplete": self.incomplete,
+            "incomplete": len(self.incomplete),
             "failure_rate": failed / (ok + failed) if ok + failed else 0.0,
         }
 
@@ -128,11 +128,16 @@ def print_verdicts(settings: ScanSettings) -> Json:
 
 
 def _samples(maker: RowMaker, units: Iterable[Unit], counts: Counts) -> Iterator[Sample]:
-    """Yield the images of units; count the shards that break off."""
+    """Yield the images of units; note the shards that break off or lack images, as a run does."""
     for unit in units:
+        count, broke_off = 0, False
         for sample in maker.samples(unit):
-            counts.incomplete += unit.kind != "objects" and sample.member is None
+            count += 1
+            broke_off |= sample.member is None
             yield sample
+        expected = min(unit.images, unit.limit) if unit.limit >= 0 else unit.images
+        if unit.kind != "objects" and (broke_off or count < expected):
+            counts.incomplete.add(unit.uri)
 
 
 def _print(row: Row, as_json: bool) -> None:
@@ -165,12 +170,17 @@ class Overlays:
     def write(self, found: Result) -> None:
         """Write the overlay of a picture. Raises `OutputNotWritable`."""
         shown = encode_jpeg(finding(found, self._spec).overlay(), OVERLAY_QUALITY)
-        storage.write(f"{self._folder}/{self._name(found.row)}", shown)
+        try:
+            storage.write(f"{self._folder}/{self._name(found.row)}", shown)
+        except OutputNotWritable as error:  # of --output, which a verdict has not
+            message = str(error).removesuffix("; choose another --output")
+            raise OutputNotWritable(f"{message}; choose another --overlay") from error
 
     def _name(self, row: Row) -> str:
         """Return a name that no other picture of this command has."""
         stems = [PurePosixPath(part).stem for part in (row["uri"], row["member"] or "")]
-        name = "-".join(stem for stem in stems if stem)[-NAME_CHARACTERS:]
+        whole = "-".join(stem for stem in stems if stem)
+        name = whole.encode("utf-8", "replace")[-NAME_BYTES:].decode("utf-8", "ignore")
         self._names[name] += 1
         number = f"-{self._names[name]}" if self._names[name] > 1 else ""
         return f"{name}-overlay{number}.jpg"

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -109,6 +111,34 @@ def test_overlays_are_upright_and_only_of_pictures_with_a_mask(folder: Path) -> 
     assert sorted(path.name for path in Path("seen").iterdir()) == names
     with Image.open("photos/forged.jpg") as stored, Image.open(f"seen/{names[1]}") as shown:
         assert shown.size == stored.size[::-1]
+
+
+def test_rows_lost_in_a_parquet_file_are_a_failure(folder: Path) -> None:
+    image = (folder / "other.png").read_bytes()
+    images = [image + b"%d" % n for n in range(6)]
+    pq.write_table(pa.table({"image": images}), "a.parquet", row_group_size=2, compression="zstd")
+    at = pq.read_metadata("a.parquet").row_group(1).column(0).data_page_offset
+    file = bytearray(Path("a.parquet").read_bytes())
+    file[at : at + 20] = b"\x55" * 20
+    Path("a.parquet").write_bytes(file)
+    null = str(write_null_model(folder.parent / "model"))
+    assert main(["scan", "a.parquet", "--model", null, "--max-failure-rate", "0.5"]) == 3
+    intact = ["scan", "a.parquet", "--limit", "2", "--model", null]
+    assert main(intact) == 0
+
+
+def test_an_overlay_of_a_long_name_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = folder / f"{83 * chr(0x753B)}.jpg"
+    (folder / "forged.jpg").rename(long)
+    assert main(["scan", str(long), "--overlay", "seen"]) == 0
+    (overlay,) = Path("seen").iterdir()
+    assert overlay.name == f"{50 * chr(0x753B)}-overlay.jpg"
+    overlay.unlink()
+    overlay.mkdir()
+    assert main(["scan", str(long), "--overlay", "seen"]) == 2
+    assert re.search("choose another --overlay$", capsys.readouterr().err.strip())
 
 
 def test_a_reader_that_has_enough_is_no_error(folder: Path) -> None:
