@@ -63,6 +63,7 @@ class Source:
         uri: URI of the file, or of the folder to list.
         file: reference to the file; None for a folder.
         starts, pattern: for a glob, the prefix of names to list and the pattern of URIs to take.
+        levels: for a glob, the patterns of the names of folders at each depth; empty for any.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Source:
     file: ObjectRef | None = None
     starts: str = ""
     pattern: re.Pattern[str] | None = None
+    levels: tuple[re.Pattern[str], ...] = ()
 
 
 def resolve(name: str) -> Source:
@@ -112,7 +114,7 @@ def entries_of(
             yield from _expand(source.file, kind, trust_lists)
             return
         matches = 0
-        for ref in list_objects(source.uri, is_hidden, source.starts):
+        for ref in list_objects(source.uri, is_hidden, source.starts, source.levels):
             if source.pattern is None or source.pattern.match(ref.uri):
                 matches += 1
                 yield from _expand(
@@ -143,9 +145,12 @@ def _glob(name: str, uri: str, wildcard: int) -> Source:
     folder, _, starts = uri[:wildcard].rpartition("/")
     try:
         pattern = re.compile(f"{glob_translate(uri)}|{glob_translate(f'{uri}/**')}")
+        parts = uri.removeprefix(f"{folder}/").split("/")
+        levels = [] if "**" in parts else [re.compile(glob_translate(part)) for part in parts]
     except ValueError as error:
         raise UsageError(f"{storage.display_name(name)}: {error}") from error
-    return Source(name, folder if folder != "file://" else "file:///", None, starts, pattern)
+    root = folder if folder != "file://" else "file:///"
+    return Source(name, root, None, starts, pattern, tuple(levels))
 
 
 def _expand(ref: ObjectRef, kind: Kind, trust_lists: bool) -> Iterator[Entry]:

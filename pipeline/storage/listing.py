@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -28,7 +29,10 @@ _Identity = tuple[int, int]  # device and inode
 
 
 def list_objects(
-    folder: str, skip: Skip = lambda name: False, starts: str = ""
+    folder: str,
+    skip: Skip = lambda name: False,
+    starts: str = "",
+    levels: Sequence[re.Pattern[str]] = (),
 ) -> Iterator[ObjectRef]:
     """Yield every file below a folder, or object below a prefix.
 
@@ -41,13 +45,15 @@ def list_objects(
         skip: called with the name of a file or folder (without its parents); True skips it and
             all below it.
         starts: prefix of the names below the folder that are listed.
+        levels: patterns of the names of the folders at each depth; of a local folder, others are
+            passed over, as are those without the prefix: they need not be readable.
 
     Raises:
         FetchError: the folder, or a folder below it, cannot be listed, or links lead to it in too
             many ways.
     """
     if storage.is_local(folder):
-        return _list_local(folder, skip, starts)
+        return _list_local(folder, skip, starts, levels)
     if storage.is_s3(folder):
         return _list_s3(folder, skip, starts)
     if storage.is_web(folder):
@@ -55,16 +61,30 @@ def list_objects(
     return _list_remote(folder, skip, starts)
 
 
-def _list_local(folder: str, skip: Skip, starts: str) -> Iterator[ObjectRef]:
+def _list_local(
+    folder: str, skip: Skip, starts: str, levels: Sequence[re.Pattern[str]]
+) -> Iterator[ObjectRef]:
     root = storage.local_path(folder)
     beginning = str(root / starts)
-    for path in _walk(str(root), skip):
-        if path.startswith(beginning):
-            yield _local_ref(path)
+
+    def passed_over(entry: _Entry, depth: int) -> bool:
+        name = os.fsdecode(entry.key.rstrip(b"/"))
+        if not entry.key.endswith(b"/"):
+            return not entry.path.startswith(beginning) or skip(name)
+        path = f"{entry.path}/"
+        is_on_way = path.startswith(beginning) or beginning.startswith(path)
+        is_level = depth >= len(levels) or levels[depth].match(name)
+        return not (is_on_way and is_level) or skip(name)
+
+    return map(_local_ref, _walk(str(root), passed_over))
 
 
-def _walk(folder: str, skip: Skip) -> Iterator[str]:
+def _walk(folder: str, passed_over: Callable[[_Entry, int], bool]) -> Iterator[str]:
     """Yield the paths of everything but folders; links are followed.
+
+    Args:
+        folder: path to begin at.
+        passed_over: called with an entry and its depth, 0 in `folder`.
 
     Raises:
         FetchError: a folder cannot be listed, or links lead to it in too many ways.
@@ -77,7 +97,7 @@ def _walk(folder: str, skip: Skip) -> Iterator[str]:
         entry = next(open_folders[here], None)
         if entry is None:
             del open_folders[here]
-        elif skip(os.fsdecode(entry.key.rstrip(b"/"))):
+        elif passed_over(entry, len(open_folders) - 1):
             continue
         elif not entry.key.endswith(b"/"):
             yield entry.path

@@ -279,6 +279,32 @@ def test_locals_are_in_the_order_of_keys(store: Store) -> None:
     ] == names
 
 
+@pytest.mark.parametrize(
+    ("pattern", "listed", "names"),
+    [
+        ("2024*/*.jpg", ["in", "in/2024-1", "in/2024-2"], ["2024-1/a.jpg", "2024-2/c.jpg/d.jpg"]),
+        ("*.jpg", ["in"], ["b.jpg"]),
+        ("*/x/*.jpg", ["in", "in/2024-1", "in/2024-2", "in/old"], ["2024-1/x/e.jpg"]),
+        ("2024-[1]", ["in", "in/2024-1"], ["2024-1/a.jpg", "2024-1/x/e.jpg"]),
+        ("2024-1*/**/e.jpg", ["in", "in/2024-1"], ["2024-1/x/e.jpg"]),
+    ],
+)
+def test_a_glob_lists_only_folders_on_its_way(
+    pattern: str, listed: list[str], names: list[str], folder: Folder, monkeypatch: Any
+) -> None:
+    """Others need not be readable: each disk has a lost+found."""
+    for name in ("2024-1/a.jpg", "b.jpg", "2024-2/c.jpg/d.jpg", "2024-1/x/e.jpg", "old/f.jpg"):
+        folder.put(f"in/{name}", b"data")
+    seen: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: seen.append(str(path)) or scandir(path))
+    found = [s.uri for s in scan(f"{folder.uri}/in/{pattern}")]
+    assert sorted(found) == [f"{folder.uri}/in/{name}" for name in names]
+    assert {os.path.relpath(path, folder.path) for path in seen} >= set(listed)
+    others = {"in/2024-1", "in/2024-2", "in/old"} - set(listed)
+    assert not others & {os.path.relpath(path, folder.path) for path in seen}
+
+
 # Listing S3.
 
 
