@@ -8,6 +8,7 @@ from prompt_iml.engine.errors import MissingDependency, UsageError
 from prompt_iml.engine.model.folder import Model
 from prompt_iml.engine.runtimes.protocol import PACKAGES, Engine
 
+PRECISIONS = ("auto", "float32", "bfloat16")
 DEFAULT = "openvino"  # the fastest on a CPU, by measurement
 
 
@@ -21,6 +22,8 @@ def check_engine(kind: str, precision: str = "auto") -> None:
     kind = _resolve(kind)
     if kind not in PACKAGES:
         raise UsageError(f"no engine {kind}: use one of auto, {', '.join(PACKAGES)}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"no precision {precision}: use one of {', '.join(PRECISIONS)}")
     if precision != "auto" and kind != "openvino":
         raise UsageError(f"precision {precision} can be chosen for engine openvino, not for {kind}")
     if find_spec(kind) is None:

@@ -35,7 +35,8 @@ class Detector:
         max_pixels: pictures with more pixels are refused before decoding, at 11 bytes a pixel.
 
     Raises:
-        UsageError: the model or the engine is not there; the message says what to do.
+        UsageError: the model or the engine is not there, or a number is out of range; the message
+            says what to do.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class Detector:
         closer_look: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}: give 1 or more")
         opened = load_model(model).looking_closer(closer_look)
         self._spec = RowSpec(
             model=opened.reference,

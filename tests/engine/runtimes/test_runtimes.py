@@ -150,6 +150,8 @@ def test_bfloat16_is_refused_where_it_cannot_be(
 ) -> None:
     with pytest.raises(UsageError, match="not for onnxruntime"):
         check_engine("onnxruntime", "bfloat16")
+    with pytest.raises(UsageError, match="no precision bf16: use one of auto, float32, bfloat16"):
+        check_engine("auto", "bf16")
     monkeypatch.setattr(OpenVinoEngine, "_capabilities", lambda _: ["FP32"])
     with pytest.raises(UsageError, match="no bfloat16"):
         open_engine(model, precision="bfloat16")

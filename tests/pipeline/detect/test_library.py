@@ -107,6 +107,13 @@ def test_other_arrays_are_refused(detector: Detector, shape: tuple[int, ...], ki
         detector.detect(np.zeros(shape, kind))
 
 
+def test_values_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UsageError, match="threads is 0"):
+        Detector(threads=0)
+    with pytest.raises(UsageError, match="no precision bf16"):
+        Detector(precision="bf16")
+
+
 def test_one_picture_is_not_several(detector: Detector) -> None:
     with pytest.raises(UsageError, match="use detect"):
         detector.detect_many("photo.jpg")
