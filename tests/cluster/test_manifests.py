@@ -219,6 +219,21 @@ def test_entrypoints_are_commands_of_ours(document: Document) -> None:
     assert str(settings.model_dump()["output"]).startswith("s3://")
 
 
+@pytest.mark.parametrize("document", [e for e in RAY if "RayJob" in str(e.id)])
+def test_the_log_of_a_scan_names_its_units(document: Document) -> None:
+    """The alert of a stuck unit says so; actors log units as JSON only."""
+    assert "--log json" in document["spec"]["entrypoint"]
+
+
+@pytest.mark.parametrize("document", [e for e in RAY if str(e.id).startswith("dev-")])
+def test_in_dev_all_of_ray_has_the_keys_of_the_bucket_and_fits(document: Document) -> None:
+    (head,), (workers,) = found(document, "headGroupSpec"), found(document, "workerGroupSpecs")
+    for group in (head, *workers):
+        container = group["template"]["spec"]["containers"][0]
+        assert {"secretRef": {"name": "bucket-keys"}} in container["envFrom"]
+        assert int(container["resources"]["limits"]["memory"].removesuffix("Gi")) <= 4
+
+
 @pytest.mark.parametrize("document", SERVICES)
 def test_a_service_runs_an_application_of_ours(document: Document) -> None:
     """Ray Serve accepts the config, and there is a worker for each replica."""
