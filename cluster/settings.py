@@ -67,8 +67,12 @@ class TrainingFlags(AccessFlags, RayFlags):
     def check(self) -> None:
         """Check that the photographs and the output's parent exist, and read the autoencoders."""
         from prompt_iml.pipeline.checks import check_output, find_folder
+        from prompt_iml.pipeline.storage import storage
 
         super().check()
+        uri = storage.canonical(self.output)
+        if not storage.is_local(uri) and not storage.is_s3(uri):  # what Ray Train is given
+            raise UsageError(f"--output {self.output}: use a local folder or s3://bucket/key")
         find_folder(self.photos)
         if self.autoencoders:  # whose module imports torch, which takes seconds
             from prompt_iml.cluster.pretraining.autoencoder import read_autoencoders
@@ -232,6 +236,8 @@ class EndpointSettings(RegistryFlags, LookFlags, LimitFlags):
         for host in hosts:
             if not re.fullmatch(HOST, host):
                 raise UsageError(f"--url-hosts {host}: give the name of a host, such as a.example")
+            if not 1 <= int(host.partition(":")[2] or 443) <= 65535:
+                raise UsageError(f"--url-hosts {host}: give a port from 1 to 65535")
         return hosts
 
 

@@ -25,7 +25,7 @@ def packed(folder: str | None) -> Iterator[Path | None]:
 
     Raises:
         MissingInput: there is no such folder.
-        UsageError: it is larger than `MAX_BYTES`.
+        UsageError: it is larger than `MAX_BYTES`, or the name of a file is not UTF-8.
     """
     if folder is None:
         yield None
@@ -67,7 +67,16 @@ def _is_uploaded(name: str) -> bool:
 
 
 def _log_files(root: Path, files: list[Path]) -> None:
-    """Log the files to upload; raises `UsageError`, with the largest, above `MAX_BYTES`."""
+    """Log the files to upload; raises `UsageError` as `packed`, with the largest files."""
+    for path in files:
+        name = str(path.relative_to(root))
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # which no zip file can hold
+            shown = name.encode(errors="backslashreplace").decode()
+            raise UsageError(
+                f"--working-dir {root}: the name of {shown} is not UTF-8: rename it"
+            ) from None
     sizes = {path: path.stat().st_size for path in files}
     total = sum(sizes.values())
     if total > MAX_BYTES:

@@ -150,8 +150,11 @@ def start_network(settings: TrainSettings) -> PromptIML:
     """Return the network at the start of training: random, from a weights file or from a model.
 
     Raises:
-        UsageError: `start`, `semantic_weights` or `prompt_set` cannot be read or does not fit.
+        UsageError: `start`, `semantic_weights` or `prompt_set` cannot be read or does not fit, or
+            there is no such `preset`.
     """
+    if settings.preset not in PRESETS:
+        raise UsageError(f"no --preset {settings.preset}: use one of {', '.join(PRESETS)}")
     torch.manual_seed(settings.seed)
     config, tensors = PRESETS[settings.preset], None
     if settings.prompts is not None:

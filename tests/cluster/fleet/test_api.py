@@ -241,7 +241,8 @@ def test_schemathesis_finds_nothing(client: Client, tmp_path: Path) -> None:
     assert "Fuzzing" in attack.stdout
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "10.1", "[::1]", "https://a.example", "a_b", ""])
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.1", "[::1]", "https://a.example", "a_b", "",
+                                  "a.example:0", "a.example:99999"])  # fmt: skip
 def test_what_is_no_name_of_a_host_is_refused(host: str) -> None:
     with pytest.raises(UsageError, match="--url-hosts"):
         EndpointSettings(url_hosts=[host])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -208,6 +209,13 @@ def test_what_links_lead_to_is_uploaded_once_by_their_name(tmp_path: Path) -> No
         assert package
         names = zipfile.ZipFile(package).namelist()
     assert names == ["package/__init__.py", "package/part/module.py"]
+
+
+def test_a_file_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"caf\\udce9\.txt is not UTF-8"), packed(str(tmp_path)):
+        pass
 
 
 def test_a_large_working_directory_is_refused(

@@ -166,6 +166,19 @@ def test_a_model_keeps_its_shape_without_add_new_parts(
     assert (start_network(settings).config.stem_blocks == 3) == add
 
 
+def test_an_unknown_preset_is_refused_with_the_names() -> None:
+    settings = TrainSettings(photos="-", output="-", preset="prompt-iml-mikro")
+    with pytest.raises(UsageError, match=r"prompt-iml-mikro: use one of .*prompt-iml-micro"):
+        start_network(settings)
+
+
+@pytest.mark.parametrize("output", ["gs://bucket/run", "az://bucket/run"])
+def test_a_training_in_another_store_than_s3_is_refused(tmp_path: Path, output: str) -> None:
+    settings = TrainSettings(photos=str(tmp_path), output=output)
+    with pytest.raises(UsageError, match=f"--output {output}: use a local folder or s3://"):
+        settings.check()
+
+
 def test_crops_change_tones_and_are_blended() -> None:
     """Some flat crops are blended with crops that have an edge, and show it."""
     crops = np.full((40, 16, 16, 3), 128, np.uint8)
