@@ -44,6 +44,7 @@ class Tally:
     def __init__(self) -> None:
         self._done = Done()
         self._begun: Counter[str] = Counter()
+        self._at: dict[str, Counter[tuple[int, bool]]] = {}
 
     def begin(self, unit_id: str) -> int:
         """Record that an actor begins a unit; return the number that began and did not end it."""
@@ -53,6 +54,23 @@ class Tally:
     def end(self, unit_id: str) -> None:
         """Record that the unit is committed."""
         del self._begun[unit_id]
+        self._at.pop(unit_id, None)
+
+    def begin_image(self, unit_id: str, done: int, is_image: bool) -> int:
+        """Record that a process begins an image of a unit (True), or reads the next one (False).
+
+        Args:
+            done: images of the unit that are done.
+
+        Returns:
+            How many processes ended there before, and none behind it.
+        """
+        known = self._at.get(unit_id, Counter())
+        # What a process got past was no cause of the deaths there.
+        counts = Counter({place: count for place, count in known.items() if place[0] >= done})
+        counts[done, is_image] += 1
+        self._at[unit_id] = counts
+        return counts[done, is_image] - 1 - (0 if is_image else counts[done, True])
 
     def add(self, more: Done) -> None:
         """Add the work of an actor since its last report."""

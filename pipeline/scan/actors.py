@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError, UserCodeException
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prompt_iml.engine.errors import PromptImlError, UsageError
 from prompt_iml.pipeline.logs import configure, log
@@ -77,7 +79,8 @@ class ScanActor:
         one row and an unrelated crash only some seconds."""
         unit = unit_from_json(planned.unit)
         deaths = self._begin(planned.unit_id)
-        rows_of = isolated_rows if deaths else None
+        begun = partial(self._begin_image, planned.unit_id)
+        rows_of = partial(isolated_rows, begun=begun) if deaths else None
         self._of_unit, started = 0, time.monotonic()
         log("begun", unit=planned.unit_id, uri=storage.display_name(unit.uri), deaths=deaths)
         part = self._scanner.scan(planned.unit_id, unit, self._tick, rows_of)
@@ -92,6 +95,14 @@ class ScanActor:
     def _begin(self, unit_id: str) -> int:
         try:
             deaths: int = ray.get(self._tally.begin.remote(unit_id), timeout=TALLY_SECONDS)
+        except RayError:
+            return 0
+        return deaths
+
+    def _begin_image(self, unit_id: str, done: int, is_image: bool) -> int:
+        begun = self._tally.begin_image.remote(unit_id, done, is_image)
+        try:
+            deaths: int = ray.get(begun, timeout=TALLY_SECONDS)
         except RayError:
             return 0
         return deaths
@@ -148,8 +159,14 @@ def _fitting(resources: Mapping[str, float], gpus: float) -> int:
 
 @contextmanager
 def shared_tally() -> Iterator[Any]:
-    """Run a `Tally` on the cluster that takes no CPU from the scan."""
-    tally: Any = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote()
+    """Run a `Tally` beside the driver that takes no CPU from the scan.
+
+    On a node that an image kills, it would forget how often.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    beside = NodeAffinitySchedulingStrategy(here, soft=True)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": beside}
+    tally: Any = ray.remote(**options)(Tally).remote()
     try:
         yield tally
     finally:

@@ -1,13 +1,15 @@
 """Scan of a unit, image by image, in a child process, to find an image that kills it.
 
     actor ------ spec, unit, how many images are done -----> child
-          <- ready, fetch, begin ROW, decode, infer, done ROW, end -
+          <- ready, fetch, begin ROW (go), decode, infer, done ROW, end -
 
 A unit during which an actor died is scanned by a child of the next actor. When children repeatedly
 die or time out at the same image, it gets a failed row (`crashed`, `timeout`, `out_of_memory`), and
 the next child continues after it. So does an object that cannot be read in time; a shard, or what
-is left of the unit after two such objects in a row, cannot be read further. Rows travel as Arrow:
-data from a process that read a hostile image is never unpickled.
+is left of the unit after two such objects in a row, cannot be read further. Where memory runs out
+the system may kill the actor with its child, or the whole container, so deaths are also counted
+outside, by `Begun`. Rows travel as Arrow: data from a process that read a hostile image is never
+unpickled.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
@@ -42,9 +44,19 @@ KILLS = 4  # by the system, or between two images: a node that shuts down kills,
 START_SECONDS = 600  # to load the engine
 PR_SET_PDEATHSIG = 1
 
+# Records that an image (True) or the reading before it (False) begins, by the number of images that
+# are done, and returns how many processes ended there before.
+Begun = Callable[[int, bool], int]
+TOGETHER = "the actor died with it each time, as where the memory of a container runs out"
 
-def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
+
+def isolated_rows(
+    spec: RowSpec, unit: Unit, begun: Begun = lambda done, is_image: 0
+) -> Iterator[Row]:
     """Yield one row for every image of the unit, even if an image kills the process.
+
+    Args:
+        begun: counts what an actor's own death would make it forget.
 
     Raises:
         PromptImlError: a child cannot load the engine.
@@ -55,7 +67,7 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
     while True:
         child = Child(spec, unit, done)
         try:
-            for row in child.rows():
+            for row in child.rows(begun):
                 done, deaths, is_stuck = done + 1, 0, False
                 left.pop(row.get("member"), None)
                 yield row
@@ -68,7 +80,7 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
             continue
         if not child.ready:
             raise PromptImlError(f"a child process cannot scan: {child.death}")
-        at = child.at or (None if is_stuck else _stuck_at(unit, done, child.death))
+        at = child.at or (None if is_stuck or child.refused else _stuck_at(unit, done, child.death))
         if at is None:
             yield from _unread(unit, done, left, child.death)
             return
@@ -79,6 +91,8 @@ def isolated_rows(spec: RowSpec, unit: Unit) -> Iterator[Row]:
 
 def _deaths_allowed(child: Child) -> int:
     """Return the consecutive deaths after which the image, or its source, gets a failed row."""
+    if child.refused:
+        return 1
     is_kill = isinstance(child.death, OutOfMemory)
     if not child.ready and not is_kill:
         return 1
@@ -112,13 +126,14 @@ class Child:
         death: cause of its end before the end of the unit; None if it reached the end.
         at: known columns of the row of the current image; None between images.
         ready: whether it has loaded the engine.
+        refused: whether the current image may not begin, or reading may not go on.
     """
 
     def __init__(self, spec: RowSpec, unit: Unit, done: int) -> None:
         self.death: Fatal | None = None
         self.at: Row | None = None
-        self.ready = False
-        self._spec = spec
+        self.ready = self.refused = False
+        self._spec, self._done = spec, done
         self._line, theirs = Pipe()
         self._process = subprocess.Popen(
             # -P: nothing is imported from the working folder, which may be the one that is scanned.
@@ -134,20 +149,32 @@ class Child:
         with suppress(OSError):  # the process has died: `rows` finds the cause
             self._line.send_bytes(json.dumps(job).encode())
 
-    def rows(self) -> Iterator[Row]:
-        """Yield rows as they are done, until the end of the unit or of the process."""
+    def rows(self, begun: Begun) -> Iterator[Row]:
+        """Yield rows as they are done, until the end of the unit or of the process, or until too
+        many processes ended where this one is."""
         stage = "start"
         try:
+            self._begin(begun, is_image=False)
             while (word := self._word(stage)) != "end":
                 stage, self.ready = word, True
                 if word == "begin":
-                    self.at = row_of(self._receive())
+                    self.at, stage = row_of(self._receive()), "decode"
+                    self._begin(begun, is_image=True)
+                    with suppress(OSError):  # it has died: the next word says so
+                        self._line.send_bytes(b"go")
                 elif word == "done":
                     self.at = None
+                    self._done += 1
                     yield row_of(self._receive())
+                    self._begin(begun, is_image=False)
         except Fatal as death:
             death.stage = stage if self.at else "fetch"
             self.death = death
+
+    def _begin(self, begun: Begun, *, is_image: bool) -> None:
+        if begun(self._done, is_image) >= KILLS:
+            self.refused = True
+            raise OutOfMemory(TOGETHER)
 
     def stop(self) -> None:
         """Kill the process, if it has not ended."""
@@ -248,6 +275,7 @@ def main() -> None:
     line.send("ready")
     for sample in islice(maker.samples(unit), job["done"], None):
         line.send("begin", identity(sample))
+        connection.recv_bytes()
         for row in maker.rows([sample]):
             line.send("done", row)
     line.send("end")

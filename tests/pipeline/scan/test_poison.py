@@ -19,7 +19,8 @@ from PIL import Image
 
 from prompt_iml.engine.errors import PromptImlError
 from prompt_iml.engine.model.folder import load_model
-from prompt_iml.pipeline.scan.isolated import cause_of, isolated_rows
+from prompt_iml.pipeline.monitoring.progress import Tally
+from prompt_iml.pipeline.scan.isolated import KILLS, cause_of, isolated_rows
 from prompt_iml.pipeline.scan.scan import row_spec
 from prompt_iml.pipeline.scan.watchdog import EXIT_STUCK
 from prompt_iml.pipeline.settings import ScanSettings
@@ -255,6 +256,52 @@ def test_a_process_killed_while_it_loads_is_started_again(
     rows = list(isolated_rows(row_spec(settings, model), unit))
     assert [row["status"] for row in rows] == ["ok"]
     assert killed == [-signal.SIGKILL] * 2
+
+
+@pytest.mark.parametrize(
+    ("poison", "row"),
+    [("", {"error_code": "out_of_memory", "error_stage": "decode"}), ("hang", {"member": None})],
+)
+def test_what_kills_the_actor_with_its_child_is_not_tried_without_end(
+    poison: str,
+    row: dict[str, Any],
+    photographs: dict[str, bytes],
+    environment: dict[str, str],
+    tar_of: TarOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each actor dies at the second image, or while it is read, as where a container is killed."""
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    healthy = small_jpeg(photographs["astronaut.jpg"])
+    second = healthy + (b"POISON:" + poison.encode() if poison else b"")
+    (tmp_path / "s.tar").write_bytes(tar_of({"1.jpg": healthy, "2.jpg": second, "3.jpg": healthy}))
+    model = load_model(str(write_null_model(tmp_path / "model")))
+    settings = ScanSettings(inputs=["in"], output="out", read_timeout=60)
+    (unit,) = list_units([str(tmp_path / "s.tar")], images_per_unit=4)
+    tally = Tally()
+
+    class ActorDied(BaseException):
+        pass
+
+    def begun(done: int, is_image: bool) -> int:
+        deaths = tally.begin_image("unit", done, is_image)
+        if done == 1 and is_image != bool(poison) and deaths < KILLS:
+            raise ActorDied
+        return deaths
+
+    deaths = 0
+    while deaths <= KILLS:
+        try:
+            rows = list(isolated_rows(row_spec(settings, model), unit, begun))
+            break
+        except ActorDied:
+            deaths += 1
+    assert deaths == KILLS
+    codes = [each.get("error_code", "ok") for each in rows]
+    assert codes == (["ok", "out_of_memory"] if poison else ["ok", "out_of_memory", "ok"])
+    failed = rows[1]
+    assert {name: failed.get(name) for name in row} == row
 
 
 def test_without_an_engine_nothing_is_called_poison(tmp_path: Path) -> None:
