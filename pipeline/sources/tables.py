@@ -31,6 +31,7 @@ ROWS_TRIED = 10
 MAX_LINE = 1 << 20  # characters; the rest of a longer line counts as another
 _HEAD_BYTES = 512
 _JSON = "{"
+_URL = "https://"
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a surrogate pair; others stand for bytes
 
 csv.field_size_limit(MAX_LINE)  # of the process: a cell may hold a mask or an embedding
@@ -136,7 +137,8 @@ def layout_of(lines: Sequence[str], exists: Callable[[str], bool]) -> Layout | N
     """Find the names in a table by its first lines that are not blank; None without any.
 
     In order: JSON lines, a header with one of `URI_COLUMNS`, whole lines of which one exists, a
-    column of names, whole lines that are URIs or have the extensions of images or shards.
+    column of URLs, whole lines of which one begins as a URL, a column of names, whole lines that
+    are URIs or have the extensions of images or shards.
 
     Args:
         lines: the first lines.
@@ -149,7 +151,12 @@ def layout_of(lines: Sequence[str], exists: Callable[[str], bool]) -> Layout | N
         column, id_column, delimiter = header
         return Layout(delimiter, column, id_column, skipped + 1, is_known=True)
     tried = [line.strip() for line in lines[:ROWS_TRIED]]
-    if any(map(exists, tried)):
+    others = [line for line in tried if not line.startswith(_URL)]
+    if any(map(exists, others)):
+        return Layout()
+    if found := next(filter(None, (_by_urls(tried, mark) for mark in "\t;, ")), None):
+        return found
+    if len(others) < len(tried):
         return Layout()
     for delimiter in "\t;, ":
         if found := _by_names([_cells(line, delimiter) for line in tried], delimiter):
@@ -294,6 +301,35 @@ def _by_names(rows: list[list[str]], delimiter: str) -> Layout | None:
         if _are_names(names):
             return Layout(delimiter, column, header_lines=0 if _is_name(names[0]) else 1)
     return None
+
+
+def _by_urls(lines: list[str], delimiter: str) -> Layout | None:
+    """Return the layout with a column of URLs; None without any, or where it may be no column.
+
+    No URL has a tab in it. Other delimiters it may have: there the cell must end as a name does,
+    and no other cell may be one, as in `https://server/w_300,h_200/a.jpg`.
+    """
+    rows = [_cells(line, delimiter) for line in lines]
+    widths = {len(row) for row in rows}
+    is_tab = delimiter == "\t"
+    if max(widths, default=0) < 2 or not (is_tab or len(widths) == 1):
+        return None
+    cells = [[cell.strip() for cell in column] for column in zip(*rows, strict=False)]
+    urls = [at for at, texts in enumerate(cells) if _are_urls(texts, are_names=not is_tab)]
+    names = [at for at, texts in enumerate(cells) if _are_names(texts)]
+    if not urls or not (is_tab or urls == names):
+        return None
+    column = urls[0]
+    return Layout(delimiter, column, header_lines=0 if cells[column][0].startswith(_URL) else 1)
+
+
+def _are_urls(texts: list[str], *, are_names: bool) -> bool:
+    """Return whether all are URLs, or such without a query; the first may be a header."""
+    rows = texts[1:] if len(texts) > 1 and not texts[0].startswith(_URL) else texts
+    return all(
+        text.startswith(_URL) and (not are_names or (_is_name(text) and not set("?#") & set(text)))
+        for text in rows
+    )
 
 
 def _are_names(texts: list[str]) -> bool:

@@ -530,6 +530,37 @@ def test_a_list_is_read_as_people_write_it(
     assert {s.content_id for s in samples} == ({"7"} if name == "rows.jsonl" else {None})
 
 
+A, B = "https://e.org/a.jpg", "https://e.org/b.jpg"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [f"{A}\tcat", f"{B}\t"], [f"cat\t{A}", f"dog\t{B}"], [f"{A}\t{A}", f"{B}\t{B}"],
+        [f"{A},1", f"{B},0"], [f"{A};1;cat", f"{B};0;dog"], [f"{A} 0", f"{B} 1"],
+        ["Image URL,caption", f"{A},a cat", f"{B},a dog"], [f"1,{A}", f"0,{B}"], [A, B],
+    ],
+)  # fmt: skip
+def test_a_table_of_urls_without_a_known_header(rows: list[str], folder: Folder) -> None:
+    (unit,) = units(folder.put("list.txt", lines(*rows)))
+    assert [ref.uri for ref in unit.objects] == [A, B]
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ["https://e.org/w_300,h_200/a.jpg", "https://e.org/w_300,h_200/b.jpg"],
+        ["https://e.org/w_300,h_200/0a", "https://e.org/w_300,h_200/0b"],
+        ["https://e.org/a.jpg?size=1,2", "https://e.org/b.jpg?size=1,2"],
+        ["https://e.org/a;1", "https://e.org/b.jpg"],
+        ["https://e.org/a.jpg,1", "https://e.org/b.jpg"],
+    ],
+)
+def test_a_comma_in_a_url_divides_no_list_of_urls(urls: list[str], folder: Folder) -> None:
+    (unit,) = units(folder.put("list.txt", lines(*urls)))
+    assert [ref.uri for ref in unit.objects] == urls
+
+
 def test_the_first_entries_of_a_list_may_be_gone(folder: Folder) -> None:
     folder.put("in/0.jpg", b"data")
     gone = [f"in/gone{n}.jpg" for n in range(12)]
