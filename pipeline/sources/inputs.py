@@ -28,6 +28,7 @@ from prompt_iml.pipeline.sources.names import (
     is_unread_archive,
     kind_of_name,
 )
+from prompt_iml.pipeline.sources.own import OwnFiles
 from prompt_iml.pipeline.sources.parquet import base64_column, column_of_images, open_parquet
 from prompt_iml.pipeline.sources.tables import decoded_head
 from prompt_iml.pipeline.sources.tar import is_archive
@@ -103,6 +104,8 @@ def entries_of(
 ) -> Iterator[Entry]:
     """Yield the files of an input, in the order of `list_objects` or of the list.
 
+    What our commands wrote into an output at or below a folder is passed over.
+
     Raises:
         MissingInput: the input does not exist, or no name matches it.
         CredentialsFailed: the store refuses to list or read the input.
@@ -113,10 +116,12 @@ def entries_of(
             kind = _kind_of_input(source.file, image_column) if format == "auto" else format
             yield from _expand(source.file, kind, trust_lists)
             return
-        matches = 0
+        matches, own = 0, OwnFiles(source.uri)
         for ref in list_objects(source.uri, is_hidden, source.starts, source.levels):
             if source.pattern is None or source.pattern.match(ref.uri):
                 matches += 1
+                if own.has(ref.uri):
+                    continue
                 yield from _expand(
                     ref, kind_of_name(ref.uri) if format == "auto" else format, trust_lists
                 )

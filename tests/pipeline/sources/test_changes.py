@@ -37,10 +37,20 @@ def test_unchanged_inputs_are_unchanged(store: Store) -> None:
 def test_an_output_in_the_scanned_folder_is_no_change(store: Store) -> None:
     store.put("a.jpg", b"data")
     run, settings = planned(store.uri, output=f"{store.uri}/out")
-    for name in ("out/results/part-1.parquet", "out/report.html", "out/_runs/one/summary.json"):
-        store.put(name, b"data")
+    for name in (
+        *("results/part-1.parquet", "report.html", "_runs/one/summary.json", "exports/coco.json"),
+        *("exports/overlays/in/a.jpg", "exports/images/a.jpg", "reviews/review-1.parquet"),
+    ):
+        store.put(f"out/{name}", b"data")
     assert changed_since(run, settings) == ""
-    store.put("z.jpg", b"data")
+    for name in ("exports/overlays/b.jpg", "out/exports/mine.jpg", "out/results/c.jpg"):
+        store.put(name, b"data")  # not written by a command
+    names = [f"{store.uri}/{name}" for name in ("a.jpg", "exports/overlays/b.jpg")]
+    names += [f"{store.uri}/out/{name}" for name in ("exports/mine.jpg", "results/c.jpg")]
+    (unit,) = list_units([store.uri], images_per_unit=9)
+    assert [ref.uri for ref in unit.objects] == names
+    (overlays,) = list_units([f"{store.uri}/out/exports/overlays"], images_per_unit=9)
+    assert [ref.uri for ref in overlays.objects] == [f"{store.uri}/out/exports/overlays/in/a.jpg"]
     assert changed_since(run, settings)
 
 
