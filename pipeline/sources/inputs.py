@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fsspec.utils import glob_translate
 
@@ -28,7 +29,6 @@ from prompt_iml.pipeline.sources.names import (
     is_unread_archive,
     kind_of_name,
 )
-from prompt_iml.pipeline.sources.own import OwnFiles
 from prompt_iml.pipeline.sources.parquet import base64_column, column_of_images, open_parquet
 from prompt_iml.pipeline.sources.tables import decoded_head
 from prompt_iml.pipeline.sources.tar import is_archive
@@ -40,6 +40,11 @@ from prompt_iml.pipeline.units import ObjectRef
 _WILDCARD = re.compile(r"[*?[]")
 _UNREAD_MAGIC = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+_WRITTEN = re.compile(  # by our commands, into an output
+    r"/(results/part-[^/]+\.parquet$|report\.html$|reviews/review-[^/]+\.parquet$"
+    r"|exports/[^/]+\.(csv|jsonl?|parquet)$|exports/(overlays|masks|images)/)"
+)
+_OUTPUTS_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ def entries_of(
             kind = _kind_of_input(source.file, image_column) if format == "auto" else format
             yield from _expand(source.file, kind, trust_lists)
             return
-        matches, own = 0, OwnFiles(source.uri)
+        matches, own = 0, _OwnFiles(source.uri)
         for ref in list_objects(source.uri, is_hidden, source.starts, source.levels):
             if source.pattern is None or source.pattern.match(ref.uri):
                 matches += 1
@@ -156,6 +161,34 @@ def _glob(name: str, uri: str, wildcard: int) -> Source:
         raise UsageError(f"{storage.display_name(name)}: {error}") from error
     root = folder if folder != "file://" else "file:///"
     return Source(name, root, None, starts, pattern, tuple(levels))
+
+
+class _OwnFiles:
+    """Files that our own commands wrote into the outputs at or below a folder.
+
+    Overlays are no photographs to scan, and a new report is no change of the inputs. A name alone
+    does not decide, because people have folders such as `exports` too: an output has a folder
+    `_runs`, which each scan makes first.
+
+    Args:
+        folder: URI of the folder; what lies in an output above it is scanned like other files.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._start = len(folder)
+        self._is_output = lru_cache(_OUTPUTS_REMEMBERED)(_is_output)
+
+    def has(self, uri: str) -> bool:
+        """Return whether one of our commands wrote the file."""
+        found = _WRITTEN.finditer(uri, self._start)
+        return any(self._is_output(uri[: match.start()]) for match in found)
+
+
+def _is_output(folder: str) -> bool:
+    try:
+        return storage.exists(f"{folder}/_runs")
+    except FetchError:
+        return False
 
 
 def _expand(ref: ObjectRef, kind: Kind, trust_lists: bool) -> Iterator[Entry]:
