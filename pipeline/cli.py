@@ -2,9 +2,9 @@
 
 Exit codes: 0 done, 1 crashed, 2 bad usage or configuration (one line that names the fix), 3 done
 but with more failures than `--max-failure-rate`, problems found by `verify`, nothing stored by
-`build`, or nothing promoted by `retrain`, 130 interrupted by SIGINT or SIGTERM. The last line on
-stdout is a JSON summary, but for `runs`, `top`, `completion` and a scan without an output, whose
-lines are their results; everything else goes to stderr.
+`build`, or nothing promoted by `retrain`, 130 interrupted by SIGINT, SIGTERM or SIGHUP. The last
+line on stdout is a JSON summary, but for `runs`, `top`, `completion` and a scan without an output,
+whose lines are their results; everything else goes to stderr.
 
 Importing this module and parsing a command import neither NumPy nor Ray: a wrong command is
 refused at once.
@@ -19,13 +19,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple, get_args
+from io import TextIOWrapper
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, CliPositionalArg, SettingsError
+from pydantic_settings import CliApp, SettingsError
 
 from prompt_iml.engine.errors import (
     BadCredentials,
@@ -34,8 +35,8 @@ from prompt_iml.engine.errors import (
     PromptImlError,
     UsageError,
 )
-from prompt_iml.pipeline.logs import log, printable
-from prompt_iml.pipeline.parser import did_you_mean, settings_source
+from prompt_iml.pipeline.logs import log, printable, until_closed
+from prompt_iml.pipeline.parser import POSITIONAL, did_you_mean, settings_source
 from prompt_iml.pipeline.settings import (
     SETTINGS_FILE,
     BuildSettings,
@@ -57,7 +58,6 @@ from prompt_iml.pipeline.settings import (
     VerifySettings,
 )
 
-POSITIONAL = get_args(CliPositionalArg[str])[1]  # marks a field
 DONE, CRASHED, USAGE, FAILURES, INTERRUPTED = 0, 1, 2, 3, 130
 
 Outcome = tuple[dict[str, Any] | None, int]
@@ -154,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # saves. Ray does the same in its processes.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper):  # not all of them have every name's characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     if argv in (["--version"], ["-V"]):
         from importlib.metadata import version
 
@@ -165,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _no_command(argv)
     resumes = entry.resumes
     try:
-        with _sigterm_as_sigint():
+        with _interrupted_by_signals():
             settings = parse(name, entry.settings, argv[1:])
             resumes &= bool(getattr(settings, "output", None))
             return run(entry, settings)
@@ -183,21 +185,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{name}: {error}", CRASHED)
     except KeyboardInterrupt:
         again = "resumes" if resumes else "begins again"
-        print(f"interrupted: the same command {again}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"interrupted: the same command {again}", file=sys.stderr)
+        if arguments is None:
+            _end(INTERRUPTED)
         return INTERRUPTED
 
 
+def _end(code: int) -> None:
+    """End the process at once: Python would wait for threads that a store keeps waiting."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 @contextmanager
-def _sigterm_as_sigint() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` on SIGTERM too, with which systems end a job."""
+def _interrupted_by_signals() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` also on SIGTERM, with which systems end a job, and on SIGHUP, with
+    which a terminal that is closed does, unless that is ignored, as under `nohup`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ending = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+    heard = [each for each in ending if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, signal.default_int_handler) for each in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def parse(name: str, settings: type[Command], arguments: list[str]) -> Command:
@@ -232,7 +249,8 @@ def run(entry: Entry, settings: Command) -> int:
         raise _missing(entry, str(error)) from error
     summary, code = entry.outcome(command(settings), settings)
     if summary is not None:
-        print(json.dumps(summary))
+        with until_closed():
+            print(json.dumps(summary))
     return code
 
 

@@ -6,12 +6,18 @@ Scan actors log each unit they begin and end; in text format they log only warni
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from prompt_iml.engine.errors import OutputNotWritable
 
 Format = Literal["text", "json"]
 
@@ -67,6 +73,31 @@ def one_line(message: object) -> str:
     """Return a message, or an error's, with all white space in it as single spaces, and without the
     addresses of Python's objects."""
     return " ".join(_OBJECT.sub("", str(message)).split())
+
+
+@contextmanager
+def until_closed() -> Iterator[None]:
+    """End the block without an error when the reader of stdout, such as `head`, has enough.
+
+    Raises:
+        OutputNotWritable: what stdout leads to is full.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        raise OutputNotWritable("cannot write to stdout: no space is left there") from error
+
+
+def _drop_output() -> None:
+    """Lead stdout nowhere, for what is not flushed yet."""
+    with suppress(OSError, ValueError):  # where it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_json() -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prompt_iml.engine.model.policy import Label
-from prompt_iml.pipeline.logs import one_line, printable
+from prompt_iml.pipeline.logs import one_line, printable, until_closed
 from prompt_iml.pipeline.storage import storage
 
 LABELS: tuple[Label, ...] = ("manipulated", "uncertain", "authentic")
@@ -24,15 +21,6 @@ def print_lines(lines: Iterable[str]) -> None:
     with until_closed():
         for line in lines:
             print(line, flush=True)
-
-
-@contextmanager
-def until_closed() -> Iterator[None]:
-    """End the block without an error when the reader of stdout, such as `head`, has enough."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not flushed
 
 
 def verdict_line(row: Facts) -> str:

@@ -20,10 +20,10 @@ from prompt_iml.engine.errors import EmptySource, OutputNotWritable
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.chosen_model import chosen_model
 from prompt_iml.pipeline.detect.detector import finding
-from prompt_iml.pipeline.detect.lines import counts_line, ending, until_closed, verdict_line
+from prompt_iml.pipeline.detect.lines import counts_line, ending, verdict_line
 from prompt_iml.pipeline.detect.pictures import Result, results
 from prompt_iml.pipeline.images.jpeg import encode_jpeg
-from prompt_iml.pipeline.logs import configure, log
+from prompt_iml.pipeline.logs import configure, log, until_closed
 from prompt_iml.pipeline.run.folder import Json
 from prompt_iml.pipeline.scan.rows import Row
 from prompt_iml.pipeline.scan.scan import choose_prompt_set, row_spec, sliced, units_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -17,7 +16,7 @@ from prompt_iml.pipeline.sources.names import Format
 from prompt_iml.pipeline.sources.parquet import plan_parquet
 from prompt_iml.pipeline.sources.reading import read_unit
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.storage.ordered import in_order
+from prompt_iml.pipeline.storage.ordered import in_order, reading_threads
 from prompt_iml.pipeline.units import ObjectRef, Unit
 
 PLANNING_THREADS = 16
@@ -110,7 +109,7 @@ def _pack(
     scanned: Scanned | None,
 ) -> Iterator[Unit]:
     imageless: list[ObjectRef] = []  # Parquet files, which become plain objects like other files
-    with ThreadPoolExecutor(PLANNING_THREADS) as pool:
+    with reading_threads(PLANNING_THREADS) as pool:
         groups = _groups(_marked(entries, scanned), images_per_unit, scanned)
         plan = partial(_plan, plan_parquet=plan_parquet)
         for units, left in in_order(pool, plan, groups, 2 * PLANNING_THREADS):

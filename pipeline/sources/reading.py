@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
@@ -27,7 +26,7 @@ from prompt_iml.pipeline.sources.names import (
 from prompt_iml.pipeline.sources.parquet import read_parquet
 from prompt_iml.pipeline.sources.tar import read_tar
 from prompt_iml.pipeline.storage import storage
-from prompt_iml.pipeline.storage.ordered import in_order
+from prompt_iml.pipeline.storage.ordered import in_order, reading_threads
 from prompt_iml.pipeline.units import ObjectRef, Sample, Unit, too_large
 
 
@@ -101,7 +100,7 @@ def _read_objects(
     objects: tuple[ObjectRef, ...], max_object_bytes: int, threads: int
 ) -> Iterator[Sample]:
     fetch = partial(_fetch, max_object_bytes=max_object_bytes)
-    with ThreadPoolExecutor(threads) as pool:
+    with reading_threads(threads) as pool:
         yield from in_order(pool, fetch, objects, 2 * threads)
 
 

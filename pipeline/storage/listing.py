@@ -7,7 +7,7 @@ import re
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from prompt_iml.engine.errors import FetchError
 from prompt_iml.pipeline.storage import storage
+from prompt_iml.pipeline.storage.ordered import reading_threads
 from prompt_iml.pipeline.storage.remote import version
 from prompt_iml.pipeline.storage.retries import retry
 from prompt_iml.pipeline.units import ObjectRef
@@ -201,7 +202,7 @@ def _pages(whole: _Range) -> Iterator[list[dict[str, Any]]]:
         yield page
         return
     ranges = _split(whole)
-    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+    with reading_threads(LISTING_THREADS) as pool:
         turns: deque[Future[tuple[list[dict[str, Any]], _Range | None]]] = deque(
             pool.submit(_page, part) for part in islice(ranges, LISTING_THREADS)
         )

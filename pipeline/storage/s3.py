@@ -34,6 +34,7 @@ _BAD_CREDENTIALS = {
     "ExpiredToken",
     "InvalidAccessKeyId",
     "InvalidToken",
+    "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
 _DENIED = {"AccessDenied", "AllAccessDisabled", "403"}  # a HEAD has a status and no code
@@ -170,6 +171,12 @@ def refuses_credentials(error: BaseException | None) -> bool:
         return True
     answer = _answer(error)
     return answer is not None and _code(answer) in _BAD_CREDENTIALS
+
+
+def is_unexplained(error: BaseException | None) -> bool:
+    """Return whether a store refused a request with a status and no code."""
+    answer = _answer(error)
+    return answer is not None and _code(answer) in ("400", "403")
 
 
 def reason(error: BaseException) -> str:

@@ -469,7 +469,21 @@ def fetching(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, BotoCoreError, ClientError, ValueError, *remote.errors()) as error:
-        raise _fetch_error(uri, error) from error
+        raise _fetch_error(uri, _explained(uri, error)) from error
+
+
+def _explained(uri: str, error: Exception) -> Exception:
+    """Return the error that says why a store refused a HEAD, whose answer holds a status alone:
+    credentials that ended must not be taken for a file that may not be read."""
+    bucket, key = split_s3(uri) if is_s3(uri) else ("", "")
+    if not key or not s3.is_unexplained(error):
+        return error
+    try:
+        s3_client().get_object(Bucket=bucket, Key=key, Range="bytes=0-0")["Body"].close()
+    except (ClientError, BotoCoreError) as refused:
+        explained: Exception = refused
+        return explained
+    return error
 
 
 def _fetch_error(uri: str, error: Exception) -> FetchError:

@@ -6,8 +6,11 @@ import io
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -139,6 +142,42 @@ def test_an_overlay_of_a_long_name_is_written(
     overlay.mkdir()
     assert main(["scan", str(long), "--overlay", "seen"]) == 2
     assert re.search("choose another --overlay$", capsys.readouterr().err.strip())
+
+
+def test_a_full_disk_behind_stdout_is_one_line(folder: Path) -> None:
+    command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(folder / "other.png")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "prompt-iml scan: cannot write to stdout: no space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_a_name_that_the_terminal_lacks_ends_nothing(folder: Path) -> None:
+    (folder / "other.png").rename(folder / "日本.png")
+    (folder / "broken.jpg").unlink()
+    command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan", str(folder)]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert "\\u65e5\\u672c.png" in done.stdout
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_a_store_that_answers_nothing_delays_no_signal(ending: int, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        urls = [f"https://127.0.0.1:{silent.getsockname()[1]}/{n}.jpg" for n in range(9)]
+        (folder / "list.txt").write_text("\n".join(urls))
+        command = [sys.executable, "-m", "prompt_iml.pipeline.cli", "scan"]
+        command += [str(folder / "list.txt"), "--allow-private-addresses"]
+        scan = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        with silent.accept()[0]:
+            time.sleep(1)
+            scan.send_signal(ending)
+            _, err = scan.communicate(timeout=20)
+    assert (scan.returncode, err.count(b"interrupted: ")) == (130, 1), err
 
 
 def test_a_reader_that_has_enough_is_no_error(folder: Path) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from prompt_iml.cluster.retraining.retrain import train_settings
 from prompt_iml.cluster.settings import RetrainSettings
-from prompt_iml.engine.errors import Denied, OutputNotWritable
+from prompt_iml.engine.errors import BadCredentials, Denied, OutputNotWritable
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.scan.scan import row_spec
@@ -100,6 +100,19 @@ def test_no_credentials_are_sought_where_none_are_needed(
         use(Access("anonymous"))
         read_all(s3)
     assert asked == []
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, "ExpiredToken"), (403, "InvalidAccessKeyId")])
+def test_credentials_that_end_are_known_from_every_request(
+    status: int, code: str, s3: Bucket, behind: Behind
+) -> None:
+    """The answer to a HEAD has a status and no code."""
+    s3.put("one.jpg", b"1234")
+    with behind(lambda *_: Answer(status, code)):
+        with pytest.raises(BadCredentials, match=code):
+            storage.look_up(f"{s3.uri}/one.jpg")
+        with pytest.raises(BadCredentials, match=code), storage.open_stream(f"{s3.uri}/one.jpg"):
+            pass
 
 
 def test_labels_in_a_public_bucket_are_read_without_credentials(
