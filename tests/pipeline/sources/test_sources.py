@@ -404,7 +404,7 @@ def test_a_foreign_scheme_as_input() -> None:
 
 def test_strangers_cannot_list(strangers: Bucket) -> None:
     for name in (strangers.uri, f"{strangers.uri}/one.jpg"):
-        with pytest.raises(CredentialsFailed, match="InvalidAccessKeyId|no permission to list"):
+        with pytest.raises(CredentialsFailed, match=r"InvalidAccessKeyId|no permission to"):
             units(name)
 
 
