@@ -48,6 +48,9 @@ _PERMISSIONS = {
     "DeleteObject": "delete there (s3:DeleteObject)",
 }
 
+VERSION = "?versionId="  # by which s3fs names a version of an object
+_HIDDEN = "?versionId\0="
+
 AccessKind = Literal["signed", "anonymous", "requester-pays"]
 
 
@@ -131,16 +134,22 @@ def client(pid: int) -> Any:
 @functools.cache
 def filesystem(pid: int) -> Any:
     """Return the s3fs file system of a process."""
-    import fsspec
     from aiobotocore.credentials import (  # type: ignore[import-untyped]
         AioCredentialResolver,
     )
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+    from s3fs import S3FileSystem
+
+    class Keys(S3FileSystem):  # type: ignore[misc]
+        """File system in whose paths `?versionId=` is a part of the key, and no version."""
+
+        def split_path(self, path: str) -> tuple[str, str, None]:
+            bucket, key, _ = super().split_path(path.replace(VERSION, _HIDDEN))
+            return bucket, key.replace(_HIDDEN, VERSION), None
 
     session = AioSession()
     _REQUESTS.register(session, AioCredentialResolver([]))
-    found = fsspec.filesystem(
-        "s3",
+    found = Keys(
         session=session,
         use_listings_cache=False,
         max_concurrency=1,  # else every read requests the size first

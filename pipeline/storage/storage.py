@@ -35,6 +35,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
+    ParamValidationError,
     ReadTimeoutError,
 )
 
@@ -495,6 +496,8 @@ def _fetch_error(uri: str, error: Exception) -> FetchError:
     if isinstance(error, ClientError):
         error = _as_os_error(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return NotFound(message)
+    if isinstance(error, ParamValidationError | UnicodeError):  # no store has such a name
         return NotFound(message)
     if isinstance(error, PermissionError):
         return Denied(message)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from prompt_iml.cluster.retraining.retrain import train_settings
 from prompt_iml.cluster.settings import RetrainSettings
-from prompt_iml.engine.errors import BadCredentials, Denied, OutputNotWritable
+from prompt_iml.engine.errors import BadCredentials, Denied, NotFound, OutputNotWritable
 from prompt_iml.engine.model.folder import load_model
 from prompt_iml.pipeline.cli import main
 from prompt_iml.pipeline.scan.scan import row_spec
@@ -113,6 +113,24 @@ def test_credentials_that_end_are_known_from_every_request(
             storage.look_up(f"{s3.uri}/one.jpg")
         with pytest.raises(BadCredentials, match=code), storage.open_stream(f"{s3.uri}/one.jpg"):
             pass
+
+
+def test_a_key_that_looks_like_a_version_is_a_key(s3: Bucket) -> None:
+    for key in ("q.jpg", "q.jpg?versionId=3"):
+        s3.put(key, key.encode())
+        assert storage.read_bytes(f"{s3.uri}/{key}") == key.encode()
+        with storage.open_stream(f"{s3.uri}/{key}") as stream:
+            assert stream.read() == key.encode()
+
+
+@pytest.mark.parametrize("name", ["s3://No_Bucket!/a.jpg", "s3://bucket/\udcff.jpg"])
+def test_what_no_store_can_hold_is_not_tried_again(
+    name: str, s3: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it is tried again"))
+    for read in (storage.look_up, storage.read_bytes):
+        with pytest.raises(NotFound):
+            read(name)
 
 
 def test_labels_in_a_public_bucket_are_read_without_credentials(
