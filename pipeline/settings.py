@@ -250,8 +250,8 @@ class LimitFlags(Command):
     """Limits on a single image."""
 
     max_pixels: int = Field(210_000_000, ge=1)
-    """Images with more pixels fail as too_large before decoding. A JPEG takes 11 bytes a pixel, or
-    24 where large ones follow each other; other formats take some 20."""
+    """Images with more pixels fail as too_large before decoding. A JPEG takes 12 bytes a pixel, or
+    27 where large ones follow each other; other formats take some 20."""
     image_timeout: float = Field(300.0, gt=0)
     """Seconds that decoding one image, or one run of the network, may take."""
 

@@ -32,7 +32,7 @@ class Detector:
         threads: CPU threads. With one, results are those of a scan to the last digit; more add
             the same numbers in another order.
         closer_look: further tiles for a picture above 12 megapixels; None: as its policy says.
-        max_pixels: pictures with more pixels are refused before decoding, at 11 bytes a pixel.
+        max_pixels: pictures with more pixels are refused before decoding, at 12 bytes a pixel.
 
     Raises:
         UsageError: the model or the engine is not there, or a number is out of range; the message

@@ -132,7 +132,7 @@ class DecodeLimits:
 
     Attributes:
         max_pixels: width times height, checked before any pixel is decoded; at most 2**30. The
-            default lets the pictures of 200-megapixel phones through. A scan takes about 11
+            default lets the pictures of 200-megapixel phones through. A scan takes about 12
             bytes a pixel.
         max_passes: limit of a JPEG's scans times pixels, as a multiple of `max_pixels`. A
             progressive JPEG has about 10 scans; a hostile one thousands, of a few bytes each.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.bench.null_model import write_null_model
 
-ALONE, ONE_OF_MANY = 11, 24  # bytes a pixel: others are decoded while one is scanned
+ALONE, ONE_OF_MANY = 12, 27  # bytes a pixel: others are decoded while one is scanned
 SMALL = 500, 500  # of a picture that shows what the process takes on this machine
 SCAN = """
 import sys
