@@ -66,6 +66,11 @@ class Unit:
     members: tuple[str, ...] = ()
     scanned_in: str = ""
 
+    @property
+    def expected(self) -> int:
+        """Number of images that are read if none is lost; -1 when unknown."""
+        return min(self.images, self.limit) if self.limit >= 0 else self.images
+
 
 _UNIT = [field.name for field in fields(Unit)]
 _REF = [field.name for field in fields(ObjectRef)]

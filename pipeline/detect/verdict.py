@@ -135,8 +135,7 @@ def _samples(maker: RowMaker, units: Iterable[Unit], counts: Counts) -> Iterator
             count += 1
             broke_off |= sample.member is None
             yield sample
-        expected = min(unit.images, unit.limit) if unit.limit >= 0 else unit.images
-        if unit.kind != "objects" and (broke_off or count < expected):
+        if unit.kind != "objects" and (broke_off or count < unit.expected):
             counts.incomplete.add(unit.uri)
 
 

@@ -93,16 +93,15 @@ class ScanActor:
         return part
 
     def _begin(self, unit_id: str) -> int:
-        try:
-            deaths: int = ray.get(self._tally.begin.remote(unit_id), timeout=TALLY_SECONDS)
-        except RayError:
-            return 0
-        return deaths
+        return self._deaths(self._tally.begin.remote(unit_id))
 
     def _begin_image(self, unit_id: str, done: int, is_image: bool) -> int:
-        begun = self._tally.begin_image.remote(unit_id, done, is_image)
+        return self._deaths(self._tally.begin_image.remote(unit_id, done, is_image))
+
+    def _deaths(self, answer: Any) -> int:
+        """Return the tally's answer; 0 if it does not respond in time."""
         try:
-            deaths: int = ray.get(begun, timeout=TALLY_SECONDS)
+            deaths: int = ray.get(answer, timeout=TALLY_SECONDS)
         except RayError:
             return 0
         return deaths

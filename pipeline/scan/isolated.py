@@ -154,10 +154,11 @@ class Child:
         many processes ended where this one is."""
         stage = "start"
         try:
-            self._begin(begun, is_image=False)
             while (word := self._word(stage)) != "end":
                 stage, self.ready = word, True
-                if word == "begin":
+                if word == "ready":
+                    self._begin(begun, is_image=False)
+                elif word == "begin":
                     self.at, stage = row_of(self._receive()), "decode"
                     self._begin(begun, is_image=True)
                     with suppress(OSError):  # it has died: the next word says so

@@ -349,8 +349,7 @@ class Scanner:
         if committed := self._committed(uri):
             return committed
         shard = None if unit.kind == "objects" else storage.display_name(unit.uri)
-        images = min(unit.images, unit.limit) if unit.limit >= 0 else unit.images
-        writer = RowWriter(unit_id, self._run.run_id, shard, images)
+        writer = RowWriter(unit_id, self._run.run_id, shard, unit.expected)
         for row in self._rows(unit, rows_of):
             writer.add(row)
             self._meter.count(row)

@@ -71,7 +71,7 @@ class Access:
 
     @property
     def needs_credentials(self) -> bool:
-        """Whether some requests are signed, so that credentials must be found."""
+        """True if some requests are signed, so that credentials must be found."""
         return self.kind != "anonymous" or bool(self.signed)
 
 

@@ -108,13 +108,13 @@ def _labels(rows: Iterable[Row], folder: str, faults: Faults) -> list[Label]:
 
 def _listed(document: list[Any], shown: str, folder: str, faults: Faults) -> list[Label]:
     """Return the labels of the entries of a JSON list."""
-    named = [cells_of(entry, COLUMNS) for entry in document if isinstance(entry, dict)]
-    if named:
+    rows = [cells_of(each, COLUMNS) if isinstance(each, dict) else each for each in document]
+    if named := [row for row in rows if isinstance(row, dict)]:
         _check_columns(set().union(*named), shown)
     labels = []
-    for number, entry in enumerate(document):
+    for number, row in enumerate(rows):
         with faults.of(number):
-            row = cells_of(entry, COLUMNS) if isinstance(entry, dict) else _pair(entry)
+            row = row if isinstance(row, dict) else _pair(row)
             labels.append(_label(number, row, folder))
     return labels
 

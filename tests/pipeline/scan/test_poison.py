@@ -259,11 +259,16 @@ def test_a_process_killed_while_it_loads_is_started_again(
 
 
 @pytest.mark.parametrize(
-    ("poison", "row"),
-    [("", {"error_code": "out_of_memory", "error_stage": "decode"}), ("hang", {"member": None})],
+    ("poison", "at", "row"),
+    [
+        ("", 1, {"error_code": "out_of_memory", "error_stage": "decode"}),
+        ("hang", 1, {"member": None}),
+        ("hang", 0, {"member": None}),
+    ],
 )
 def test_what_kills_the_actor_with_its_child_is_not_tried_without_end(
     poison: str,
+    at: int,
     row: dict[str, Any],
     photographs: dict[str, bytes],
     environment: dict[str, str],
@@ -271,11 +276,12 @@ def test_what_kills_the_actor_with_its_child_is_not_tried_without_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each actor dies at the second image, or while it is read, as where a container is killed."""
+    """Each actor dies at an image, or while it is read, as where a container is killed."""
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     healthy = small_jpeg(photographs["astronaut.jpg"])
-    second = healthy + (b"POISON:" + poison.encode() if poison else b"")
-    (tmp_path / "s.tar").write_bytes(tar_of({"1.jpg": healthy, "2.jpg": second, "3.jpg": healthy}))
+    members = {f"{number}.jpg": healthy for number in range(3)}
+    members[f"{at}.jpg"] += b"POISON:" + poison.encode() if poison else b""
+    (tmp_path / "s.tar").write_bytes(tar_of(members))
     model = load_model(str(write_null_model(tmp_path / "model")))
     settings = ScanSettings(inputs=["in"], output="out", read_timeout=60)
     (unit,) = list_units([str(tmp_path / "s.tar")], images_per_unit=4)
@@ -286,7 +292,7 @@ def test_what_kills_the_actor_with_its_child_is_not_tried_without_end(
 
     def begun(done: int, is_image: bool) -> int:
         deaths = tally.begin_image("unit", done, is_image)
-        if done == 1 and is_image != bool(poison) and deaths < KILLS:
+        if done == at and is_image != bool(poison) and deaths < KILLS:
             raise ActorDied
         return deaths
 
@@ -299,8 +305,9 @@ def test_what_kills_the_actor_with_its_child_is_not_tried_without_end(
             deaths += 1
     assert deaths == KILLS
     codes = [each.get("error_code", "ok") for each in rows]
-    assert codes == (["ok", "out_of_memory"] if poison else ["ok", "out_of_memory", "ok"])
-    failed = rows[1]
+    read = ["ok"] * at + ["out_of_memory"]
+    assert codes == (read if poison else [*read, "ok"])
+    failed = rows[at]
     assert {name: failed.get(name) for name in row} == row
 
 
